@@ -1,0 +1,110 @@
+"""Every bound and time-out of the product, with its unit in the name, and the relations between them.
+
+Times are int64 nanoseconds (``_NS``) unless the name says otherwise. Time-outs of the session
+table are the defaults that firewall operators know (PAN-OS, Device > Setup > Session > Session
+Timeouts); the load balancer's idle time-outs are those of AWS Gateway Load Balancer.
+"""
+
+MS_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+
+# Packets ---------------------------------------------------------------------------------------
+GENEVE_PORT = 6081
+BATCH_PACKETS = 64
+"""Packets a port receives, an engine judges and a port sends in one breath."""
+FRAME_BYTES = 2048
+"""Bytes of one packet slot: headroom and a GENEVE packet over an MTU of 1500 inside (1540 bytes)."""
+HEADROOM_BYTES = 64
+"""Room before a received packet, for the outer headers that a port writes in place on return."""
+GENEVE_OPTIONS_BYTES_MAX = 252
+IPV6_EXTENSIONS_MAX = 8
+"""Extension headers followed in one IPv6 packet; a longer chain is dropped by name."""
+
+# Sessions --------------------------------------------------------------------------------------
+BUCKET_SLOTS = 8
+SESSIONS_DEFAULT = 100_000
+SESSIONS_MIN = 64
+SESSIONS_MAX = 16_000_000
+TABLE_LOAD_MAX = 0.8
+"""Sessions over slots at which a table is sized: two-choice buckets of 8 practically never overflow there."""
+
+TCP_INIT_NS = 5 * SECOND_NS
+TCP_HANDSHAKE_NS = 10 * SECOND_NS
+TCP_ESTABLISHED_NS = 3600 * SECOND_NS
+TCP_HALF_CLOSED_NS = 120 * SECOND_NS
+TCP_TIME_WAIT_NS = 15 * SECOND_NS
+TCP_UNVERIFIED_RST_NS = 30 * SECOND_NS
+UDP_NS = 30 * SECOND_NS
+ICMP_NS = 6 * SECOND_NS
+OTHER_NS = 30 * SECOND_NS
+
+AGEING_PERIOD_NS = SECOND_NS
+"""Time in which the ageing hand passes over the whole table once."""
+AGEING_TICKS = 64
+"""Slices of one ageing period."""
+
+FRAGMENTS_MAX = 4096
+FRAGMENT_NS = 30 * SECOND_NS
+"""Life of a fragment entry (RFC 791 suggests 15 s as a lower bound, RFC 8200 says 60 s for reassembly)."""
+
+# Store -----------------------------------------------------------------------------------------
+LB_IDLE_TCP_S = 350
+LB_IDLE_OTHER_S = 120
+FAILOVER_S = 120
+"""A stored session outlives its idle time-out by this, so that a quiet flow survives the failover itself."""
+REFRESH_DIVISOR = 3
+"""A live session is written again once a third of its idle time-out has passed since the last write."""
+RECORD_BYTES_MAX = 52
+FIELD_BYTES = 8
+BUCKETS_DEFAULT = 1 << 16
+SESSIONS_PER_BUCKET = 64
+BUCKET_TTL_S = 2 * 3600 + 600
+"""Expiry of a store bucket, renewed while it is written to."""
+CLUSTER_SECRET_BYTES_MIN = 32
+
+LOOKUP_DEADLINE_NS = 50 * MS_NS
+NEGATIVE_NS = 100 * MS_NS
+"""A miss is remembered this long, so that a stray flow asks the store at most ten times a second."""
+NEGATIVE_ENTRIES = 4096
+LOOKUPS_MAX = 4096
+"""Look-ups under way at once."""
+PARKED_PACKETS_MAX = 8192
+PARKED_PER_FLOW_MAX = 16
+MISS_BUDGET_PER_S = 20_000
+"""Misses charged to the store per second; hits are free, so a failover is not throttled."""
+
+REQUEST_RING_ROWS = 1 << 15
+REPLY_RING_ROWS = 1 << 13
+EVENT_RING_ROWS = 1 << 14
+STORE_FLUSH_NS = MS_NS
+STORE_BATCH_RECORDS = 256
+STORE_TIMEOUT_S = 1.0
+STORE_RECONNECT_MIN_S = 0.05
+STORE_RECONNECT_MAX_S = 2.0
+
+# Node ------------------------------------------------------------------------------------------
+HEARTBEAT_STALE_NS = 300 * MS_NS
+"""A worker whose loop has not passed for this long is not healthy."""
+POLL_MS_MAX = 50
+"""Longest sleep of an idle worker; well under the heartbeat bound."""
+UDP_SOURCE_PORTS_MAX = 64
+"""Outer source ports the unprivileged UDP port answers from, one socket each."""
+GWLB_SOURCE_PORTS_UNPRIVILEGED = 16
+HEALTH_PORT_DEFAULT = 80
+HEALTH_BACKLOG = 8
+JOIN_GRACE_S_DEFAULT = 10.0
+DRAIN_TIMEOUT_S_DEFAULT = 300.0
+
+# Load balancer ---------------------------------------------------------------------------------
+GWLB_FLOWS_DEFAULT = 100_000
+GWLB_TARGETS_MAX = 300
+
+assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
+assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
+assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the packet"
+assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
+assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
+assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
+assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
+assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
+assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S

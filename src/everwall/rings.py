@@ -1,0 +1,85 @@
+"""Single-producer single-consumer rings of int64 rows: how threads hand each other work.
+
+A worker (compiled, without the interpreter lock) and a Python thread share nothing but these. One
+side only pushes, the other only pops; each index has one writer. A full ring refuses the row and
+the caller decides what that means; nothing ever blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.kernels import fence, kernel
+
+_HEAD = 0  # next row to pop, written by the consumer only
+_TAIL = 8  # next row to push, written by the producer only; a cache line away
+
+
+class Ring(NamedTuple):
+    """``rows``: int64[capacity, columns], capacity a power of two; ``index``: int64[16]."""
+
+    rows: npt.NDArray[np.int64]
+    index: npt.NDArray[np.int64]
+
+
+def make_ring(capacity: int, columns: int) -> Ring:
+    """An empty ring. Raises ValueError when ``capacity`` is not a power of two."""
+    if capacity < 1 or capacity & (capacity - 1):
+        raise ValueError(f"a ring's capacity must be a power of two, got {capacity}")
+    return Ring(np.zeros((capacity, columns), np.int64), np.zeros(16, np.int64))
+
+
+@kernel
+def ring_length(ring):
+    """Rows that wait to be popped."""
+    return ring.index[_TAIL] - ring.index[_HEAD]
+
+
+@kernel
+def ring_slot(ring):
+    """The row to fill for the next push, or -1 when the ring is full."""
+    tail = ring.index[_TAIL]
+    if tail - ring.index[_HEAD] >= ring.rows.shape[0]:
+        return -1
+    return tail & (ring.rows.shape[0] - 1)
+
+
+@kernel
+def ring_publish(ring):
+    """Hand the row that ``ring_slot`` named to the consumer; all its columns are written before."""
+    fence()
+    ring.index[_TAIL] += 1
+
+
+@kernel
+def ring_pop(ring, out):
+    """Move as many rows as there are, at most ``len(out)``, into ``out``; returns how many."""
+    head = ring.index[_HEAD]
+    waiting = ring.index[_TAIL] - head
+    fence()
+    count = min(waiting, out.shape[0])
+    mask = ring.rows.shape[0] - 1
+    for i in range(count):
+        for column in range(ring.rows.shape[1]):
+            out[i, column] = ring.rows[(head + i) & mask, column]
+    fence()
+    ring.index[_HEAD] = head + count
+    return count
+
+
+@kernel
+def ring_push(ring, rows, count):
+    """Push up to ``count`` rows; returns how many there was room for."""
+    tail = ring.index[_TAIL]
+    room = ring.rows.shape[0] - (tail - ring.index[_HEAD])
+    pushed = min(room, count)
+    mask = ring.rows.shape[0] - 1
+    for i in range(pushed):
+        for column in range(ring.rows.shape[1]):
+            ring.rows[(tail + i) & mask, column] = rows[i, column]
+    fence()
+    ring.index[_TAIL] = tail + pushed
+    return pushed

@@ -1,0 +1,50 @@
+"""A session outside the table: one int64 row, as it travels between engine and store.
+
+The engine fills a request row, the store's side seals it into the bytes of ``record.py``; a reply
+comes back as the same row with ``OP`` saying what was found. Zones, applications and rules are
+named by stable hashes of their names, so that nodes with differently ordered policies agree.
+"""
+
+OP = 0  # request or reply, below
+TAG = 1  # returned unchanged with the reply; the engine's own mark
+ENDPOINT = 2
+LOWER_HIGH = 3
+LOWER_LOW = 4
+UPPER_HIGH = 5
+UPPER_LOW = 6
+KEY2 = 7  # ports, protocol and family as in the flow key
+STATE = 8  # session.tcp state
+FLAGS = 9
+SCALES = 10  # window scale of the lower end | upper end << 4; 15 = not known
+FROM_ZONE = 11  # 16-bit hash of the zone's name
+TO_ZONE = 12
+APPLICATION = 13  # 16-bit application id, 0 = not known
+RULE = 14  # 32-bit hash of the rule's name
+HOST = 15  # 32-bit id of an interned host name, 0 = none
+OWNER = 16  # 32-bit id of the node that wrote it
+GENERATION = 17  # raised by every takeover, 16 bits
+START = 18  # milliseconds of store time
+EXPIRY = 19  # seconds of store time
+PACKETS = 20  # both directions, previous owners included; saturates at 2**40 - 1
+BYTES = 21  # inner IP bytes; saturates at 2**48 - 1
+
+COLUMNS = 24
+
+# Requests
+LOOKUP = 1
+WRITE_FIRST = 2  # a session of our own that the store cannot know: no comparison
+WRITE = 3  # loses against a newer start or a higher generation
+DELETE = 4  # as WRITE: only what is not newer is deleted
+
+# Replies
+FOUND = 11
+MISSING = 12
+REFUSED = 13  # a record that does not open: forged, altered, of a foreign version
+FAILED = 14  # the store could not be asked
+WRITTEN = 15
+LOST = 16  # the comparison was lost: somebody else owns the session now
+
+# Bits of FLAGS, 8 of them
+INITIATOR_UPPER = 1  # the client is the upper end
+REPLIED = 2  # packets were seen in both directions
+PARTIAL = 4  # totals are a lower bound: a former owner died
