@@ -37,9 +37,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def source_files() -> list[Path]:
     """Every source file that compiled code may depend on, in a fixed order."""
     return sorted(
-        path
-        for path in _PACKAGE.rglob("*.py")
-        if path.relative_to(_PACKAGE).parts[0] not in _NOT_COMPILED
+        path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _NOT_COMPILED
     )
 
 

@@ -57,7 +57,11 @@ class Verdict(IntEnum):
     UDP_HEADER = 27, True, "UDP header is cut off or its length is impossible"
     ICMP_HEADER = 28, True, "ICMP header is cut off"
     ICMP_ERROR_HEADER = 29, True, "an ICMP error quotes no readable packet, or not one of its receiver"
-    FRAGMENT_HEADER = 30, True, "a first fragment too small for its transport header, or one past 65,535 bytes"
+    FRAGMENT_HEADER = (
+        30,
+        True,
+        "a first fragment too small for its transport header, or one past 65,535 bytes",
+    )
     FRAGMENT_UNMATCHED = 31, True, "a later fragment whose first one was not seen or not allowed"
     FRAGMENT_TABLE_FULL = 32, False, "no room to remember a first fragment"
 
