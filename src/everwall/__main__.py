@@ -1,0 +1,5 @@
+"""``python -m everwall`` is the ``everwall`` command."""
+
+from everwall.cli.main import main
+
+main()

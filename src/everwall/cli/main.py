@@ -1,0 +1,70 @@
+"""The ``everwall`` command: one file per sub-command, and only the one that was asked for is loaded.
+
+A command's file is ``cli/<name>.py`` (dashes become underscores) with a function ``command`` whose signature
+is its options and whose docstring is its help. Loading all of them would compile and import half a
+second worth of code to print a list.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from everwall import __version__
+
+COMMANDS = {
+    "firewall": "Run one firewall node.",
+    "gwlb": "Run a gateway load balancer, where there is none.",
+    "lab": "A whole cluster on this machine, with real connections and real failures.",
+    "replay": "What would the firewall do with this capture?",
+    "show": "Look into a running firewall or load balancer.",
+    "warm": "Compile everything once, so that nodes start at once.",
+}
+
+
+def application(wanted: str | None) -> typer.Typer:
+    """The command-line application with ``wanted`` loaded and all others as names only."""
+    app = typer.Typer(
+        help="A session-resilient stateful firewall cluster for gateway load balancers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def everwall(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    for name, summary in COMMANDS.items():
+        module = f"everwall.cli.{name.replace('-', '_')}"
+        if name == wanted:
+            app.command(name, short_help=summary)(import_module(module).command)
+        elif find_spec(module) is not None:
+            app.command(name, help=summary)(_not_loaded)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    wanted = words[0] if words and words[0] in COMMANDS else None
+    application(wanted)(prog_name="everwall")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"everwall {__version__}")
+        raise typer.Exit
+
+
+def _not_loaded() -> None:
+    raise AssertionError("the command line names its command first")

@@ -1,0 +1,49 @@
+"""What a test needs of the machine: skip with the reason where it is missing, but never in CI.
+
+With ``CI=true`` a missing capability is a failure, so that a pipeline cannot go green by skipping what
+it was made for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need(there: bool, what: str) -> None:
+    """Go on when ``there``; otherwise skip, or fail under CI, saying what is missing."""
+    if there:
+        return
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"CI has to provide: {what}", pytrace=False)
+    pytest.skip(f"needs {what}")
+
+
+def root() -> None:
+    """The test needs to be root."""
+    need(os.geteuid() == 0, "root")
+
+
+def binary(name: str) -> str:
+    """The test needs the program ``name``; returns its path."""
+    path = shutil.which(name)
+    need(path is not None, f"the program {name}")
+    assert path is not None
+    return path
+
+
+def device(path: str) -> None:
+    """The test needs to open the device at ``path`` for reading and writing."""
+    need(os.access(path, os.R_OK | os.W_OK), f"access to {path}")
+
+
+def namespaces() -> None:
+    """The test needs network namespaces of its own, tried by making one in a child process."""
+    root()
+    import subprocess
+
+    unshare = binary("unshare")
+    made = subprocess.run([unshare, "--net", "true"], capture_output=True, check=False)
+    need(made.returncode == 0, "network namespaces")
