@@ -1,0 +1,18 @@
+#!/bin/sh
+# The same promises, asked for longer: more cases, more seeds, bounds checks, larger lab runs.
+set -eu
+
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+"$python" -m everwall warm
+export EVERWALL_CASES=100000
+echo "=== kernel tests with $EVERWALL_CASES cases"
+"$python" -m pytest -q -m "kernel and not lab" tests
+echo "=== with bounds checks, in a cache of their own"
+NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
+echo "=== simulator, 2000 seeds"
+"$python" -m everwall.sim --seeds 2000
+echo "=== lab, full size"
+for failure in kill drain hang partition; do
+    "$python" -m everwall lab --fail "$failure"
+done

@@ -1,0 +1,95 @@
+"""Compile every kernel once, before anything has to be quick.
+
+Kernels are compiled the first time they are called with a set of types, which takes minutes for a
+whole node and would look like a hang. Each room that has compiled entry points offers a
+function ``warm()`` that builds the smallest state they accept and calls each of them once, with the types of
+real life; the machine code lands in the cache that ``kernels`` names. The list below says whom to ask.
+
+Each runs in a process of its own: the calls do not see each other's state, two cores are put to use,
+and the caller's progress goes on while the compiler is busy.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from everwall.kernels import CACHE_DIRECTORY, JIT
+
+_STAMP = CACHE_DIRECTORY / "warm"
+
+
+class EntryPoint(NamedTuple):
+    """``module``.warm() compiles what ``title`` says."""
+
+    title: str
+    module: str
+
+
+ENTRY_POINTS = [
+    EntryPoint("session records", "everwall.session.record"),
+    EntryPoint("the firewall's worker", "everwall.worker"),
+    EntryPoint("the load balancer's worker", "everwall.gwlb_worker"),
+]
+"""In the order of their start; the long ones last, so that they run beside each other."""
+
+
+class WarmError(RuntimeError):
+    """An entry point did not compile; the message holds what it printed."""
+
+
+def is_warm() -> bool:
+    """True when nothing is left to compile: done before for exactly these sources, or nothing to do."""
+    return not JIT or (_STAMP.exists() and _STAMP.read_text().split("\n") == [e.module for e in _present()])
+
+
+def warm(progress: Callable[[str], None], jobs: int | None = None) -> float:
+    """Compile everything that is not in the cache yet; returns the seconds it took.
+
+    ``progress`` gets a line at every start and end. Raises WarmError when an entry point fails.
+    """
+    began = time.monotonic()
+    if is_warm():
+        return 0.0
+    waiting = _present()
+    running: dict[EntryPoint, tuple[subprocess.Popen[str], float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (jobs or os.cpu_count() or 1):
+                entry = waiting.pop(0)
+                command = [sys.executable, "-m", "everwall.warm", entry.module]
+                process = subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+                running[entry] = (process, time.monotonic())
+                progress(f"compiling {entry.title}")
+            time.sleep(0.05)
+            for entry, (process, start) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[entry]
+                _, errors = process.communicate()
+                if process.returncode:
+                    raise WarmError(f"{entry.title}: {errors.strip()}")
+                progress(f"compiled {entry.title} in {time.monotonic() - start:.1f} s")
+    finally:
+        for process, _ in running.values():
+            process.kill()
+            process.communicate()
+    _STAMP.parent.mkdir(parents=True, exist_ok=True)
+    _STAMP.write_text("\n".join(entry.module for entry in _present()))
+    return time.monotonic() - began
+
+
+def _present() -> list[EntryPoint]:
+    return [entry for entry in ENTRY_POINTS if find_spec(entry.module) is not None]
+
+
+if __name__ == "__main__":
+    import_module(sys.argv[1]).warm()
