@@ -109,6 +109,13 @@ DRAIN_TIMEOUT_S_DEFAULT = 300.0
 # Load balancer ---------------------------------------------------------------------------------
 GWLB_FLOWS_DEFAULT = 100_000
 GWLB_TARGETS_MAX = 300
+GWLB_ENDPOINTS_MAX = 64
+GWLB_EVENTS_MAX = 1024
+"""Changes of target states that are remembered."""
+GWLB_SOURCE_PORT_FIRST = 49152
+GWLB_SOURCE_PORTS = 16384
+"""Outer source ports: the dynamic range (RFC 6335), so that targets spread flows over their queues."""
+GWLB_FRAGMENT_WAYS = 4
 
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
@@ -117,6 +124,7 @@ assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
 assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
 assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
+assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
