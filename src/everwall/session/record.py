@@ -1,0 +1,249 @@
+"""A session as it lies in the store: 52 sealed bytes under an 8-byte field.
+
+===========  =====  =========================================================================
+bytes        size   meaning (numbers are big-endian)
+===========  =====  =========================================================================
+0            1      version (high 4 bits, now 1), state of ``session.tcp`` (low 4 bits)
+1            1      flags of ``session.image``
+2            1      window scales: lower end | upper end << 4; 15 = not known
+3 .. 4       2      zone the session came from (16-bit hash of its name)
+5 .. 6       2      zone it goes to
+7 .. 8       2      application
+9 .. 12      4      rule (32-bit hash of its name)
+13 .. 16     4      host name, interned
+17 .. 20     4      owner: the node that wrote the record
+21 .. 26     6      start, milliseconds of store time
+27 .. 28     2      generation
+29 .. 32     4      expiry, seconds of store time
+33 .. 37     5      packets
+38 .. 43     6      bytes
+44 .. 51     8      tag
+===========  =====  =========================================================================
+
+Start and generation stand side by side, so that bytes 21 to 28 are one number that orders all records of a
+session; owner stands before them. The store's scripts read these three, which is why they keep their
+places in every later version.
+
+The field is SipHash-2-4 of the flow key under one key, the tag SipHash-2-4 of the flow key and bytes 0 to
+43 under another (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012). So a record opens
+only under the flow it was written for, and nobody without the cluster secret can make one.
+
+Identifiers must fit their fields and are cut to them; quantities that only grow (packets, bytes,
+generation, start, expiry) stop at the greatest value their field holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.kernels import kernel
+from everwall.limits import CLUSTER_SECRET_BYTES_MIN, FIELD_BYTES, RECORD_BYTES_MAX
+from everwall.session import image
+
+VERSION = 1
+RECORD_BYTES = 52
+TAG_OFFSET = 44
+OWNER_OFFSET = 17
+ORDER_OFFSET = 21
+"""Start and generation: eight bytes that order the records of one session."""
+ORDER_BYTES = 8
+
+assert RECORD_BYTES == TAG_OFFSET + 8 <= RECORD_BYTES_MAX
+assert FIELD_BYTES == 8
+
+# Where each number lies: column of the image, offset, size in bytes.
+_LAYOUT = np.array(
+    [
+        (image.FLAGS, 1, 1),
+        (image.SCALES, 2, 1),
+        (image.FROM_ZONE, 3, 2),
+        (image.TO_ZONE, 5, 2),
+        (image.APPLICATION, 7, 2),
+        (image.RULE, 9, 4),
+        (image.HOST, 13, 4),
+        (image.OWNER, 17, 4),
+        (image.START, 21, 6),
+        (image.GENERATION, 27, 2),
+        (image.EXPIRY, 29, 4),
+        (image.PACKETS, 33, 5),
+        (image.BYTES, 38, 6),
+    ],
+    np.int64,
+)
+_SATURATING = np.zeros(image.COLUMNS, np.bool_)
+_SATURATING[[image.START, image.GENERATION, image.EXPIRY, image.PACKETS, image.BYTES]] = True
+
+# What field and tag are computed over comes first: the flow key, six words of 64 bits.
+_KEY_COLUMNS = np.array(
+    [image.ENDPOINT, image.LOWER_HIGH, image.LOWER_LOW, image.UPPER_HIGH, image.UPPER_LOW, image.KEY2],
+    np.int64,
+)
+_KEY_WORDS = len(_KEY_COLUMNS)
+
+# The initial state of SipHash, "somepseudorandomlygeneratedbytes".
+_V0 = 0x736F6D6570736575
+_V1 = 0x646F72616E646F6D
+_V2 = 0x6C7967656E657261
+_V3 = 0x7465646279746573
+
+
+def derive_keys(secret: bytes) -> npt.NDArray[np.int64]:
+    """The keys of field and tag, two words each, from the cluster secret.
+
+    Raises ValueError when the secret is shorter than 32 bytes.
+    """
+    if len(secret) < CLUSTER_SECRET_BYTES_MIN:
+        raise ValueError(
+            f"the cluster secret must have at least {CLUSTER_SECRET_BYTES_MIN} bytes, got {len(secret)}"
+        )
+    keys = b"".join(
+        hashlib.blake2b(secret, digest_size=16, person=purpose).digest()
+        for purpose in (b"everwall field", b"everwall tag")
+    )
+    return np.frombuffer(keys, "<i8").astype(np.int64)
+
+
+@kernel
+def _rotate(word, bits):
+    return (word << bits) | ((word >> (64 - bits)) & ((1 << bits) - 1))
+
+
+@kernel
+def _round(v0, v1, v2, v3):
+    # np.add wraps silently in both modes; the plain operator warns when interpreted.
+    v0 = np.add(v0, v1)
+    v1 = _rotate(v1, 13) ^ v0
+    v0 = _rotate(v0, 32)
+    v2 = np.add(v2, v3)
+    v3 = _rotate(v3, 16) ^ v2
+    v0 = np.add(v0, v3)
+    v3 = _rotate(v3, 21) ^ v0
+    v2 = np.add(v2, v1)
+    v1 = _rotate(v1, 17) ^ v2
+    v2 = _rotate(v2, 32)
+    return v0, v1, v2, v3
+
+
+@kernel
+def _begin(k0, k1):
+    return k0 ^ _V0, k1 ^ _V1, k0 ^ _V2, k1 ^ _V3
+
+
+@kernel
+def _absorb(v0, v1, v2, v3, word):
+    v3 ^= word
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return v0 ^ word, v1, v2, v3
+
+
+@kernel
+def _finish(v0, v1, v2, v3):
+    v2 ^= 0xFF
+    for _ in range(4):
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+@kernel
+def _little_endian(data, offset, size):
+    """The word of ``size`` bytes, at most 8, that starts at ``offset``."""
+    word = np.int64(0)
+    for j in range(size):
+        word |= np.int64(data[offset + j]) << (8 * j)
+    return word
+
+
+@kernel
+def siphash24(k0, k1, data, size):
+    """SipHash-2-4 of the first ``size`` bytes of uint8[] ``data``, which must be that long, as int64."""
+    v0, v1, v2, v3 = _begin(k0, k1)
+    whole = size >> 3
+    for i in range(whole):
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _little_endian(data, 8 * i, 8))
+    last = _little_endian(data, 8 * whole, size & 7) | (np.int64(size & 0xFF) << 56)
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, last)
+    return _finish(v0, v1, v2, v3)
+
+
+@kernel
+def _field_of(rows, i, keys):
+    v0, v1, v2, v3 = _begin(keys[0], keys[1])
+    for j in range(_KEY_WORDS):
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, rows[i, _KEY_COLUMNS[j]])
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, np.int64(8 * _KEY_WORDS) << 56)
+    return _finish(v0, v1, v2, v3)
+
+
+@kernel
+def _tag_of(rows, i, keys, values):
+    """The tag over the flow key of row ``i`` and bytes 0 to 43 of value ``i``."""
+    v0, v1, v2, v3 = _begin(keys[2], keys[3])
+    for j in range(_KEY_WORDS):
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, rows[i, _KEY_COLUMNS[j]])
+    value = values[i]
+    for j in range(TAG_OFFSET >> 3):
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _little_endian(value, 8 * j, 8))
+    last = _little_endian(value, TAG_OFFSET & ~7, TAG_OFFSET & 7)
+    last |= np.int64(8 * _KEY_WORDS + TAG_OFFSET) << 56
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, last)
+    return _finish(v0, v1, v2, v3)
+
+
+@kernel
+def _put(out, offset, size, number):
+    for j in range(size):
+        out[offset + j] = (number >> (8 * (size - 1 - j))) & 0xFF
+
+
+@kernel
+def _get(data, offset, size):
+    number = np.int64(0)
+    for j in range(size):
+        number = (number << 8) | np.int64(data[offset + j])
+    return number
+
+
+@kernel
+def fields_of(rows, count, keys, fields):
+    """Fill uint8[count, 8] ``fields`` with the store's names of the sessions in ``rows``."""
+    for i in range(count):
+        _put(fields[i], 0, 8, _field_of(rows, i, keys))
+
+
+@kernel
+def seal(rows, count, keys, fields, values):
+    """Fill uint8[count, 8] ``fields`` and uint8[count, 52] ``values`` from the first ``count`` image rows."""
+    for i in range(count):
+        _put(fields[i], 0, 8, _field_of(rows, i, keys))
+        value = values[i]
+        value[0] = (VERSION << 4) | (rows[i, image.STATE] & 0xF)
+        for j in range(_LAYOUT.shape[0]):
+            column, offset, size = _LAYOUT[j, 0], _LAYOUT[j, 1], _LAYOUT[j, 2]
+            number = rows[i, column]
+            if _SATURATING[column]:
+                number = min(max(number, 0), (np.int64(1) << (8 * size)) - 1)
+            _put(value, offset, size, number)
+        _put(value, TAG_OFFSET, 8, _tag_of(rows, i, keys, values))
+
+
+@kernel
+def open_records(rows, count, keys, values):
+    """Read ``values`` (uint8[count, 52]) into the first ``count`` rows, whose flow keys are already there.
+
+    ``OP`` becomes FOUND, or REFUSED where a record is not of this version, was altered, or was written
+    for another flow or with another secret; a refused row is left as it was otherwise.
+    """
+    for i in range(count):
+        value = values[i]
+        sealed = _get(value, TAG_OFFSET, 8) == _tag_of(rows, i, keys, values)
+        if not sealed or value[0] >> 4 != VERSION:
+            rows[i, image.OP] = image.REFUSED
+            continue
+        rows[i, image.OP] = image.FOUND
+        rows[i, image.STATE] = np.int64(value[0]) & 0xF
+        for j in range(_LAYOUT.shape[0]):
+            rows[i, _LAYOUT[j, 0]] = _get(value, _LAYOUT[j, 1], _LAYOUT[j, 2])

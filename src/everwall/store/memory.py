@@ -1,0 +1,151 @@
+"""A store in memory: the few commands of Redis that ``protocol`` uses, with the scripts as plain Python.
+
+The simulator, the replay of captures and the tests run against it; the same tests run against a real
+server, which keeps the twin honest. Scripts are known by their SHA-1 only after ``SCRIPT LOAD``, as there.
+Expiry is as there too, by the time the caller passes in.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from everwall.session.record import ORDER_BYTES, ORDER_OFFSET, OWNER_OFFSET
+from everwall.store.protocol import DELETE_SCRIPT, WRITE_SCRIPT, Command, ErrorReply, script_sha
+
+_ORDER_END = ORDER_OFFSET + ORDER_BYTES
+
+
+class MemoryStore:
+    """``keys``: what is stored; strings as bytes, hashes as dicts of bytes."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, bytes | dict[bytes, bytes]] = {}
+        self.expiries: dict[bytes, float] = {}
+        """Seconds of store time at which a key ends; a key that is not named here stays."""
+        self.scripts: set[bytes] = set()
+
+    def execute(self, command: Command, now: float = 0.0) -> Any:
+        """The reply to one command at store time ``now`` (seconds); an error is returned as an ErrorReply."""
+        handler = _COMMANDS.get(command[0])
+        if handler is None:
+            return ErrorReply(f"ERR unknown command '{command[0].decode()}'")
+        for key in command[1:]:
+            if key in self.expiries and self.expiries[key] <= now:
+                self._remove(key)
+        try:
+            return handler(self, now, *command[1:])
+        except ErrorReply as error:
+            return error
+
+    def _remove(self, key: bytes) -> None:
+        self.keys.pop(key, None)
+        self.expiries.pop(key, None)
+
+    def _hash(self, key: bytes) -> dict[bytes, bytes]:
+        found = self.keys.get(key, {})
+        if isinstance(found, bytes):
+            raise ErrorReply("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return found
+
+    def _set(self, now: float, key: bytes, value: bytes, *options: bytes) -> Any:
+        if b"NX" in options and key in self.keys:
+            return None
+        self._remove(key)
+        self.keys[key] = value
+        return b"OK"
+
+    def _get(self, now: float, key: bytes) -> Any:
+        found = self.keys.get(key)
+        if isinstance(found, dict):
+            raise ErrorReply("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return found
+
+    def _info(self, now: float, *sections: bytes) -> bytes:
+        return b"# Server\r\nredis_version:0.0 (memory)\r\n"
+
+    def _time(self, now: float) -> list[bytes]:
+        return [b"%d" % int(now), b"%d" % int(now % 1 * 1_000_000)]
+
+    def _hget(self, now: float, key: bytes, field: bytes) -> bytes | None:
+        return self._hash(key).get(field)
+
+    def _hset(self, now: float, key: bytes, field: bytes, value: bytes) -> int:
+        fields = self._hash(key)
+        new = field not in fields
+        fields[field] = value
+        self.keys[key] = fields
+        return int(new)
+
+    def _hdel(self, now: float, key: bytes, field: bytes) -> int:
+        fields = self._hash(key)
+        known = fields.pop(field, None) is not None
+        if known and not fields:
+            self._remove(key)
+        return int(known)
+
+    def _expire(self, now: float, key: bytes, seconds: bytes, condition: bytes) -> int:
+        current, wanted = self.expiries.get(key), now + int(seconds)
+        allowed = current is None if condition == b"NX" else current is not None and wanted > current
+        if key in self.keys and allowed:
+            self.expiries[key] = wanted
+            return 1
+        return 0
+
+    def _script(self, now: float, action: bytes, *arguments: bytes) -> bytes:
+        if action == b"FLUSH":
+            self.scripts.clear()
+            return b"OK"
+        sha = script_sha(arguments[0])
+        self.scripts.add(sha)
+        return sha
+
+    def _evalsha(self, now: float, sha: bytes, count: bytes, *rest: bytes) -> Any:
+        if sha not in self.scripts:
+            return ErrorReply("NOSCRIPT No matching script. Please use EVAL.")
+        apply = _SCRIPTS[sha]
+        keys, arguments = rest[: int(count)], rest[int(count) :]
+        return [apply(self, now, key, arguments[2 * i], arguments[2 * i + 1]) for i, key in enumerate(keys)]
+
+    def _write_newer(self, now: float, key: bytes, field: bytes, new: bytes) -> int | bytes:
+        old = self._hash(key).get(field)
+        if not _wins(new, old):
+            return old or b""
+        self._hset(now, key, field, new)
+        return 1
+
+    def _delete_older(self, now: float, key: bytes, field: bytes, gone: bytes) -> int | bytes:
+        old = self._hash(key).get(field)
+        if not _wins(gone, old):
+            return old or b""
+        self._hdel(now, key, field)
+        return 1
+
+
+def _wins(new: bytes, old: bytes | None) -> bool:
+    """``scripts/order.lua``: the higher order stays; with the same order only the owner may write again."""
+    if old is None or len(old) < _ORDER_END:
+        return True
+    new_order, old_order = new[ORDER_OFFSET:_ORDER_END], old[ORDER_OFFSET:_ORDER_END]
+    if new_order != old_order:
+        return new_order > old_order
+    return struct.unpack_from(">I", new, OWNER_OFFSET) == struct.unpack_from(">I", old, OWNER_OFFSET)
+
+
+_COMMANDS: dict[bytes, Callable[..., Any]] = {
+    b"SET": MemoryStore._set,
+    b"GET": MemoryStore._get,
+    b"INFO": MemoryStore._info,
+    b"TIME": MemoryStore._time,
+    b"HGET": MemoryStore._hget,
+    b"HSET": MemoryStore._hset,
+    b"HDEL": MemoryStore._hdel,
+    b"EXPIRE": MemoryStore._expire,
+    b"SCRIPT": MemoryStore._script,
+    b"EVALSHA": MemoryStore._evalsha,
+}
+_SCRIPTS: dict[bytes, Callable[..., int | bytes]] = {
+    script_sha(WRITE_SCRIPT): MemoryStore._write_newer,
+    script_sha(DELETE_SCRIPT): MemoryStore._delete_older,
+}

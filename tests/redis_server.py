@@ -1,0 +1,90 @@
+"""A real redis-server for tests: TLS and AUTH on 127.0.0.1, certificates of its own, nothing kept on disk."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import trustme
+
+PASSWORD = "correct horse battery staple"
+_START_S_MAX = 10.0
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """Started on a free port; ``kill`` and ``start`` keep port, password and certificates."""
+
+    def __init__(self, *names: str, arguments: tuple[str, ...] = ()) -> None:
+        """``names``: what the certificate is for, by default localhost and 127.0.0.1."""
+        self.directory = Path(tempfile.mkdtemp(prefix="everwall-redis-"))
+        authority = trustme.CA()
+        certificate = authority.issue_cert(*(names or ("localhost", "127.0.0.1")))
+        self.ca_pem: bytes = authority.cert_pem.bytes()
+        authority.cert_pem.write_to_path(str(self.directory / "ca.pem"))
+        certificate.cert_chain_pems[0].write_to_path(str(self.directory / "cert.pem"))
+        certificate.private_key_pem.write_to_path(str(self.directory / "key.pem"))
+        self.port = free_port()
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> RedisServer:
+        """Start the server and wait until it listens. Raises RuntimeError with its log when it does not."""
+        settings = {
+            "port": "0",
+            "tls-port": str(self.port),
+            "bind": "127.0.0.1",
+            "tls-cert-file": str(self.directory / "cert.pem"),
+            "tls-key-file": str(self.directory / "key.pem"),
+            "tls-ca-cert-file": str(self.directory / "ca.pem"),
+            "tls-auth-clients": "no",
+            "requirepass": PASSWORD,
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self.directory),
+            "logfile": str(self.directory / "log"),
+        }
+        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        self._process = subprocess.Popen(
+            ["redis-server", *options, *self._arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + _START_S_MAX
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return self
+            except OSError:
+                time.sleep(0.02)
+        self.kill()
+        log = self.directory / "log"
+        raise RuntimeError(
+            f"redis-server did not start: {log.read_text()[-2000:] if log.exists() else 'no log'}"
+        )
+
+    def kill(self) -> None:
+        """SIGKILL: what is not in the clients' hands is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """Kill the server and remove its directory."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
