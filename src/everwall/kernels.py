@@ -20,6 +20,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -68,19 +69,30 @@ def fingerprint() -> str:
 
 
 def _cache_base() -> Path:
-    """The first of the usual places that can be written to."""
-    named = os.environ.get("EVERWALL_CACHE_DIR")
-    if named:
-        return Path(named)
+    """The first of the usual places that can be written to, and that nobody else can write to.
+
+    A cache is machine code that will be run, so a directory that somebody else prepared is no place for it.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for base in (Path(home) / "everwall", Path("/var/cache/everwall")):
+    private = Path(tempfile.gettempdir()) / f"everwall-cache-{os.getuid()}"
+    named = os.environ.get("EVERWALL_CACHE_DIR")
+    for base in (
+        Path(named) if named else None,
+        Path(home) / "everwall",
+        Path("/var/cache/everwall"),
+        private,
+    ):
+        if base is None:
+            continue
         try:
-            base.mkdir(parents=True, exist_ok=True)
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = base.stat()
         except OSError:
             continue
-        if os.access(base, os.W_OK):
+        ours = status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+        if ours and os.access(base, os.W_OK | os.X_OK):
             return base
-    return Path(tempfile.gettempdir()) / f"everwall-cache-{os.getuid()}"
+    return Path(tempfile.mkdtemp(prefix="everwall-cache-"))
 
 
 CACHE_DIRECTORY = _cache_base() / fingerprint()

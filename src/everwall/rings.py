@@ -22,7 +22,7 @@ class Ring(NamedTuple):
     """``rows``: int64[capacity, columns], capacity a power of two; ``index``: int64[16]."""
 
     rows: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
+    index: npt.NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 def make_ring(capacity: int, columns: int) -> Ring:

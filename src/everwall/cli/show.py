@@ -58,20 +58,20 @@ def command(
         fail(answer["error"])
 
 
-def tables(what: str, answer: dict[str, Any], zero: bool = False) -> list[Table]:
+def tables(what: str, answer: dict[str, Any], zero: bool = False) -> list[Table | str]:
     """The answer as tables: counters with their meaning, lists of objects by column, the rest by name."""
     if what == "counters":
         return [_counters(answer.get("counters", answer), zero)]
     facts = Table(title=what, show_header=False, title_justify="left")
-    found: list[Table] = []
+    found: list[Table | str] = []
     for name, value in _flat(answer):
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             found.append(_rows(name, value))
         elif isinstance(value, list) and not value:
-            found.append(Table(title=f"{name}: none", title_justify="left", show_header=False))
+            found.append(f"{escape(name)}: none")
         else:
             facts.add_row(escape(name), _text(value))
-    return ([facts] if facts.row_count else []) + found
+    return [*([facts] if facts.row_count else []), *found]
 
 
 def _counters(counters: dict[str, Any], zero: bool) -> Table:
