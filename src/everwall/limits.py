@@ -69,7 +69,7 @@ NEGATIVE_ENTRIES = 4096
 LOOKUPS_MAX = 4096
 """Look-ups under way at once."""
 PARKED_PACKETS_MAX = 8192
-PARKED_PER_FLOW_MAX = 16
+PARKED_PER_FLOW_MAX = 64
 MISS_BUDGET_PER_S = 20_000
 """Misses charged to the store per second; hits are free, so a failover is not throttled."""
 

@@ -48,3 +48,4 @@ LOST = 16  # the comparison was lost: somebody else owns the session now
 INITIATOR_UPPER = 1  # the client is the upper end
 REPLIED = 2  # packets were seen in both directions
 PARTIAL = 4  # totals are a lower bound: a former owner died
+NO_SCALING = 8  # the client's SYN had no window scale option (RFC 7323)

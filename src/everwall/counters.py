@@ -1,0 +1,50 @@
+"""What an engine counts beside verdicts: one name for each, one meaning."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Counter(IntEnum):
+    """Index in an engine's counter array."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Counter:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    @property
+    def label(self) -> str:
+        """The name as people read it, for example ``sessions-created``."""
+        return self.name.lower().replace("_", "-")
+
+    SESSIONS = 0, "sessions in the table now"
+    SESSIONS_CREATED = 1, "sessions opened by a first packet that policy allowed"
+    SESSIONS_RESTORED = 2, "sessions taken over from the store"
+    SESSIONS_ADOPTED = 3, "sessions opened here whose saved past was found afterwards"
+    SESSIONS_ENDED = 4, "sessions that ended here"
+    SESSIONS_DEMOTED = 5, "sessions given up because another node owns them now"
+    RESTORE_DENIED = 6, "stored sessions that today's policy does not allow"
+    RESTORE_REFUSED = 7, "stored sessions that did not open: forged, altered or foreign"
+    LOOKUPS = 8, "sessions asked of the store"
+    LOOKUP_HITS = 9, "of these, found"
+    LOOKUP_MISSES = 10, "of these, not there"
+    LOOKUP_FAILURES = 11, "of these, not answered: no store, or too late"
+    LATE_REPLIES = 12, "answers that came after their deadline"
+    WRITES = 13, "sessions handed to the store for the first time or after a change"
+    REFRESHES = 14, "sessions handed to the store again because a third of their idle time has passed"
+    DELETES = 15, "ended sessions whose record was asked to be deleted"
+    REQUESTS_DELAYED = 16, "store requests put off because the queue was full"
+    EVENTS_LOST = 17, "log events lost because their queue was full"
+    PARKED = 18, "packets parked now"
+    BYTES = 19, "inner bytes forwarded"
+    RECEIVED = 20, "packets received"
+
+
+COUNTERS = 32
+"""Length of a counter array."""
+
+assert max(Counter) < COUNTERS

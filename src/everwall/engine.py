@@ -1,0 +1,217 @@
+"""One firewall node without I/O: packets, answers and time come in; verdicts, requests and events go out.
+
+    engine.receive(batch, count, now)      judges packets: VERDICT and SESSION of each row
+    engine.outbox()                        store requests, to be answered
+    engine.inbox(replies, now)             answers; returns parked packets that may now be sent
+    engine.events()                        session log
+    engine.next_timer(), handle_timer(now) ageing, refresh, deadlines
+
+No socket, clock or thread is touched: ``now`` is int64 nanoseconds of any monotonic clock. The node's
+worker runs the same kernels in one compiled loop (``worker.py``); replay, simulator and tests use this
+class.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall import limits, pipeline
+from everwall.counters import Counter
+from everwall.policy.match import CompiledPolicy
+from everwall.rings import Ring, ring_pop
+from everwall.session import image, parking, state, tcp
+from everwall.session import table as t
+from everwall.session.ageing import write_all
+from everwall.session.state import Sessions, make_sessions
+from everwall.verdict import Verdict
+from everwall.wire import meta as m
+from everwall.wire.meta import Batch
+
+Network = ipaddress.IPv4Network
+_ANYWHERE = (ipaddress.IPv4Network("0.0.0.0/0"),)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine has to know; all times in ns."""
+
+    max_sessions: int = limits.SESSIONS_DEFAULT
+    inspect: bool = True
+    """Accept GENEVE (``aws-gwlb-inspect:enable``)."""
+    resiliency: bool = True
+    """Write sessions to the store and look unknown ones up."""
+    owner: int = 0
+    """32-bit id of the node, as it stands in records."""
+    geneve_sources: tuple[Network, ...] = _ANYWHERE
+    timeouts: dict[int, int] = field(default_factory=dict)
+    """Idle time-outs by session state that differ from the defaults."""
+    parked_packets: int = limits.PARKED_PACKETS_MAX
+    lookups: int = limits.LOOKUPS_MAX
+    frame_bytes: int = limits.FRAME_BYTES
+    ring_rows: int = limits.REQUEST_RING_ROWS
+    epoch_offset: int = 0
+    """Store time minus ``now``."""
+    seed: int = 0
+    """Of the flow hash; a node draws one at each start."""
+
+
+def make_state(config: EngineConfig, policy: CompiledPolicy) -> pipeline.State:
+    """The arrays of one worker."""
+    sessions = make_sessions(
+        config.max_sessions,
+        parked_packets=config.parked_packets,
+        lookups=config.lookups,
+        frame_bytes=config.frame_bytes,
+        ring_rows=config.ring_rows,
+    )
+    sessions.words[state.INSPECT] = int(config.inspect)
+    sessions.words[state.RESILIENCY] = int(config.resiliency)
+    sessions.words[state.OWNER] = config.owner
+    sessions.words[state.SEED] = config.seed
+    sessions.clock[0] = config.epoch_offset
+    for which, timeout in config.timeouts.items():
+        sessions.timeouts[which] = timeout
+    sources = [(int(net.network_address), int(net.broadcast_address)) for net in config.geneve_sources]
+    return pipeline.State(sessions, policy, np.array(sources, np.int64).reshape(-1, 2))
+
+
+def drain_ring(ring: Ring) -> npt.NDArray[np.int64]:
+    """All rows that wait in a ring, as a copy."""
+    out = np.zeros((max(int(ring.index[8] - ring.index[0]), 0), ring.rows.shape[1]), np.int64)
+    return out[: ring_pop(ring, out)]
+
+
+class Engine:
+    """The contract above over one set of arrays."""
+
+    def __init__(self, config: EngineConfig, policy: CompiledPolicy) -> None:
+        self.config = config
+        self.state = make_state(config, policy)
+
+    @property
+    def sessions_state(self) -> Sessions:
+        """The arrays themselves."""
+        return self.state.sessions
+
+    def receive(self, batch: Batch, count: int, now: int) -> None:
+        """Judge the first ``count`` packets of a batch; fills VERDICT and SESSION of their rows.
+
+        A row comes with VERDICT ``FORWARD`` from its port; any other verdict is only counted.
+        """
+        pipeline.receive(self.state, batch, count, now)
+
+    def outbox(self) -> npt.NDArray[np.int64]:
+        """Store requests since the last call: int64[n, image.COLUMNS]."""
+        return drain_ring(self.state.sessions.requests)
+
+    def events(self) -> npt.NDArray[np.int64]:
+        """Session events since the last call: int64[n, image.COLUMNS], see ``session.state``."""
+        return drain_ring(self.state.sessions.events)
+
+    def inbox(self, replies: npt.NDArray[np.int64], now: int) -> list[tuple[int, bytes]]:
+        """Act on store replies; returns (session id, packet bytes) of parked packets that may go."""
+        return self._take(pipeline.answers(self.state, replies, len(replies), now))
+
+    def next_timer(self) -> int:
+        """When ``handle_timer`` is due, ns."""
+        return int(pipeline.next_timer(self.state))
+
+    def handle_timer(self, now: int) -> list[tuple[int, bytes]]:
+        """End overdue look-ups, age and refresh sessions; returns packets as ``inbox`` does."""
+        return self._take(pipeline.pass_time(self.state, now, 0))
+
+    def offer_all(self, now: int) -> None:
+        """Hand every live session to the store, in whatever state it is."""
+        write_all(self.state.sessions, now)
+
+    def replace_policy(self, policy: CompiledPolicy) -> None:
+        """Decide new and restored sessions by another policy from now on."""
+        self.state = self.state._replace(policy=policy)
+
+    def _take(self, released: int) -> list[tuple[int, bytes]]:
+        sessions = self.state.sessions
+        packets = []
+        for row in sessions.released[:released]:
+            start, end = sessions.arena.meta[row, m.START], sessions.arena.meta[row, m.END]
+            packets.append(
+                (int(sessions.arena.meta[row, m.SESSION]), bytes(sessions.arena.data[row, start:end]))
+            )
+            parking.free_row(sessions, row)
+        return packets
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Packets by verdict, those seen at least once."""
+        return verdict_counts(self.state.sessions.verdicts)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """All counters beside the verdicts."""
+        return {which.label: int(self.state.sessions.counters[which]) for which in Counter}
+
+    def sessions(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Live sessions as people read them, client first."""
+        return describe_sessions(self.state.sessions, limit)
+
+
+def verdict_counts(counts: npt.NDArray[np.int64]) -> dict[str, int]:
+    """A verdict counter array as label -> packets, without the zeros."""
+    return {which.label: int(counts[which]) for which in Verdict if counts[which]}
+
+
+def _address(family: int, high: int, low: int) -> str:
+    if family == 4:
+        return str(ipaddress.IPv4Address(low & 0xFFFFFFFF))
+    return str(ipaddress.IPv6Address((high & (2**64 - 1)) << 64 | (low & (2**64 - 1))))
+
+
+def describe_flow(
+    key2: int, addresses: Iterable[int], initiator_upper: bool
+) -> tuple[int, tuple[str, int], tuple[str, int]]:
+    """(protocol, (client address, port), (server address, port)) of a flow key and its addresses."""
+    lower_high, lower_low, upper_high, upper_low = (int(half) for half in addresses)
+    family = key2 >> 40
+    lower = (_address(family, lower_high, lower_low), key2 & 0xFFFF)
+    upper = (_address(family, upper_high, upper_low), (key2 >> 16) & 0xFFFF)
+    ends = (upper, lower) if initiator_upper else (lower, upper)
+    return (key2 >> 32) & 0xFF, *ends
+
+
+def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows for people from a live table; a row may be torn while a worker writes it."""
+    hot, cold, small = sessions.table.hot, sessions.table.cold, sessions.table.small
+    rows = []
+    for slot in np.flatnonzero(hot[:, t.KEY2])[:limit]:
+        flags = int(small[slot, t.FLAGS])
+        protocol, client, server = describe_flow(
+            int(hot[slot, t.KEY2]),
+            cold[slot, t.LOWER_HIGH : t.UPPER_LOW + 1],
+            bool(flags & image.INITIATOR_UPPER),
+        )
+        rows.append(
+            {
+                "id": int(cold[slot, t.ID]),
+                "endpoint": int(hot[slot, t.KEY0]) & (2**64 - 1),
+                "proto": protocol,
+                "src": client[0],
+                "sport": client[1],
+                "dst": server[0],
+                "dport": server[1],
+                "state": tcp.STATE_NAMES[int(small[slot, t.STATE])],
+                "end": tcp.END_NAMES.get(int(small[slot, t.END_REASON])),
+                "rule": int(small[slot, t.RULE]),
+                "zone": int(small[slot, t.FROM_ZONE]),
+                "generation": int(small[slot, t.GENERATION]),
+                "packets": int(cold[slot, t.PACKETS]),
+                "bytes": int(cold[slot, t.BYTES]),
+                "start_ms": int(cold[slot, t.START]),
+                "last_seen_ns": int(cold[slot, t.LAST_SEEN]),
+            }
+        )
+    return rows

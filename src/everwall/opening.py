@@ -1,0 +1,101 @@
+"""New sessions: policy decides once, when a flow is opened or taken over."""
+
+from __future__ import annotations
+
+from everwall.counters import Counter
+from everwall.kernels import kernel
+from everwall.limits import MS_NS
+from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, match, zone_of
+from everwall.session import state, tcp
+from everwall.session import table as t
+from everwall.verdict import Verdict
+from everwall.wire import meta as m
+
+_FORWARD = int(Verdict.FORWARD)
+_ENDPOINT_UNMAPPED = int(Verdict.ENDPOINT_UNMAPPED)
+_POLICY_DENY = int(Verdict.POLICY_DENY)
+_TABLE_FULL = int(Verdict.TABLE_FULL)
+_SESSION_LIMIT = int(Verdict.SESSION_LIMIT)
+
+_SESSIONS = int(Counter.SESSIONS)
+_SESSIONS_CREATED = int(Counter.SESSIONS_CREATED)
+
+_NONE = -1
+
+
+@kernel
+def decide(state_, meta, i, initiator_upper):
+    """(verdict of today's policy, rule row, zone index) for the flow of a packet."""
+    policy = state_.policy
+    zone = zone_of(policy, meta[i, m.ENDPOINT])
+    if zone < 0:
+        return _ENDPOINT_UNMAPPED, 0, 0
+    forward = meta[i, m.DIRECTION] == initiator_upper
+    row = match(
+        policy,
+        zone,
+        zone,
+        meta[i, m.FAMILY],
+        meta[i, m.SOURCE_HIGH if forward else m.DESTINATION_HIGH],
+        meta[i, m.SOURCE_LOW if forward else m.DESTINATION_LOW],
+        meta[i, m.DESTINATION_HIGH if forward else m.SOURCE_HIGH],
+        meta[i, m.DESTINATION_LOW if forward else m.SOURCE_LOW],
+        meta[i, m.PROTOCOL],
+        meta[i, m.SOURCE_PORT if forward else m.DESTINATION_PORT],
+        meta[i, m.DESTINATION_PORT if forward else m.SOURCE_PORT],
+        0,
+    )
+    if policy.rules[row, RULE_ACTION] != ACTION_ALLOW:
+        return _POLICY_DENY, row, zone
+    return _FORWARD, row, zone
+
+
+@kernel
+def open_flow(state_, meta, i, initiator_upper, now):
+    """A new session for the flow of packet ``i``, if policy allows it: (verdict, slot)."""
+    sessions = state_.sessions
+    verdict, row, zone = decide(state_, meta, i, initiator_upper)
+    if verdict != _FORWARD:
+        return verdict, _NONE
+    verdict, slot = add(sessions, meta, i, now)
+    if verdict != _FORWARD:
+        return verdict, _NONE
+    small, cold = sessions.table.small, sessions.table.cold
+    small[slot, t.STATE] = _state_without_states(meta[i, m.PROTOCOL])
+    small[slot, t.FLAGS] = initiator_upper
+    apply_rule(state_, slot, row, zone)
+    cold[slot, t.START] = (now + sessions.clock[0]) // MS_NS
+    sessions.counters[_SESSIONS_CREATED] += 1
+    return _FORWARD, slot
+
+
+@kernel
+def add(sessions, meta, i, now):
+    if sessions.counters[_SESSIONS] >= sessions.words[state.MAX_SESSIONS]:
+        return _SESSION_LIMIT, _NONE
+    slot = t.add_session(sessions.table, meta, i)
+    if slot < 0:
+        return _TABLE_FULL, _NONE
+    sessions.table.cold[slot, t.LAST_SEEN] = now
+    sessions.table.cold[slot, t.ID] = sessions.words[state.NEXT_ID]
+    sessions.words[state.NEXT_ID] += 1
+    sessions.counters[_SESSIONS] += 1
+    return _FORWARD, slot
+
+
+@kernel
+def apply_rule(state_, slot, row, zone):
+    small = state_.sessions.table.small
+    small[slot, t.FROM_ZONE] = state_.policy.zones[zone]
+    small[slot, t.TO_ZONE] = state_.policy.zones[zone]
+    small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]
+
+
+@kernel
+def _state_without_states(protocol):
+    """The state of a flow that is not TCP; a TCP session gets its own right after."""
+    if protocol == m.PROTOCOL_UDP:
+        return tcp.UDP
+    if protocol == m.PROTOCOL_ICMP or protocol == m.PROTOCOL_ICMPV6:
+        return tcp.ICMP
+    return tcp.OTHER

@@ -1,0 +1,418 @@
+"""The way of a packet, on one page.
+
+    decapsulate -> parse -> key -> session found?   yes -> track                   -> forward | drop
+                                                    no  -> open | ask the store    -> forward | park | drop
+    answer from the store -> restore under today's policy -> parked packets go the same way
+
+Every function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE
+header stays before it, only the port swaps the outer addresses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.counters import Counter
+from everwall.flow import make_key
+from everwall.kernels import kernel
+from everwall.opening import open_flow
+from everwall.policy.match import CompiledPolicy
+from everwall.session import image, parking, state, tcp
+from everwall.session import table as t
+from everwall.session.ageing import age, end_session, worth_storing
+from everwall.session.fragments import complete_later_fragment, remember_first_fragment
+from everwall.session.state import Sessions
+from everwall.session.writer import forget, write
+from everwall.takeover import demote, restore
+from everwall.verdict import Verdict
+from everwall.wire import meta as m
+from everwall.wire.geneve import decapsulate
+from everwall.wire.packet import parse
+from everwall.wire.tcp import window_scale
+
+FORWARD = int(Verdict.FORWARD)
+PARK = int(Verdict.PARK)
+_GENEVE_SOURCE = int(Verdict.GENEVE_SOURCE)
+_GENEVE_REFUSED = int(Verdict.GENEVE_REFUSED)
+_NON_SYN_TCP = int(Verdict.NON_SYN_TCP)
+_POLICY_DENY = int(Verdict.POLICY_DENY)
+_TCP_STATE = int(Verdict.TCP_STATE)
+_ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
+_ICMP_UNSOLICITED = int(Verdict.ICMP_UNSOLICITED)
+_LOOKUP_TIMEOUT = int(Verdict.LOOKUP_TIMEOUT)
+_STORE_UNAVAILABLE = int(Verdict.STORE_UNAVAILABLE)
+_RESTORE_REFUSED = int(Verdict.RESTORE_REFUSED)
+
+_RESTORES_REFUSED = int(Counter.RESTORE_REFUSED)
+_LOOKUP_HITS = int(Counter.LOOKUP_HITS)
+_LOOKUP_MISSES = int(Counter.LOOKUP_MISSES)
+_LOOKUP_FAILURES = int(Counter.LOOKUP_FAILURES)
+_LATE_REPLIES = int(Counter.LATE_REPLIES)
+_BYTES = int(Counter.BYTES)
+_RECEIVED = int(Counter.RECEIVED)
+
+_NONE = -1
+
+
+class State(NamedTuple):
+    """All that the data path of one worker works on."""
+
+    sessions: Sessions
+    policy: CompiledPolicy
+    sources: npt.NDArray[np.int64]
+    """int64[n, 2]: first and last outer IPv4 address that GENEVE is accepted from."""
+
+
+# The main path ----------------------------------------------------------------------------------------
+
+
+@kernel
+def receive(state_, batch, count, now):
+    """Judge the first ``count`` packets of a batch: fills VERDICT and SESSION of each row."""
+    for i in range(count):
+        verdict = batch.meta[i, m.VERDICT]
+        batch.meta[i, m.SESSION] = _NONE
+        if verdict == FORWARD:
+            verdict = _process(state_, batch, i, now)
+            batch.meta[i, m.VERDICT] = verdict
+        state_.sessions.verdicts[verdict] += 1
+    state_.sessions.counters[_RECEIVED] += count
+
+
+@kernel
+def _process(state_, batch, i, now):
+    sessions, meta = state_.sessions, batch.meta
+    verdict = _unwrap(state_, batch, i)
+    if verdict != FORWARD:
+        return verdict
+    if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
+        verdict = complete_later_fragment(sessions, meta, i, now)
+        if verdict != FORWARD:
+            return verdict
+    make_key(meta, i, sessions.words[state.SEED])
+    slot = t.find_session(sessions.table, meta, i)
+    if slot >= 0:
+        verdict = _hit(state_, batch, slot, i, now)
+    else:
+        verdict = _miss(state_, batch, i, now)
+    if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and (verdict == FORWARD or verdict == PARK):
+        remembered = remember_first_fragment(sessions, meta, i, now)
+        if remembered != FORWARD and verdict == FORWARD:
+            return remembered
+    return verdict
+
+
+@kernel
+def _unwrap(state_, batch, i):
+    """The outer packet and the headers of the inner one."""
+    meta = batch.meta
+    if meta[i, m.BARE] == 0:
+        if state_.sessions.words[state.INSPECT] == 0:
+            return _GENEVE_REFUSED
+        if not _source_allowed(state_.sources, meta[i, m.PEER_ADDRESS]):
+            return _GENEVE_SOURCE
+    verdict = decapsulate(batch.data, meta, i)
+    if verdict != FORWARD:
+        return verdict
+    return parse(batch.data, meta, i)
+
+
+@kernel
+def _source_allowed(sources, address):
+    for k in range(sources.shape[0]):  # noqa: SIM110 (no generators in kernels)
+        if sources[k, 0] <= address and address <= sources[k, 1]:
+            return True
+    return False
+
+
+# A session is there -------------------------------------------------------------------------------------
+
+
+@kernel
+def _hit(state_, batch, slot, i, now):
+    sessions, meta = state_.sessions, batch.meta
+    if meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
+        sessions.counters[_BYTES] += meta[i, m.INNER_END] - meta[i, m.INNER]
+        meta[i, m.SESSION] = sessions.table.cold[slot, t.ID]
+        return FORWARD
+    if meta[i, m.PROTOCOL] == m.PROTOCOL_TCP and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
+        verdict = _tcp(state_, batch, slot, i, now)
+        if verdict != FORWARD:
+            return verdict
+        if sessions.table.hot[slot, t.KEY2] == 0:  # the old connection ended, the new one was refused
+            return _TCP_STATE
+    else:
+        _note_reply(sessions, meta, slot, i, now)
+    _count(sessions, meta, slot, i, now)
+    return FORWARD
+
+
+@kernel
+def _count(sessions, meta, slot, i, now):
+    length = meta[i, m.INNER_END] - meta[i, m.INNER]
+    cold = sessions.table.cold
+    cold[slot, t.LAST_SEEN] = now
+    cold[slot, t.PACKETS] += 1
+    cold[slot, t.BYTES] += length
+    sessions.counters[_BYTES] += length
+    meta[i, m.SESSION] = cold[slot, t.ID]
+
+
+@kernel
+def _note_reply(sessions, meta, slot, i, now):
+    """A flow without states is worth keeping once it was answered."""
+    flags = np.int64(sessions.table.small[slot, t.FLAGS])
+    if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
+        sessions.table.small[slot, t.FLAGS] = flags | image.REPLIED
+        sessions.table.cold[slot, t.LAST_SEEN] = now
+        if sessions.words[state.RESILIENCY] != 0 and meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
+            write(sessions, slot, now)
+
+
+@kernel
+def _tcp(state_, batch, slot, i, now):
+    """Track a TCP packet and act on the change of state."""
+    sessions, meta = state_.sessions, batch.meta
+    small = sessions.table.small
+    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0:
+        tcp.end_relearning(small, slot, now, sessions.table.cold[slot, t.WRITTEN])
+    scale = window_scale(batch.data, meta, i) if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0 else -1
+    before = np.int64(small[slot, t.STATE])
+    verdict, follows = tcp.track(small, slot, meta, i, scale)
+    if verdict != FORWARD:
+        return verdict
+    if follows == tcp.RESTART:
+        return _reuse(state_, batch, slot, i, scale, now)
+    _note_reply(sessions, meta, slot, i, now)
+    if follows == before:
+        return FORWARD
+    small[slot, t.STATE] = follows
+    sessions.table.cold[slot, t.LAST_SEEN] = now
+    small[slot, t.END_REASON] = _end_reason(small, slot, meta, i, follows)
+    if sessions.words[state.RESILIENCY] == 0:
+        return FORWARD
+    if follows == tcp.TCP_CLOSED:
+        forget(sessions, slot)
+    elif (
+        follows != tcp.TCP_UNVERIFIED_RST
+        and before != tcp.TCP_UNVERIFIED_RST
+        and worth_storing(sessions, slot)
+    ):
+        write(sessions, slot, now)
+    return FORWARD
+
+
+@kernel
+def _end_reason(small, slot, meta, i, follows):
+    """What the log will say if the session ends in the state it is now entering."""
+    if follows == tcp.TCP_TIME_WAIT:
+        return tcp.END_TCP_FIN
+    if follows == tcp.TCP_CLOSED or follows == tcp.TCP_UNVERIFIED_RST:
+        client = meta[i, m.DIRECTION] == np.int64(small[slot, t.FLAGS]) & image.INITIATOR_UPPER
+        return tcp.END_TCP_RST_CLIENT if client else tcp.END_TCP_RST_SERVER
+    return tcp.END_NONE
+
+
+@kernel
+def _reuse(state_, batch, slot, i, scale, now):
+    """The 5-tuple is used again: the old session ends, the new one is judged by policy as any other."""
+    sessions, meta = state_.sessions, batch.meta
+    reason = np.int64(sessions.table.small[slot, t.END_REASON])
+    from_upper = np.int64(sessions.table.small[slot, t.FLAGS]) & image.INITIATOR_UPPER
+    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_TCP_REUSE, now)
+    syn = meta[i, m.TCP_FLAG_BITS] & m.TCP_ACK == 0
+    initiator_upper = meta[i, m.DIRECTION] if syn else from_upper
+    verdict, fresh = open_flow(state_, meta, i, initiator_upper, now)
+    if verdict != FORWARD:
+        return verdict
+    if syn:
+        tcp.open_session(sessions.table.small, fresh, meta, i, scale)
+    else:
+        tcp.reopen_from_syn_ack(sessions.table.small, fresh, meta, i, scale)
+    if fresh != slot:
+        _count(sessions, meta, fresh, i, now)
+    return FORWARD
+
+
+# No session is there --------------------------------------------------------------------------------------
+
+
+@kernel
+def _miss(state_, batch, i, now):
+    _sessions, meta = state_.sessions, batch.meta
+    is_tcp = meta[i, m.PROTOCOL] == m.PROTOCOL_TCP and meta[i, m.ICMP_KIND] != m.ICMP_ERROR
+    if is_tcp and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
+        if tcp.event_of(meta[i, m.TCP_FLAG_BITS]) == tcp.SYN:
+            return _open_tcp(state_, batch, i, now)
+        return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
+    if is_tcp:
+        return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
+    if meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
+        return _ask_or_refuse(state_, batch, i, _ICMP_ERROR_UNMATCHED, now)
+    if meta[i, m.ICMP_KIND] == m.ICMP_REPLY:
+        return _ask_or_refuse(state_, batch, i, _ICMP_UNSOLICITED, now)
+    return _open_other(state_, batch, i, now)
+
+
+@kernel
+def _open_tcp(state_, batch, i, now):
+    """A SYN: policy decides at once, whatever the store may hold of an older connection."""
+    sessions, meta = state_.sessions, batch.meta
+    parking.clear_missing(sessions, meta, i)
+    verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
+    if verdict != FORWARD:
+        return verdict
+    tcp.open_session(sessions.table.small, slot, meta, i, window_scale(batch.data, meta, i))
+    _count(sessions, meta, slot, i, now)
+    return FORWARD
+
+
+@kernel
+def _open_other(state_, batch, i, now):
+    """UDP and the like: what policy allows goes at once and adopts its past when the store answers;
+    what policy would refuse may be the answer to an older session, so the store is asked first."""
+    sessions, meta = state_.sessions, batch.meta
+    pending = parking.find_pending(sessions, meta, i)
+    if pending >= 0:
+        return parking.park(sessions, pending, batch, i)
+    verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
+    if verdict == _POLICY_DENY:
+        return _ask_or_refuse(state_, batch, i, verdict, now)
+    if verdict != FORWARD:
+        return verdict
+    _count(sessions, meta, slot, i, now)
+    if sessions.words[state.RESILIENCY] != 0 and not parking.known_missing(sessions, meta, i, now):
+        parking.ask(sessions, meta, i, now)
+    return FORWARD
+
+
+@kernel
+def _ask_or_refuse(state_, batch, i, refusal, now):
+    """Park the packet and ask the store about its flow; ``refusal`` when there is nothing to ask."""
+    sessions, meta = state_.sessions, batch.meta
+    if sessions.words[state.RESILIENCY] == 0 or parking.known_missing(sessions, meta, i, now):
+        return refusal
+    pending = parking.find_pending(sessions, meta, i)
+    if pending < 0:
+        verdict, pending = parking.ask(sessions, meta, i, now)
+        if verdict != FORWARD:
+            return verdict
+    return parking.park(sessions, pending, batch, i)
+
+
+# The store has answered --------------------------------------------------------------------------------------
+
+
+@kernel
+def _answer(state_, rows, k, released, now):
+    """Act on reply row ``k``; returns the number of rows in ``sessions.released`` that may be sent."""
+    sessions = state_.sessions
+    status = rows[k, image.OP]
+    if status == image.WRITTEN:
+        return released
+    if status == image.LOST:
+        demote(sessions, rows, k)
+        return released
+    pending = parking.pending_of_tag(sessions, rows[k, image.TAG])
+    if pending < 0:
+        sessions.counters[_LATE_REPLIES] += 1
+        return released
+    if status == image.FOUND:
+        sessions.counters[_LOOKUP_HITS] += 1
+        return _settle(state_, pending, rows, k, FORWARD, released, now)
+    if status == image.MISSING:
+        sessions.counters[_LOOKUP_MISSES] += 1
+        parking.charge_miss(sessions)
+        return _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
+    if status == image.REFUSED:
+        sessions.counters[_RESTORES_REFUSED] += 1
+        return _settle(state_, pending, rows, _NONE, _RESTORE_REFUSED, released, now)
+    sessions.counters[_LOOKUP_FAILURES] += 1
+    return _settle(state_, pending, rows, _NONE, _STORE_UNAVAILABLE, released, now)
+
+
+@kernel
+def _settle(state_, pending, rows, k, verdict, released, now):
+    """End a look-up: restore from row ``k`` (or nothing), then let every parked packet go its way."""
+    sessions = state_.sessions
+    meta = sessions.arena.meta
+    row = parking.close_pending(sessions, pending)
+    if k >= 0:
+        verdict = restore(state_, rows, k, _wants_ownership(sessions, row), now)
+    elif verdict == _NON_SYN_TCP and row >= 0:
+        parking.remember_miss(sessions, meta, row, now)
+    while row >= 0:
+        following = sessions.next_row[row]
+        final = _resume(state_, row, verdict, now)
+        meta[row, m.VERDICT] = final
+        sessions.verdicts[final] += 1
+        if final == FORWARD:
+            sessions.released[released] = row
+            released += 1
+        else:
+            parking.free_row(sessions, row)
+        row = following
+    return released
+
+
+@kernel
+def _resume(state_, row, verdict, now):
+    """The final verdict on a parked packet, after its look-up ended with ``verdict``."""
+    sessions = state_.sessions
+    arena, meta = sessions.arena, sessions.arena.meta
+    slot = t.find_session(sessions.table, meta, row)
+    if slot >= 0:
+        return _hit(state_, arena, slot, row, now)
+    if meta[row, m.ICMP_KIND] == m.ICMP_ERROR:
+        return _ICMP_ERROR_UNMATCHED if verdict == _NON_SYN_TCP else verdict
+    if verdict != _NON_SYN_TCP and verdict != FORWARD:
+        return verdict
+    if meta[row, m.PROTOCOL] == m.PROTOCOL_TCP:
+        return _NON_SYN_TCP
+    return _ICMP_UNSOLICITED if meta[row, m.ICMP_KIND] == m.ICMP_REPLY else _POLICY_DENY
+
+
+@kernel
+def _wants_ownership(sessions, row):
+    """Whether more than ICMP errors wait in a list of parked packets; an empty list adopts."""
+    if row < 0:
+        return True
+    while row >= 0:
+        if sessions.arena.meta[row, m.ICMP_KIND] != m.ICMP_ERROR:
+            return True
+        row = sessions.next_row[row]
+    return False
+
+
+@kernel
+def answers(state_, rows, count, now):
+    """Act on ``count`` reply rows; returns how many rows of ``sessions.released`` are to be sent."""
+    released = 0
+    for k in range(count):
+        released = _answer(state_, rows, k, released, now)
+    return released
+
+
+# Time passes ---------------------------------------------------------------------------------------------
+
+
+@kernel
+def pass_time(state_, now, released):
+    """End look-ups that are overdue and age a slice of the table; returns rows to send as ``answers``."""
+    sessions = state_.sessions
+    pending = parking.overdue(sessions, now)
+    while pending >= 0:
+        sessions.counters[_LOOKUP_FAILURES] += 1
+        released = _settle(state_, pending, sessions.requests.rows, _NONE, _LOOKUP_TIMEOUT, released, now)
+        pending = parking.overdue(sessions, now)
+    age(sessions, now)
+    return released
+
+
+@kernel
+def next_timer(state_):
+    """When ``pass_time`` wants to be called, ns."""
+    return parking.next_deadline(state_.sessions, state_.sessions.words[state.AGEING_DUE])

@@ -1,0 +1,91 @@
+"""Sessions end and are refreshed by a hand that passes over the table once per period."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everwall.counters import Counter
+from everwall.kernels import kernel
+from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
+from everwall.session import state, tcp
+from everwall.session import table as t
+from everwall.session.image import REPLIED
+from everwall.session.writer import forget, report, write
+
+_SESSIONS = int(Counter.SESSIONS)
+_SESSIONS_ENDED = int(Counter.SESSIONS_ENDED)
+_REFRESHES = int(Counter.REFRESHES)
+
+TICK_NS = AGEING_PERIOD_NS // AGEING_TICKS
+
+
+@kernel
+def end_session(sessions, slot, reason, now):
+    """Log the end of a session, delete its record and free its slot."""
+    report(sessions, slot, state.EVENT_ENDED, reason, now)
+    forget(sessions, slot)
+    t.remove_session(sessions.table, slot)
+    sessions.counters[_SESSIONS] -= 1
+    sessions.counters[_SESSIONS_ENDED] += 1
+
+
+@kernel
+def worth_storing(sessions, slot):
+    """Whether a session is one the cluster must not lose: established, or answered."""
+    current = np.int64(sessions.table.small[slot, t.STATE])
+    if current >= tcp.UDP and current <= tcp.OTHER:
+        return np.int64(sessions.table.small[slot, t.FLAGS]) & REPLIED != 0
+    return (
+        current == tcp.TCP_ESTABLISHED
+        or current == tcp.TCP_HALF_CLOSED_CLIENT
+        or current == tcp.TCP_HALF_CLOSED_SERVER
+        or current == tcp.TCP_UNVERIFIED_RST
+        or current == tcp.TCP_TIME_WAIT
+    )
+
+
+@kernel
+def _age(sessions, slot, now):
+    small, cold = sessions.table.small, sessions.table.cold
+    limit = sessions.timeouts[np.int64(small[slot, t.STATE])]
+    if now - cold[slot, t.LAST_SEEN] >= limit:
+        reason = np.int64(small[slot, t.END_REASON])
+        end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
+        return
+    if sessions.words[state.RESILIENCY] == 0:
+        return
+    if np.int64(small[slot, t.LOCAL]) & t.DIRTY != 0:
+        write(sessions, slot, now)
+        return
+    due = limit // sessions.words[state.REFRESH_DIVISOR]
+    written = cold[slot, t.WRITTEN]
+    if now - written >= due and cold[slot, t.LAST_SEEN] > written and worth_storing(sessions, slot):
+        write(sessions, slot, now)
+        sessions.counters[_REFRESHES] += 1
+
+
+@kernel
+def age(sessions, now):
+    """Move the hand as far as the time since the last call asks, at most once round."""
+    words = sessions.words
+    if now < words[state.AGEING_DUE]:
+        return
+    slots = sessions.table.hot.shape[0]
+    ticks = min((now - words[state.AGEING_DUE]) // TICK_NS + 1, AGEING_TICKS)
+    words[state.AGEING_DUE] = now + TICK_NS
+    hand = words[state.AGEING_HAND]
+    for _ in range(min(ticks * ((slots + AGEING_TICKS - 1) // AGEING_TICKS), slots)):
+        if sessions.table.hot[hand, t.KEY2] != 0:
+            _age(sessions, hand, now)
+        hand += 1
+        if hand == slots:
+            hand = 0
+    words[state.AGEING_HAND] = hand
+
+
+@kernel
+def write_all(sessions, now):
+    """Hand every session to the store as it stands; what finds the queue full is marked for later."""
+    for slot in range(sessions.table.hot.shape[0]):
+        if sessions.table.hot[slot, t.KEY2] != 0:
+            write(sessions, slot, now)

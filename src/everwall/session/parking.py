@@ -1,0 +1,206 @@
+"""Packets of unknown flows wait, copied aside, while the store is asked; misses are remembered.
+
+One look-up per flow at a time. Its packets are kept in order in a list of arena rows, bounded per
+flow and in all. A deadline ends the wait whatever the store does.
+"""
+
+from __future__ import annotations
+
+from everwall.counters import Counter
+from everwall.kernels import kernel
+from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, SECOND_NS
+from everwall.rings import ring_publish, ring_slot
+from everwall.session import image, state
+from everwall.session import table as t
+from everwall.verdict import Verdict
+from everwall.wire import meta as m
+
+_LOOKUPS = int(Counter.LOOKUPS)
+_PARKED = int(Counter.PARKED)
+
+_FORWARD = int(Verdict.FORWARD)
+_PARK = int(Verdict.PARK)
+_PARK_FULL = int(Verdict.PARK_FULL)
+_PARK_FLOW_FULL = int(Verdict.PARK_FLOW_FULL)
+_LOOKUP_LIMIT = int(Verdict.LOOKUP_LIMIT)
+_LOOKUP_BUDGET = int(Verdict.LOOKUP_BUDGET)
+
+_SLOT_BITS = 24  # a tag is a mark and the slot of its pending entry
+
+
+@kernel
+def find_pending(sessions, meta, i):
+    """The look-up under way for the flow of packet ``i``, or -1."""
+    return t.find(sessions.pending, sessions.pending, state.PENDING_ADDRESSES, meta, i)
+
+
+@kernel
+def pending_of_tag(sessions, tag):
+    """The look-up that an answer belongs to, or -1 when its deadline has passed."""
+    slot = tag & ((1 << _SLOT_BITS) - 1)
+    pending = sessions.pending
+    if slot >= pending.shape[0] or pending[slot, t.KEY2] == 0:
+        return -1
+    return slot if pending[slot, state.PENDING_TAG] == tag else -1
+
+
+@kernel
+def _budget_left(sessions, now):
+    """Whether the budget for misses allows another look-up; it fills again with time."""
+    words = sessions.words
+    per_second = words[state.MISS_BUDGET]
+    passed = min(now - words[state.MISS_REFILLED], SECOND_NS)
+    refill = passed * per_second // SECOND_NS
+    if refill > 0:
+        words[state.MISS_TOKENS] = min(words[state.MISS_TOKENS] + refill, per_second)
+        words[state.MISS_REFILLED] = now
+    return words[state.MISS_TOKENS] > 0
+
+
+@kernel
+def charge_miss(sessions):
+    """A look-up found nothing: only these use up the budget, so a failover is never throttled."""
+    sessions.words[state.MISS_TOKENS] -= 1
+
+
+@kernel
+def ask(sessions, meta, i, now):
+    """Begin a look-up for the flow of packet ``i``: (FORWARD, its pending slot) or (reason, -1)."""
+    words, pending, deadlines = sessions.words, sessions.pending, sessions.deadlines
+    if not _budget_left(sessions, now):
+        return _LOOKUP_BUDGET, -1
+    waiting = words[state.DEADLINE_TAIL] - words[state.DEADLINE_HEAD]
+    slot = t.place(pending, meta[i, m.HASH])
+    row = ring_slot(sessions.requests)
+    if slot < 0 or row < 0 or waiting >= deadlines.shape[0]:
+        return _LOOKUP_LIMIT, -1
+    t.set_key(pending, pending, state.PENDING_ADDRESSES, slot, meta, i)
+    words[state.LOOKUP_MARK] = (words[state.LOOKUP_MARK] + 1) & 0x7FFFFFFF
+    tag = (words[state.LOOKUP_MARK] << _SLOT_BITS) | slot
+    pending[slot, state.PENDING_DEADLINE] = now + words[state.LOOKUP_DEADLINE]
+    pending[slot, state.PENDING_FIRST] = -1
+    pending[slot, state.PENDING_LAST] = -1
+    pending[slot, state.PENDING_COUNT] = 0
+    pending[slot, state.PENDING_TAG] = tag
+    deadlines[words[state.DEADLINE_TAIL] & (deadlines.shape[0] - 1)] = tag
+    words[state.DEADLINE_TAIL] += 1
+    rows = sessions.requests.rows
+    for column in range(image.COLUMNS):
+        rows[row, column] = 0
+    rows[row, image.OP] = image.LOOKUP
+    rows[row, image.TAG] = tag
+    rows[row, image.ENDPOINT] = meta[i, m.KEY0]
+    rows[row, image.LOWER_HIGH] = meta[i, m.LOWER_HIGH]
+    rows[row, image.LOWER_LOW] = meta[i, m.LOWER_LOW]
+    rows[row, image.UPPER_HIGH] = meta[i, m.UPPER_HIGH]
+    rows[row, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
+    rows[row, image.KEY2] = meta[i, m.KEY2]
+    ring_publish(sessions.requests)
+    sessions.counters[_LOOKUPS] += 1
+    return _FORWARD, slot
+
+
+@kernel
+def park(sessions, slot, batch, i):
+    """Copy packet ``i`` to the end of a look-up's list; PARK, or why there is no room."""
+    words, pending = sessions.words, sessions.pending
+    if pending[slot, state.PENDING_COUNT] >= PARKED_PER_FLOW_MAX:
+        return _PARK_FLOW_FULL
+    row = words[state.FREE_ROW]
+    if row < 0:
+        return _PARK_FULL
+    words[state.FREE_ROW] = sessions.next_row[row]
+    arena = sessions.arena
+    for column in range(m.COLUMNS):
+        arena.meta[row, column] = batch.meta[i, column]
+    for at in range(batch.meta[i, m.START], batch.meta[i, m.END]):
+        arena.data[row, at] = batch.data[i, at]
+    sessions.next_row[row] = -1
+    if pending[slot, state.PENDING_LAST] < 0:
+        pending[slot, state.PENDING_FIRST] = row
+    else:
+        sessions.next_row[pending[slot, state.PENDING_LAST]] = row
+    pending[slot, state.PENDING_LAST] = row
+    pending[slot, state.PENDING_COUNT] += 1
+    sessions.counters[_PARKED] += 1
+    return _PARK
+
+
+@kernel
+def close_pending(sessions, slot):
+    """End a look-up; returns the first of its parked rows, which the caller takes over, or -1."""
+    sessions.pending[slot, t.KEY2] = 0
+    return sessions.pending[slot, state.PENDING_FIRST]
+
+
+@kernel
+def free_row(sessions, row):
+    """Give a parked packet's row back."""
+    sessions.next_row[row] = sessions.words[state.FREE_ROW]
+    sessions.words[state.FREE_ROW] = row
+    sessions.counters[_PARKED] -= 1
+
+
+@kernel
+def overdue(sessions, now):
+    """The slot of a look-up whose deadline has passed, or -1; call again until -1."""
+    words, deadlines, pending = sessions.words, sessions.deadlines, sessions.pending
+    while words[state.DEADLINE_HEAD] < words[state.DEADLINE_TAIL]:
+        slot = pending_of_tag(sessions, deadlines[words[state.DEADLINE_HEAD] & (deadlines.shape[0] - 1)])
+        if slot >= 0 and pending[slot, state.PENDING_DEADLINE] > now:
+            return -1
+        words[state.DEADLINE_HEAD] += 1
+        if slot >= 0:
+            return slot
+    return -1
+
+
+@kernel
+def next_deadline(sessions, otherwise):
+    """When the oldest look-up becomes overdue, or ``otherwise``."""
+    words, deadlines = sessions.words, sessions.deadlines
+    if words[state.DEADLINE_HEAD] == words[state.DEADLINE_TAIL]:
+        return otherwise
+    slot = pending_of_tag(sessions, deadlines[words[state.DEADLINE_HEAD] & (deadlines.shape[0] - 1)])
+    if slot < 0:
+        return 0  # answered meanwhile: the list wants to be tidied
+    return min(sessions.pending[slot, state.PENDING_DEADLINE], otherwise)
+
+
+@kernel
+def _negative_row(sessions, hashed):
+    return (hashed >> 17) & (sessions.negative.shape[0] - 1)
+
+
+@kernel
+def remember_miss(sessions, meta, i, now):
+    """Do not ask again about this flow for a while."""
+    row = _negative_row(sessions, meta[i, m.HASH])
+    sessions.negative[row, t.KEY0] = meta[i, m.KEY0]
+    sessions.negative[row, t.KEY1] = meta[i, m.KEY1]
+    sessions.negative[row, t.KEY2] = meta[i, m.KEY2]
+    sessions.negative[row, state.NEGATIVE_EXPIRY] = now + NEGATIVE_NS
+
+
+@kernel
+def _is_remembered(sessions, row, meta, i):
+    return (
+        sessions.negative[row, t.KEY0] == meta[i, m.KEY0]
+        and sessions.negative[row, t.KEY1] == meta[i, m.KEY1]
+        and sessions.negative[row, t.KEY2] == meta[i, m.KEY2]
+    )
+
+
+@kernel
+def known_missing(sessions, meta, i, now):
+    """Whether the store said a moment ago that it does not know this flow."""
+    row = _negative_row(sessions, meta[i, m.HASH])
+    return sessions.negative[row, state.NEGATIVE_EXPIRY] > now and _is_remembered(sessions, row, meta, i)
+
+
+@kernel
+def clear_missing(sessions, meta, i):
+    """A SYN opens the flow: what was not there before may be there in a moment."""
+    row = _negative_row(sessions, meta[i, m.HASH])
+    if _is_remembered(sessions, row, meta, i):
+        sessions.negative[row, state.NEGATIVE_EXPIRY] = 0

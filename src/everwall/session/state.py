@@ -1,0 +1,150 @@
+"""All that one worker's sessions consist of, as arrays: made once, filled by kernels ever after.
+
+``words`` holds configuration and cursors by the index constants below, so that compiled code needs
+no further arguments and Python can look and adjust from outside.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall import limits
+from everwall.counters import COUNTERS
+from everwall.rings import Ring, make_ring
+from everwall.session import image, tcp
+from everwall.session.table import BUCKET_SLOTS, Table, make_table
+from everwall.verdict import VERDICTS
+from everwall.wire.meta import COLUMNS, Batch, make_batch
+
+# Indices of ``words`` -------------------------------------------------------------------------------
+MAX_SESSIONS = 0
+RESILIENCY = 1  # 1: sessions are written to the store and looked up there
+INSPECT = 2  # 1: GENEVE is accepted
+OWNER = 3  # this node's 32-bit id
+SEED = 4  # of the hash, drawn at each start
+REFRESH_DIVISOR = 5
+NEXT_ID = 6
+AGEING_HAND = 7  # next slot to look at
+AGEING_DUE = 8  # ns
+FREE_ROW = 9  # head of the list of free arena rows, -1 = none
+MISS_TOKENS = 10
+MISS_REFILLED = 11  # ns
+LOOKUP_MARK = 12  # grows with every look-up
+DEADLINE_HEAD = 13  # cursors of ``deadlines``
+DEADLINE_TAIL = 14
+MISS_BUDGET = 15  # misses a second
+LOOKUP_DEADLINE = 16  # ns
+WORDS = 32
+
+# Columns of ``pending``: a key and its addresses as in the tables, then
+PENDING_ADDRESSES = 3
+PENDING_DEADLINE = 7  # ns
+PENDING_FIRST = 8  # arena row of the first parked packet, -1 = none
+PENDING_LAST = 9
+PENDING_COUNT = 10
+PENDING_TAG = 11
+PENDING_COLUMNS = 12
+
+# Columns of ``fragments``: a key and its addresses, then
+FRAGMENT_ADDRESSES = 3
+FRAGMENT_SOURCE_PORT = 7
+FRAGMENT_DESTINATION_PORT = 8
+FRAGMENT_PROTOCOL = 9
+FRAGMENT_EXPIRY = 10  # ns
+FRAGMENT_COLUMNS = 11
+
+# Columns of ``negative``: a key, then
+NEGATIVE_EXPIRY = 3  # ns
+NEGATIVE_COLUMNS = 4
+
+# Events are images with these differences
+EVENT_KIND = image.OP
+EVENT_SESSION = image.TAG
+EVENT_REASON = 22  # session.tcp END_*
+EVENT_TIME = 23  # ns
+
+EVENT_ENDED = 1
+EVENT_TAKEN_OVER = 2
+
+
+class Sessions(NamedTuple):
+    """The arrays of one worker; shapes in ``make_sessions``."""
+
+    table: Table
+    timeouts: npt.NDArray[np.int64]  # ns by state
+    words: npt.NDArray[np.int64]
+    clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; written by the store thread
+    counters: npt.NDArray[np.int64]  # by Counter
+    verdicts: npt.NDArray[np.int64]  # by Verdict
+    pending: npt.NDArray[np.int64]
+    deadlines: npt.NDArray[np.int64]  # tags in the order of their deadlines
+    arena: Batch  # parked packets
+    next_row: npt.NDArray[np.int64]  # list links of arena rows
+    released: npt.NDArray[np.int64]  # arena rows to send after an answer
+    scratch: npt.NDArray[np.int64]  # one descriptor, for flows that come from the store
+    fragments: npt.NDArray[np.int64]
+    negative: npt.NDArray[np.int64]
+    requests: Ring
+    events: Ring
+
+
+def default_timeouts() -> npt.NDArray[np.int64]:
+    """Idle time-outs by state, ns: what operators of firewalls are used to."""
+    timeouts = np.zeros(tcp.STATES, np.int64)
+    timeouts[tcp.TCP_INIT] = limits.TCP_INIT_NS
+    timeouts[tcp.TCP_HANDSHAKE] = limits.TCP_HANDSHAKE_NS
+    timeouts[tcp.TCP_ESTABLISHED] = limits.TCP_ESTABLISHED_NS
+    timeouts[tcp.TCP_HALF_CLOSED_CLIENT] = limits.TCP_HALF_CLOSED_NS
+    timeouts[tcp.TCP_HALF_CLOSED_SERVER] = limits.TCP_HALF_CLOSED_NS
+    timeouts[tcp.TCP_TIME_WAIT] = limits.TCP_TIME_WAIT_NS
+    timeouts[tcp.TCP_CLOSED] = limits.TCP_TIME_WAIT_NS
+    timeouts[tcp.TCP_UNVERIFIED_RST] = limits.TCP_UNVERIFIED_RST_NS
+    timeouts[tcp.UDP] = limits.UDP_NS
+    timeouts[tcp.ICMP] = limits.ICMP_NS
+    timeouts[tcp.OTHER] = limits.OTHER_NS
+    return timeouts
+
+
+def make_sessions(
+    max_sessions: int,
+    *,
+    parked_packets: int = limits.PARKED_PACKETS_MAX,
+    lookups: int = limits.LOOKUPS_MAX,
+    frame_bytes: int = limits.FRAME_BYTES,
+    ring_rows: int = limits.REQUEST_RING_ROWS,
+) -> Sessions:
+    """Empty arrays for one worker.
+
+    Raises ValueError when ``lookups`` is not a power of two of at least one set.
+    """
+    if lookups < BUCKET_SLOTS or lookups & (lookups - 1):
+        raise ValueError(f"lookups must be a power of two of at least {BUCKET_SLOTS}, got {lookups}")
+    words = np.zeros(WORDS, np.int64)
+    words[MAX_SESSIONS] = max_sessions
+    words[REFRESH_DIVISOR] = limits.REFRESH_DIVISOR
+    words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
+    words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
+    words[NEXT_ID] = 1
+    next_row = np.arange(1, parked_packets + 1, dtype=np.int64)
+    next_row[-1] = -1
+    return Sessions(
+        table=make_table(max_sessions),
+        timeouts=default_timeouts(),
+        words=words,
+        clock=np.zeros(2, np.int64),
+        counters=np.zeros(COUNTERS, np.int64),
+        verdicts=np.zeros(VERDICTS, np.int64),
+        pending=np.zeros((lookups, PENDING_COLUMNS), np.int64),
+        deadlines=np.zeros(lookups * 4, np.int64),
+        arena=make_batch(parked_packets, frame_bytes),
+        next_row=next_row,
+        released=np.zeros(parked_packets, np.int64),
+        scratch=np.zeros((1, COLUMNS), np.int64),
+        fragments=np.zeros((limits.FRAGMENTS_MAX, FRAGMENT_COLUMNS), np.int64),
+        negative=np.zeros((limits.NEGATIVE_ENTRIES, NEGATIVE_COLUMNS), np.int64),
+        requests=make_ring(ring_rows, image.COLUMNS),
+        events=make_ring(limits.EVENT_RING_ROWS, image.COLUMNS),
+    )

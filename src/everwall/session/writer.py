@@ -1,0 +1,127 @@
+"""From the table to the store and the log: sessions as rows of the request and event rings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everwall.counters import Counter
+from everwall.kernels import kernel
+from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, SECOND_NS
+from everwall.rings import ring_publish, ring_slot
+from everwall.session import image, state, tcp
+from everwall.session import table as t
+from everwall.wire.meta import PROTOCOL_TCP
+
+_REQUESTS_DELAYED = int(Counter.REQUESTS_DELAYED)
+_EVENTS_LOST = int(Counter.EVENTS_LOST)
+_WRITES = int(Counter.WRITES)
+_DELETES = int(Counter.DELETES)
+
+
+@kernel
+def protocol_of(key2):
+    """The IP protocol in a flow key."""
+    return (key2 >> 32) & 0xFF
+
+
+@kernel
+def stored_expiry(sessions, slot):
+    """When the record of a session stops being true, in seconds of store time.
+
+    Idle time-out or the load balancer's, whichever is longer, and time for the failover itself.
+    """
+    small = sessions.table.small
+    idle_s = sessions.timeouts[np.int64(small[slot, t.STATE])] // SECOND_NS
+    tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
+    balancer_s = LB_IDLE_TCP_S if tcp_flow else LB_IDLE_OTHER_S
+    seen_s = (sessions.table.cold[slot, t.LAST_SEEN] + sessions.clock[0] + SECOND_NS - 1) // SECOND_NS
+    return seen_s + max(idle_s, balancer_s) + FAILOVER_S
+
+
+@kernel
+def _fill(sessions, row, rows, slot):
+    hot, cold, small = sessions.table.hot, sessions.table.cold, sessions.table.small
+    rows[row, image.ENDPOINT] = hot[slot, t.KEY0]
+    rows[row, image.LOWER_HIGH] = cold[slot, t.LOWER_HIGH]
+    rows[row, image.LOWER_LOW] = cold[slot, t.LOWER_LOW]
+    rows[row, image.UPPER_HIGH] = cold[slot, t.UPPER_HIGH]
+    rows[row, image.UPPER_LOW] = cold[slot, t.UPPER_LOW]
+    rows[row, image.KEY2] = hot[slot, t.KEY2]
+    rows[row, image.STATE] = np.int64(small[slot, t.STATE])
+    rows[row, image.FLAGS] = np.int64(small[slot, t.FLAGS])
+    rows[row, image.SCALES] = np.int64(small[slot, t.SCALES])
+    rows[row, image.FROM_ZONE] = np.int64(small[slot, t.FROM_ZONE])
+    rows[row, image.TO_ZONE] = np.int64(small[slot, t.TO_ZONE])
+    rows[row, image.APPLICATION] = np.int64(small[slot, t.APPLICATION])
+    rows[row, image.RULE] = np.int64(small[slot, t.RULE])
+    rows[row, image.HOST] = np.int64(small[slot, t.HOST])
+    rows[row, image.OWNER] = sessions.words[state.OWNER]
+    rows[row, image.GENERATION] = np.int64(small[slot, t.GENERATION])
+    rows[row, image.START] = cold[slot, t.START]
+    rows[row, image.EXPIRY] = stored_expiry(sessions, slot)
+    rows[row, image.PACKETS] = cold[slot, t.PACKETS]
+    rows[row, image.BYTES] = cold[slot, t.BYTES]
+
+
+@kernel
+def write(sessions, slot, now):
+    """Hand a session to the store: for the first time plainly, later by comparison.
+
+    When the queue is full the session is marked and the ageing hand tries again. An unverified RST
+    is a passing doubt of this node: the store keeps the session as established.
+    """
+    small = sessions.table.small
+    row = ring_slot(sessions.requests)
+    if row < 0:
+        small[slot, t.LOCAL] |= t.DIRTY
+        sessions.counters[_REQUESTS_DELAYED] += 1
+        return
+    rows = sessions.requests.rows
+    local = np.int64(small[slot, t.LOCAL])
+    rows[row, image.OP] = image.WRITE if local & t.STORED != 0 else image.WRITE_FIRST
+    rows[row, image.TAG] = slot
+    _fill(sessions, row, rows, slot)
+    if rows[row, image.STATE] == tcp.TCP_UNVERIFIED_RST:
+        rows[row, image.STATE] = tcp.TCP_ESTABLISHED
+    ring_publish(sessions.requests)
+    small[slot, t.LOCAL] = (local | t.STORED) & ~t.DIRTY
+    sessions.table.cold[slot, t.WRITTEN] = now
+    sessions.counters[_WRITES] += 1
+
+
+@kernel
+def forget(sessions, slot):
+    """Ask the store to delete the record of a session that ended here.
+
+    With a full queue the record is left to expire by itself.
+    """
+    small = sessions.table.small
+    local = np.int64(small[slot, t.LOCAL])
+    if local & t.STORED == 0:
+        return
+    small[slot, t.LOCAL] = local & ~(t.STORED | t.DIRTY)
+    row = ring_slot(sessions.requests)
+    if row < 0:
+        sessions.counters[_REQUESTS_DELAYED] += 1
+        return
+    sessions.requests.rows[row, image.OP] = image.DELETE
+    sessions.requests.rows[row, image.TAG] = slot
+    _fill(sessions, row, sessions.requests.rows, slot)
+    ring_publish(sessions.requests)
+    sessions.counters[_DELETES] += 1
+
+
+@kernel
+def report(sessions, slot, kind, reason, now):
+    """Put an event about a session into the log's ring."""
+    row = ring_slot(sessions.events)
+    if row < 0:
+        sessions.counters[_EVENTS_LOST] += 1
+        return
+    rows = sessions.events.rows
+    _fill(sessions, row, rows, slot)
+    rows[row, state.EVENT_KIND] = kind
+    rows[row, state.EVENT_SESSION] = sessions.table.cold[slot, t.ID]
+    rows[row, state.EVENT_REASON] = reason
+    rows[row, state.EVENT_TIME] = now
+    ring_publish(sessions.events)

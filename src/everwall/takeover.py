@@ -1,0 +1,132 @@
+"""Takeover: a session that another node wrote goes on here, under today's policy.
+
+The record is trusted for what it says (its seal was checked before), not for being allowed: policy is
+asked again with the saved direction. The generation is raised, so that the former owner loses every
+later comparison in the store.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everwall.counters import Counter
+from everwall.flow import make_key
+from everwall.kernels import kernel
+from everwall.opening import add, apply_rule, decide
+from everwall.session import image, state, tcp
+from everwall.session import table as t
+from everwall.session.writer import protocol_of, report, write
+from everwall.verdict import Verdict
+from everwall.wire import meta as m
+
+_FORWARD = int(Verdict.FORWARD)
+
+_SESSIONS = int(Counter.SESSIONS)
+_SESSIONS_RESTORED = int(Counter.SESSIONS_RESTORED)
+_SESSIONS_ADOPTED = int(Counter.SESSIONS_ADOPTED)
+_SESSIONS_DEMOTED = int(Counter.SESSIONS_DEMOTED)
+_RESTORE_DENIED = int(Counter.RESTORE_DENIED)
+
+
+@kernel
+def restore(state_, rows, k, own, now):
+    """Take the session of reply row ``k`` over; FORWARD, or why not.
+
+    ``own`` is false when only ICMP errors asked: they may pass, but a session needs a packet of its own.
+    """
+    sessions = state_.sessions
+    scratch = sessions.scratch
+    _flow_of_image(scratch, rows, k, sessions.words[state.SEED])
+    existing = t.find_session(sessions.table, scratch, 0)
+    if existing >= 0:
+        _adopt(sessions, rows, k, existing, now)
+        return _FORWARD
+    verdict, rule, zone = decide(state_, scratch, 0, rows[k, image.FLAGS] & image.INITIATOR_UPPER)
+    if verdict != _FORWARD:
+        sessions.counters[_RESTORE_DENIED] += 1
+        return verdict
+    if not own:
+        return _FORWARD
+    verdict, slot = add(sessions, scratch, 0, now)
+    if verdict != _FORWARD:
+        return verdict
+    small = sessions.table.small
+    small[slot, t.STATE] = rows[k, image.STATE]
+    small[slot, t.FLAGS] = rows[k, image.FLAGS]
+    small[slot, t.SCALES] = rows[k, image.SCALES]
+    small[slot, t.APPLICATION] = rows[k, image.APPLICATION]
+    small[slot, t.HOST] = rows[k, image.HOST]
+    small[slot, t.LOCAL] = t.RELEARNING
+    if rows[k, image.STATE] == tcp.TCP_TIME_WAIT:
+        small[slot, t.END_REASON] = tcp.END_TCP_FIN
+    apply_rule(state_, slot, rule, zone)
+    _inherit(sessions, rows, k, slot)
+    sessions.counters[_SESSIONS_RESTORED] += 1
+    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
+    write(sessions, slot, now)
+    return _FORWARD
+
+
+@kernel
+def _flow_of_image(scratch, rows, k, seed):
+    """The descriptor of a packet from the lower to the upper end of a stored flow."""
+    key2 = rows[k, image.KEY2]
+    scratch[0, m.ENDPOINT] = rows[k, image.ENDPOINT]
+    scratch[0, m.FAMILY] = key2 >> 40
+    scratch[0, m.PROTOCOL] = protocol_of(key2)
+    scratch[0, m.SOURCE_HIGH] = rows[k, image.LOWER_HIGH]
+    scratch[0, m.SOURCE_LOW] = rows[k, image.LOWER_LOW]
+    scratch[0, m.DESTINATION_HIGH] = rows[k, image.UPPER_HIGH]
+    scratch[0, m.DESTINATION_LOW] = rows[k, image.UPPER_LOW]
+    scratch[0, m.SOURCE_PORT] = key2 & 0xFFFF
+    scratch[0, m.DESTINATION_PORT] = (key2 >> 16) & 0xFFFF
+    make_key(scratch, 0, seed)
+
+
+@kernel
+def _inherit(sessions, rows, k, slot):
+    """Go on counting where the former owner was last heard, one generation later."""
+    small, cold = sessions.table.small, sessions.table.cold
+    small[slot, t.FLAGS] |= image.PARTIAL
+    small[slot, t.LOCAL] |= t.STORED
+    small[slot, t.GENERATION] = (rows[k, image.GENERATION] + 1) & 0xFFFF
+    cold[slot, t.START] = rows[k, image.START]
+    cold[slot, t.PACKETS] += rows[k, image.PACKETS]
+    cold[slot, t.BYTES] += rows[k, image.BYTES]
+
+
+@kernel
+def _adopt(sessions, rows, k, slot, now):
+    """A flow without handshake went on before the answer came: give it its past.
+
+    A TCP session that exists by now was opened by a SYN and is a newer connection.
+    """
+    small = sessions.table.small
+    if protocol_of(rows[k, image.KEY2]) == m.PROTOCOL_TCP or np.int64(small[slot, t.LOCAL]) & t.STORED != 0:
+        return
+    small[slot, t.FLAGS] = rows[k, image.FLAGS]
+    small[slot, t.APPLICATION] = rows[k, image.APPLICATION]
+    small[slot, t.HOST] = rows[k, image.HOST]
+    _inherit(sessions, rows, k, slot)
+    sessions.counters[_SESSIONS_ADOPTED] += 1
+    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
+    write(sessions, slot, now)
+
+
+@kernel
+def demote(sessions, rows, k):
+    """A comparison was lost: the session is another node's now and ends here without a word."""
+    slot = rows[k, image.TAG]
+    table = sessions.table
+    if (
+        slot < 0
+        or slot >= table.hot.shape[0]
+        or table.hot[slot, t.KEY2] != rows[k, image.KEY2]
+        or table.hot[slot, t.KEY0] != rows[k, image.ENDPOINT]
+        or table.cold[slot, t.START] != rows[k, image.START]
+        or np.int64(table.small[slot, t.GENERATION]) != rows[k, image.GENERATION]
+    ):
+        return
+    t.remove_session(table, slot)
+    sessions.counters[_SESSIONS] -= 1
+    sessions.counters[_SESSIONS_DEMOTED] += 1
