@@ -54,23 +54,23 @@ def ipv4(
     protocol: int,
     payload: bytes,
     *,
-    ident: int = 0x1D1D,
+    packet_id: int = 0x1D1D,
     dont_fragment: bool = False,
     more: bool = False,
     offset: int = 0,
     ttl: int = 64,
-    options: bytes = b"",
+    ip_options: bytes = b"",
     total_length: int | None = None,
 ) -> bytes:
-    """An IPv4 packet; ``offset`` in bytes, ``options`` a multiple of 4 bytes."""
-    header_length = 20 + len(options)
+    """An IPv4 packet; ``offset`` in bytes, ``ip_options`` a multiple of 4 bytes."""
+    header_length = 20 + len(ip_options)
     flags = dont_fragment << 14 | more << 13 | offset // 8
     header = struct.pack(
         "!BBHHHBBH4s4s",
         0x40 | header_length // 4,
         0,
         header_length + len(payload) if total_length is None else total_length,
-        ident,
+        packet_id,
         flags,
         ttl,
         protocol,
@@ -78,7 +78,7 @@ def ipv4(
         ip_address(src).packed,
         ip_address(dst).packed,
     )
-    return fix_ipv4_checksum(header + options) + payload
+    return fix_ipv4_checksum(header + ip_options) + payload
 
 
 def fix_ipv4_checksum(packet: bytes) -> bytes:
@@ -202,7 +202,7 @@ def icmp_echo(
 def icmp_error(
     src: str, dst: str, quoted: bytes, kind: int | None = None, code: int = 1, **fields: object
 ) -> bytes:
-    """An error about the packet ``quoted``; by default destination unreachable, with up to 548 bytes of it."""
+    """An error about ``quoted``, of which it holds up to 548 bytes; by default destination unreachable."""
     if kind is None:
         kind = 3 if ip_address(src).version == 4 else 1
     return icmp(src, dst, kind, code, bytes(4) + quoted[:548], **fields)
@@ -292,7 +292,7 @@ def load(
     local: tuple[str, int] = FIREWALL,
     endpoint: int = 0,
 ) -> None:
-    """Put ``packet`` into row ``i`` as a port would: GENEVE, or with ``bare`` an IP packet of ``endpoint``."""
+    """Put ``packet`` into row ``i`` as a port does: GENEVE, or with ``bare`` an IP packet of ``endpoint``."""
     end = HEADROOM_BYTES + len(packet)
     if end > batch.data.shape[1]:
         raise ValueError(f"a packet of {len(packet)} bytes does not fit a slot")

@@ -9,9 +9,10 @@ for its answer:
   so whoever finds an IPv6 flow by its key compares ``LOWER_HIGH`` to ``UPPER_LOW`` as well;
 * ``KEY2``: lower port | upper port << 16 | protocol << 32 | family << 40; never 0.
 
-Hash and signature are HalfSipHash-1-3 with 64 bits of output (Aumasson and Bernstein's SipHash on 32-bit words, as
-operating systems key their hash tables with it), keyed by a seed of this process: who does not know the seed
-cannot choose flows that meet in one bucket. They mean nothing to another process and are never stored.
+Hash and signature are HalfSipHash-1-3 with 64 bits of output (Aumasson and Bernstein's SipHash on 32-bit
+words, as operating systems key their hash tables with it), keyed by a seed of this process: who does not
+know the seed cannot choose flows that meet in one bucket. They mean nothing to another process and are
+never stored.
 """
 
 from __future__ import annotations

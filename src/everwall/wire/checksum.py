@@ -26,7 +26,7 @@ def ones_complement_sum(data, i, at, end, start_value):
 
 @kernel
 def ipv4_header_checksum(data, i, at, length):
-    """Checksum of the IPv4 header at ``at``: 0 where the one inside is right, and the one to write where it is 0."""
+    """Checksum of the header at ``at``: 0 where the one inside is right, the one to write where it is 0."""
     return ~ones_complement_sum(data, i, at, at + length, 0) & 0xFFFF
 
 

@@ -82,7 +82,7 @@ def decapsulate(data, meta, i):
 
 @kernel
 def _read_options(data, meta, i, at, end):
-    """Walk the options from ``at`` to ``end``; a second endpoint or cookie would be ambiguous, so it is refused."""
+    """Walk the options from ``at`` to ``end``; a second endpoint or cookie is refused, as either could hold."""
     endpoints = 0
     cookies = 0
     while at < end:

@@ -43,8 +43,8 @@ def parse(data, meta, i):
     """Read the headers at INNER, whose version is known to be 6; fill the IP columns; return a verdict.
 
     FORWARD means that all headers and the payload lie inside the packet: bytes from INNER to INNER_END
-    may be read, and TRANSPORT, unless it is -1, is at most INNER_END. In a later fragment PROTOCOL is the next
-    header of its fragment header, which is an extension header where those were cut apart as well.
+    may be read, and TRANSPORT, unless it is -1, is at most INNER_END. In a later fragment PROTOCOL is what
+    its fragment header says: an extension header where those were cut apart as well.
     """
     at = meta[i, INNER]
     if at + HEADER_BYTES > meta[i, END]:
