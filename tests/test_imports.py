@@ -21,6 +21,8 @@ FLOORS = [
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},
+    {"opening"},
+    {"takeover"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},
     {"worker", "gwlb_worker"},

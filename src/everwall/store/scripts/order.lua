@@ -18,4 +18,3 @@ local function wins(new, old)
   end
   return struct.unpack('>I4', old, 18) == struct.unpack('>I4', new, 18)
 end
-
