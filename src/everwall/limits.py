@@ -47,6 +47,12 @@ FRAGMENTS_MAX = 4096
 FRAGMENT_NS = 30 * SECOND_NS
 """Life of a fragment entry (RFC 791 suggests 15 s as a lower bound, RFC 8200 says 60 s for reassembly)."""
 
+# Policy ----------------------------------------------------------------------------------------
+POLICY_NAME_MAX = 63
+DESCRIPTION_MAX = 1024
+POLICY_RULES_MAX = 65_000
+POLICY_ZONES_MAX = 200
+
 # Store -----------------------------------------------------------------------------------------
 LB_IDLE_TCP_S = 350
 LB_IDLE_OTHER_S = 120
