@@ -35,13 +35,13 @@ summary() {
 
 pytest() { "$python" -m pytest -q "$@"; }
 
-interpreted() { NUMBA_DISABLE_JIT=1 pytest -m "kernel and not lab and not deep and not slow_compile" tests; }
+interpreted() { NUMBA_DISABLE_JIT=1 pytest -m "kernel and not lab and not slow_compile" tests; }
 
 stage "set-up" sh scripts/setup.sh || summary
 stage "warm" "$python" -m everwall warm || summary
-stage "kernel tests, compiled" pytest -m "kernel and not lab and not deep" tests
+stage "kernel tests, compiled" pytest -m "kernel and not lab" tests
 stage "kernel tests, interpreted" interpreted
-stage "all other tests" pytest -m "not kernel and not lab and not deep" tests
+stage "all other tests" pytest -m "not kernel and not lab" tests
 stage "simulator, 200 seeds" "$python" -m everwall.sim --seeds 200
 stage "lab, a short run per failure kind" pytest -m lab tests
 stage "lab on loopback, unprivileged" sh scripts/unprivileged.sh "$python" -m everwall lab --seconds 12 --connections 60

@@ -5,10 +5,10 @@ set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 "$python" -m everwall warm
-export EVERWALL_CASES=100000
-echo "=== kernel tests with $EVERWALL_CASES cases"
+export EVERWALL_DEEP=1
+echo "=== kernel tests, the long campaigns"
 "$python" -m pytest -q -m "kernel and not lab" tests
-echo "=== with bounds checks, in a cache of their own"
+echo "=== all kernel tests with bounds checks, in a cache of their own"
 NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
 echo "=== simulator, 2000 seeds"
 "$python" -m everwall.sim --seeds 2000
