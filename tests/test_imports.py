@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "everwall"
 FLOORS = [
     {"limits", "verdict"},
     {"kernels"},
-    {"rings", "counters", "system"},
+    {"rings", "counters", "system", "config"},
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},
