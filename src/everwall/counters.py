@@ -28,7 +28,7 @@ class Counter(IntEnum):
     SESSIONS_ENDED = 4, "sessions that ended here"
     SESSIONS_DEMOTED = 5, "sessions given up because another node owns them now"
     RESTORE_DENIED = 6, "stored sessions that today's policy does not allow"
-    RESTORE_REFUSED = 7, "stored sessions that did not open: forged, altered or foreign"
+    RECORDS_REFUSED = 7, "stored sessions that did not open: forged, altered or foreign"
     LOOKUPS = 8, "sessions asked of the store"
     LOOKUP_HITS = 9, "of these, found"
     LOOKUP_MISSES = 10, "of these, not there"

@@ -46,7 +46,7 @@ _LOOKUP_TIMEOUT = int(Verdict.LOOKUP_TIMEOUT)
 _STORE_UNAVAILABLE = int(Verdict.STORE_UNAVAILABLE)
 _RESTORE_REFUSED = int(Verdict.RESTORE_REFUSED)
 
-_RESTORES_REFUSED = int(Counter.RESTORE_REFUSED)
+_RECORDS_REFUSED = int(Counter.RECORDS_REFUSED)
 _LOOKUP_HITS = int(Counter.LOOKUP_HITS)
 _LOOKUP_MISSES = int(Counter.LOOKUP_MISSES)
 _LOOKUP_FAILURES = int(Counter.LOOKUP_FAILURES)
@@ -328,7 +328,7 @@ def _answer(state_, rows, k, released, now):
         parking.charge_miss(sessions)
         return _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
     if status == image.REFUSED:
-        sessions.counters[_RESTORES_REFUSED] += 1
+        sessions.counters[_RECORDS_REFUSED] += 1
         return _settle(state_, pending, rows, _NONE, _RESTORE_REFUSED, released, now)
     sessions.counters[_LOOKUP_FAILURES] += 1
     return _settle(state_, pending, rows, _NONE, _STORE_UNAVAILABLE, released, now)

@@ -88,7 +88,7 @@ def _make_port(kind: int, receiver: int, sender: int, batch: int) -> Port:
     )
 
 
-def _receiver(address: str, device: str | None) -> socket.socket:
+def _receiver(address: str, device: str | None, number: int = GENEVE_PORT) -> socket.socket:
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         receiver.setblocking(False)
@@ -100,7 +100,7 @@ def _receiver(address: str, device: str | None) -> socket.socket:
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         if device:
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
-        receiver.bind((address, GENEVE_PORT))
+        receiver.bind((address, number))
     except OSError:
         receiver.close()
         raise
@@ -125,12 +125,13 @@ def open_raw(address: str = "0.0.0.0", device: str | None = None, batch: int = B
     return _make_port(RAW, receiver.detach(), sender.detach(), batch)
 
 
-def open_udp(address: str, batch: int = BATCH_PACKETS) -> Port:
+def open_udp(address: str, batch: int = BATCH_PACKETS, geneve_port: int = GENEVE_PORT) -> Port:
     """Receive GENEVE on ``address``, return it through plain UDP sockets; needs no privilege.
 
+    ``geneve_port`` 0 takes any free port, for a port that no packet will reach.
     Raises OSError when the address or UDP 6081 is taken.
     """
-    return _make_port(UDP, _receiver(address, None).detach(), -1, batch)
+    return _make_port(UDP, _receiver(address, None, geneve_port).detach(), -1, batch)
 
 
 def kind_of(port: Port) -> str:

@@ -76,7 +76,7 @@ class Sessions(NamedTuple):
     table: Table
     timeouts: npt.NDArray[np.int64]  # ns by state
     words: npt.NDArray[np.int64]
-    clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; written by the store thread
+    clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; the store thread writes here
     counters: npt.NDArray[np.int64]  # by Counter
     verdicts: npt.NDArray[np.int64]  # by Verdict
     pending: npt.NDArray[np.int64]
@@ -134,7 +134,7 @@ def make_sessions(
         table=make_table(max_sessions),
         timeouts=default_timeouts(),
         words=words,
-        clock=np.zeros(2, np.int64),
+        clock=np.zeros(4, np.int64),
         counters=np.zeros(COUNTERS, np.int64),
         verdicts=np.zeros(VERDICTS, np.int64),
         pending=np.zeros((lookups, PENDING_COLUMNS), np.int64),
