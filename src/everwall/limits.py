@@ -110,6 +110,7 @@ CONTROL_ANSWER_BYTES_MAX = 64 * 1024 * 1024
 CONTROL_CONNECTIONS_MAX = 64
 CONTROL_TIMEOUT_S = 5.0
 JOIN_GRACE_S_DEFAULT = 10.0
+JOIN_GRACE_S_MAX = 3600.0
 DRAIN_TIMEOUT_S_DEFAULT = 300.0
 
 # Load balancer ---------------------------------------------------------------------------------

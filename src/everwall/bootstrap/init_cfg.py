@@ -1,0 +1,507 @@
+"""``init-cfg.txt``: what a node is told before it starts, one ``key=value`` a line.
+
+The keys and tokens are those that VM-Series firewalls are bootstrapped with (the vendor's page
+"Create the init-cfg.txt File"), so that an existing file works here; keys of our own begin with
+``everwall-``. ``docs/configuration.md`` has the table of all of them. What is recognised but not
+used yet is named in a warning, and so is what is not known at all: nothing is ignored in silence.
+
+Secrets are held in pydantic's secret types and never shown: not in reprs, warnings or errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from cryptography import x509
+from pydantic import SecretBytes, SecretStr
+
+from everwall.bootstrap.keys import (
+    INSPECT_TOKEN,
+    RESILIENCY_TOKENS,
+    SECRET_KEYS,
+    SWAP_MODE,
+    UNUSED_KEYS,
+    UNUSED_MODES,
+    UNUSED_TOKENS,
+    USED_KEYS,
+)
+from everwall.config import ConfigError, did_you_mean, read_text, shown
+from everwall.limits import (
+    CLUSTER_SECRET_BYTES_MIN,
+    HEALTH_PORT_DEFAULT,
+    JOIN_GRACE_S_DEFAULT,
+    JOIN_GRACE_S_MAX,
+    SESSIONS_DEFAULT,
+    SESSIONS_MAX,
+    SESSIONS_MIN,
+)
+
+INIT_CFG = Path("config") / "init-cfg.txt"
+PORT_MAX = 65535
+UNIX_PATH_MAX = 107
+"""Bytes of a UNIX socket's path (``sun_path`` of Linux, less the final zero)."""
+INTERFACE_NAME_MAX = 15
+
+_HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*\.?")
+_ENDPOINT_EXPECTED = "host:port: 10.0.0.5:6379, [2001:db8::5]:6379 or redis.example.com:6379"
+
+
+Value = TypeVar("Value")
+Default = TypeVar("Default")
+
+
+class Resiliency(NamedTuple):
+    """Whether sessions are written to the store and restored from it, and why (not)."""
+
+    enabled: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class RedisEndpoint:
+    """Where the store is; ``host`` is an address without brackets, or a name."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """True for 127.0.0.0/8, ::1 and ``localhost``: what is said there stays on the machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower().rstrip(".") == "localhost"
+
+
+@dataclass(frozen=True)
+class InitCfg:
+    """Everything a node is told; a path is absolute or relative to the working directory."""
+
+    file: str = ""
+    hostname: str | None = None
+    mgmt_interface_swap: bool = False
+    """The machine's first interface carries data and the second management, not the other way round."""
+    session_resiliency: bool = False
+    """``set-sess-ress:True`` was given; ``resiliency`` says whether that is enough."""
+    gwlb_inspect: bool = False
+    """``aws-gwlb-inspect:enable`` was given; GENEVE is refused otherwise."""
+    redis_endpoint: RedisEndpoint | None = None
+    redis_auth: SecretStr | None = None
+    redis_certificate: bytes | None = field(default=None, repr=False)
+    """PEM of the certificates that the store's certificate is checked against; None: the system's."""
+    redis_tls: bool = True
+    redis_server_name: str | None = None
+    """Name in the store's certificate where it is not the endpoint's host."""
+    cluster_secret: SecretBytes | None = None
+    geneve_sources: tuple[ipaddress.IPv4Network, ...] | None = None
+    """None: the subnets of the data interface."""
+    health_port: int = HEALTH_PORT_DEFAULT
+    max_sessions: int = SESSIONS_DEFAULT
+    join_grace_s: float = JOIN_GRACE_S_DEFAULT
+    policy: Path | None = None
+    data_interface: str | None = None
+    mgmt_interface: str | None = None
+    data_address: ipaddress.IPv4Address | None = None
+    """None: all addresses of the data interface."""
+    port: str = "auto"
+    """``auto``, ``raw`` or ``udp``."""
+    control_socket: Path | None = None
+    traffic_log: Path | None = None
+
+    @property
+    def resiliency(self) -> Resiliency:
+        """Whether sessions are kept in the store: a sentence for the start-up line."""
+        if not self.session_resiliency:
+            return Resiliency(False, "set-sess-ress:True is not in plugin-op-commands")
+        if self.redis_endpoint is None:
+            return Resiliency(False, "redis-endpoint is not set")
+        if self.cluster_secret is None:
+            return Resiliency(False, "no everwall-cluster-secret: nothing is written or restored")
+        how = "over TLS" if self.redis_tls else "without TLS"
+        return Resiliency(True, f"sessions are kept in {self.redis_endpoint} {how}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the last start-up line says: resiliency, and GENEVE where it is refused."""
+        enabled, why = self.resiliency
+        notes = [f"session resiliency is {'on' if enabled else 'off'}: {why}"]
+        if not self.gwlb_inspect:
+            notes.append("GENEVE is refused: aws-gwlb-inspect:enable is not in plugin-op-commands")
+        return tuple(notes)
+
+    def interfaces(self, present: Sequence[str]) -> tuple[str | None, str | None]:
+        """Data and management interface on a machine that has these, in order, without loopback.
+
+        Named ones are taken as they are. Else the first is management and the second data, the
+        other way round with mgmt-interface-swap; where there is one only, it is both.
+        """
+        data, mgmt = self.data_interface, self.mgmt_interface
+        if data is None:
+            free = [name for name in present if name != mgmt] or list(present)
+            second = mgmt is None and not self.mgmt_interface_swap
+            data = free[1 if second and len(free) > 1 else 0] if free else None
+        if mgmt is None:
+            mgmt = next((name for name in present if name != data), data)
+        return data, mgmt
+
+
+def find_init_cfg(bootstrap: str | Path) -> Path:
+    """The init-cfg.txt that ``--bootstrap`` means: the file itself, or a package folder around it."""
+    path = Path(bootstrap)
+    if path.is_dir():
+        found = path / INIT_CFG
+        if not found.is_file():
+            raise ConfigError(path, f"a bootstrap package with {INIT_CFG} in it")
+        return found
+    return path
+
+
+def load_init_cfg(bootstrap: str | Path) -> tuple[InitCfg, list[str]]:
+    """Read the file (or the package folder's); returns it with its warnings, raises ``ConfigError``."""
+    path = find_init_cfg(bootstrap)
+    return parse_init_cfg(read_text(path), path)
+
+
+def parse_init_cfg(text: str, file: str | Path = "init-cfg.txt") -> tuple[InitCfg, list[str]]:
+    """Read the text of an init-cfg.txt; paths in it are relative to the folder of ``file``."""
+    return _Parser(Path(file)).parse(text)
+
+
+class _Entry(NamedTuple):
+    """A value and where it stands."""
+
+    key: str
+    value: str
+    line: int
+
+
+class _Parser:
+    """Reads one file: lines to entries, entries to fields."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.warnings: list[tuple[int, str]] = []
+        self.entries: dict[str, _Entry] = {}
+
+    def parse(self, text: str) -> tuple[InitCfg, list[str]]:
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+            self._line(number, line.removesuffix("\r"))
+        self._name_unused()
+        resiliency, inspect = self._plugin_op_commands()
+        cfg = InitCfg(
+            file=str(self.file),
+            hostname=self._read("hostname", self._host, None),
+            mgmt_interface_swap=self._op_command_modes(),
+            session_resiliency=resiliency,
+            gwlb_inspect=inspect,
+            redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
+            redis_auth=self._read("redis-auth", self._auth, None),
+            redis_certificate=self._read("redis-certificate", self._certificate, None),
+            redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
+            redis_server_name=self._read("everwall-redis-server-name", self._host, None),
+            cluster_secret=self._cluster_secret(),
+            geneve_sources=self._read("everwall-geneve-sources", self._sources, None),
+            health_port=self._read("everwall-health-port", self._integer(1, PORT_MAX), HEALTH_PORT_DEFAULT),
+            max_sessions=self._read(
+                "everwall-max-sessions", self._integer(SESSIONS_MIN, SESSIONS_MAX), SESSIONS_DEFAULT
+            ),
+            join_grace_s=self._read("everwall-join-grace", self._seconds, JOIN_GRACE_S_DEFAULT),
+            policy=self._read("everwall-policy", self._existing, None),
+            data_interface=self._read("everwall-data-interface", self._interface, None),
+            mgmt_interface=self._read("everwall-mgmt-interface", self._interface, None),
+            data_address=self._read("everwall-data-address", self._ipv4, None),
+            port=self._read("everwall-port", self._port, "auto"),
+            control_socket=self._read("everwall-control-socket", self._socket_path, None),
+            traffic_log=self._read("everwall-traffic-log", self._path, None),
+        )
+        self._look_over(cfg)
+        return cfg, [text for _, text in sorted(self.warnings)]
+
+    # Lines ------------------------------------------------------------------------------------------
+
+    def _line(self, number: int, line: str) -> None:
+        if not line.strip() or line.lstrip().startswith("#"):
+            return
+        for character in line:
+            if character != "\t" and not character.isprintable():
+                raise ConfigError(
+                    self.file, f"printable text, not the character U+{ord(character):04X}", line=number
+                )
+        key, equals, value = line.partition("=")
+        if not equals or not key.strip():
+            # The line is not shown: it may hold a secret.
+            raise ConfigError(self.file, "key=value, or # and a comment", line=number)
+        if line != line.strip() or key != key.rstrip() or value != value.lstrip():
+            self._warn(number, key.strip(), "spaces around key and value are ignored here, not everywhere")
+        key, value = key.strip(), value.strip()
+        if key in self.entries:
+            raise ConfigError(
+                self.file,
+                f"each key once (it stands in line {self.entries[key].line} already)",
+                line=number,
+                key=key,
+                value=self._shown(_Entry(key, value, number)),
+            )
+        self.entries[key] = _Entry(key, value, number)
+        if key not in USED_KEYS and key not in UNUSED_KEYS:
+            self._warn(number, key, f"unknown key{did_you_mean(key, USED_KEYS + UNUSED_KEYS)}")
+        elif key in USED_KEYS and not value:
+            self._warn(number, key, "empty: as if it were not there")
+
+    def _warn(self, line: int, key: str, text: str) -> None:
+        # What is no word may be the second line of a broken secret.
+        name = key if re.fullmatch(r"[a-z][a-z-]{0,62}[a-z0-9]", key) else "(a key that is not shown)"
+        self.warnings.append((line, f"{self.file}:{line}: {name}: {text}"))
+
+    def _name_unused(self) -> None:
+        for key in UNUSED_KEYS:
+            if key in self.entries and self.entries[key].value:
+                hint = f"; op-command-modes={SWAP_MODE} is what counts here" if key == SWAP_MODE else ""
+                self._warn(self.entries[key].line, key, f"recognised but not used yet{hint}")
+
+    @staticmethod
+    def _shown(entry: _Entry) -> str | None:
+        """The value for a message; None where it may be a secret."""
+        known = entry.key in USED_KEYS and entry.key not in SECRET_KEYS
+        return entry.value if known else None
+
+    def _error(self, entry: _Entry, expected: str, value: str | None = None) -> ConfigError:
+        return ConfigError(
+            self.file,
+            expected,
+            line=entry.line,
+            key=entry.key,
+            value=self._shown(entry) if value is None else value,
+        )
+
+    def _read(self, key: str, read: Callable[[_Entry], Value], default: Default) -> Value | Default:
+        entry = self.entries.get(key)
+        return default if entry is None or not entry.value else read(entry)
+
+    # Lists of words -----------------------------------------------------------------------------------
+
+    def _words(self, key: str) -> Iterable[tuple[_Entry, str]]:
+        """The words of a list, parted by commas; spaces are tolerated with a warning."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return
+        if key == "plugin-op-commands" and re.search(r"\s", entry.value):
+            self._warn(entry.line, key, "spaces in the list are ignored here, not everywhere")
+        for word in re.split(r"[,\s]+", entry.value):
+            if word:
+                yield entry, word
+
+    def _op_command_modes(self) -> bool:
+        swap = False
+        for entry, word in self._words("op-command-modes"):
+            if word == SWAP_MODE:
+                swap = True
+            elif word in UNUSED_MODES:
+                self._warn(entry.line, entry.key, f"{word} is recognised but not used yet")
+            else:
+                hint = did_you_mean(word, (SWAP_MODE, *UNUSED_MODES))
+                self._warn(entry.line, entry.key, f"unknown mode {shown(word)}{hint}")
+        return swap
+
+    def _plugin_op_commands(self) -> tuple[bool, bool]:
+        """(session resiliency, GWLB inspection)."""
+        found: dict[str, bool] = {}
+        for entry, word in self._words("plugin-op-commands"):
+            name, _, argument = word.partition(":")
+            if name in RESILIENCY_TOKENS:
+                token, choices = RESILIENCY_TOKENS[0], {"true": True, "false": False}
+                expected = f"{name}:True or {name}:False"
+            elif name == INSPECT_TOKEN:
+                token, choices = name, {"enable": True, "disable": False}
+                expected = f"{name}:enable or {name}:disable"
+            else:
+                if name in UNUSED_TOKENS:
+                    self._warn(entry.line, entry.key, f"{shown(word)} is recognised but not used yet")
+                else:
+                    hint = did_you_mean(name, (*RESILIENCY_TOKENS, INSPECT_TOKEN, *UNUSED_TOKENS))
+                    self._warn(entry.line, entry.key, f"unknown command {shown(word)}{hint}")
+                continue
+            if argument.lower() not in choices:
+                raise self._error(entry, expected, word)
+            value = choices[argument.lower()]
+            if found.setdefault(token, value) != value:
+                raise self._error(entry, f"one word about {token}, not two that differ", word)
+        return found.get(RESILIENCY_TOKENS[0], False), found.get(INSPECT_TOKEN, False)
+
+    # Values -------------------------------------------------------------------------------------------
+
+    def _host(self, entry: _Entry) -> str:
+        if not _is_host(entry.value):
+            raise self._error(entry, "a host name")
+        return entry.value
+
+    def _endpoint(self, entry: _Entry) -> RedisEndpoint:
+        bracketed = re.fullmatch(r"\[([^\]]*)\]:([0-9]{1,5})", entry.value)
+        plain = re.fullmatch(r"([^:\[\]\s]+):([0-9]{1,5})", entry.value)
+        found = bracketed or plain
+        if found is None:
+            raise self._error(entry, _ENDPOINT_EXPECTED)
+        host, port = found[1], int(found[2])
+        if not 1 <= port <= PORT_MAX:
+            raise self._error(entry, f"a port from 1 to {PORT_MAX}")
+        try:
+            address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = ipaddress.ip_address(host)
+        except ValueError:
+            address = None
+        if bracketed:
+            if address is None or address.version != 6:
+                raise self._error(entry, "an IPv6 address in the brackets")
+        elif address is None and not _is_host(host):
+            raise self._error(entry, _ENDPOINT_EXPECTED)
+        return RedisEndpoint(host, port)
+
+    def _auth(self, entry: _Entry) -> SecretStr:
+        return SecretStr(entry.value)
+
+    def _certificate(self, entry: _Entry) -> bytes:
+        expected = "the base64 form of a PEM certificate, in one line"
+        try:
+            pem = base64.b64decode(entry.value, validate=True)
+            if not x509.load_pem_x509_certificates(pem):
+                raise ValueError
+        except (ValueError, binascii.Error):
+            # What was pasted here by mistake may be a private key.
+            raise ConfigError(self.file, expected, line=entry.line, key=entry.key) from None
+        if b"PRIVATE KEY" in pem:
+            raise ConfigError(self.file, "certificates only, no private key", line=entry.line, key=entry.key)
+        return pem
+
+    def _yes_no(self, entry: _Entry) -> bool:
+        if entry.value not in ("yes", "no"):
+            raise self._error(entry, "yes or no")
+        return entry.value == "yes"
+
+    def _integer(self, low: int, high: int) -> Callable[[_Entry], int]:
+        def read(entry: _Entry) -> int:
+            if not re.fullmatch(r"[0-9]{1,12}", entry.value) or not low <= int(entry.value) <= high:
+                raise self._error(entry, f"a whole number from {low} to {high}")
+            return int(entry.value)
+
+        return read
+
+    def _seconds(self, entry: _Entry) -> float:
+        if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", entry.value) is None or not (
+            0 <= float(entry.value) <= JOIN_GRACE_S_MAX
+        ):
+            raise self._error(entry, f"seconds from 0 to {JOIN_GRACE_S_MAX:g}, as 10 or 0.5")
+        return float(entry.value)
+
+    def _sources(self, entry: _Entry) -> tuple[ipaddress.IPv4Network, ...]:
+        sources = []
+        for word in (word for _, word in self._words(entry.key)):
+            parsed = None
+            if re.fullmatch(r"[0-9.]+(/[0-9]{1,2})?", word):
+                try:
+                    parsed = ipaddress.IPv4Network(word)
+                except ValueError:
+                    parsed = None
+            if parsed is None:
+                raise self._error(
+                    entry, "IPv4 prefixes without bits after the prefix, as 10.0.1.0/24,10.0.2.0/24", word
+                )
+            sources.append(parsed)
+        if not sources:
+            raise self._error(entry, "IPv4 prefixes, as 10.0.1.0/24,10.0.2.0/24")
+        return tuple(sources)
+
+    def _ipv4(self, entry: _Entry) -> ipaddress.IPv4Address:
+        try:
+            return ipaddress.IPv4Address(entry.value)
+        except ValueError:
+            raise self._error(entry, "an IPv4 address") from None
+
+    def _interface(self, entry: _Entry) -> str:
+        name = entry.value
+        if len(name) > INTERFACE_NAME_MAX or re.search(r"[\s/]", name) or name in (".", ".."):
+            raise self._error(entry, f"the name of an interface, at most {INTERFACE_NAME_MAX} characters")
+        return name
+
+    def _port(self, entry: _Entry) -> str:
+        if entry.value not in ("auto", "raw", "udp"):
+            raise self._error(entry, "auto, raw or udp")
+        return entry.value
+
+    def _path(self, entry: _Entry) -> Path:
+        return self.file.parent / entry.value
+
+    def _existing(self, entry: _Entry) -> Path:
+        path = self._path(entry)
+        if not path.is_file():
+            raise self._error(entry, f"an existing file ({path} is none)")
+        return path
+
+    def _socket_path(self, entry: _Entry) -> Path:
+        path = self._path(entry)
+        if len(bytes(path)) > UNIX_PATH_MAX:
+            raise self._error(entry, f"a path of at most {UNIX_PATH_MAX} bytes")
+        return path
+
+    def _cluster_secret(self) -> SecretBytes | None:
+        given = self._read("everwall-cluster-secret", lambda entry: entry, None)
+        named = self._read("everwall-cluster-secret-file", lambda entry: entry, None)
+        if given is not None and named is not None:
+            raise self._error(
+                named, f"only one of {given.key} (line {given.line}) and {named.key} (line {named.line})"
+            )
+        if named is not None:
+            path = self._existing(named)
+            if path.stat().st_mode & 0o077:
+                self._warn(named.line, named.key, f"{path} can be read by others than its owner")
+            text, entry = read_text(path, named.key).strip(), named
+        elif given is not None:
+            text, entry = given.value, given
+        else:
+            return None
+        secret = _decode_secret(text)
+        if secret is None or len(secret) < CLUSTER_SECRET_BYTES_MIN:
+            expected = f"at least {CLUSTER_SECRET_BYTES_MIN} random bytes in hexadecimal or base64"
+            raise self._error(entry, expected)
+        if len(set(secret)) < len(secret) // 4:
+            self._warn(entry.line, entry.key, "does not look random; try: openssl rand -hex 32")
+        return SecretBytes(secret)
+
+    # Keys that depend on one another ------------------------------------------------------------------
+
+    def _look_over(self, cfg: InitCfg) -> None:
+        if not cfg.redis_tls:
+            entry = self.entries["everwall-redis-tls"]
+            if cfg.redis_endpoint is None or not cfg.redis_endpoint.loopback:
+                raise self._error(entry, "yes: only a redis-endpoint on loopback may do without TLS")
+            for key in ("redis-certificate", "everwall-redis-server-name"):
+                if key in self.entries:
+                    self._warn(self.entries[key].line, key, "not used: everwall-redis-tls is no")
+        if cfg.gwlb_inspect and cfg.geneve_sources is None:
+            text = "not set: GENEVE is believed from everybody in the data interface's subnets"
+            self.warnings.append((0, f"{self.file}: everwall-geneve-sources: {text}"))
+
+
+def _is_host(text: str) -> bool:
+    labels = text.rstrip(".").split(".")
+    # A name whose last label is a number would be taken for an address (RFC 1123, section 2.1).
+    return len(text) <= 253 and bool(_HOST.fullmatch(text)) and not labels[-1].isdigit()
+
+
+def _decode_secret(text: str) -> bytes | None:
+    """Hexadecimal where it can be that, else base64."""
+    if re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text):
+        return bytes.fromhex(text)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return None

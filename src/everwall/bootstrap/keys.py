@@ -1,0 +1,69 @@
+"""The words that may stand in an init-cfg.txt: what is used, and what is recognised only."""
+
+from __future__ import annotations
+
+USED_KEYS = (
+    "hostname",
+    "op-command-modes",
+    "plugin-op-commands",
+    "redis-endpoint",
+    "redis-auth",
+    "redis-certificate",
+    "everwall-cluster-secret",
+    "everwall-cluster-secret-file",
+    "everwall-redis-tls",
+    "everwall-redis-server-name",
+    "everwall-geneve-sources",
+    "everwall-health-port",
+    "everwall-max-sessions",
+    "everwall-join-grace",
+    "everwall-policy",
+    "everwall-data-interface",
+    "everwall-mgmt-interface",
+    "everwall-data-address",
+    "everwall-port",
+    "everwall-control-socket",
+    "everwall-traffic-log",
+)
+UNUSED_KEYS = (
+    "type",
+    "ip-address",
+    "default-gateway",
+    "netmask",
+    "ipv6-address",
+    "ipv6-default-gateway",
+    "panorama-server",
+    "panorama-server-2",
+    "tplname",
+    "dgname",
+    "cgname",
+    "dns-primary",
+    "dns-secondary",
+    "vm-auth-key",
+    "op-cmd-dpdk-pkt-io",
+    "dhcp-send-hostname",
+    "dhcp-send-client-id",
+    "dhcp-accept-server-hostname",
+    "dhcp-accept-server-domain",
+    "vm-series-auto-registration-pin-id",
+    "vm-series-auto-registration-pin-value",
+    "authcodes",
+    "mgmt-interface-swap",
+)
+"""The vendor's keys that mean nothing here yet."""
+SECRET_KEYS = ("redis-auth", "everwall-cluster-secret")
+
+UNUSED_TOKENS = (
+    "sriov-access-mode-on",
+    "aws-gwlb-associate-vpce",
+    "aws-gwlb-overlay-routing",
+    "set-dp-cores",
+    "set-cores",
+    "numa-perf-optimize",
+    "advance-routing",
+    "panorama-licensing-mode-on",
+)
+RESILIENCY_TOKENS = ("set-sess-ress", "setsess-ress")
+INSPECT_TOKEN = "aws-gwlb-inspect"
+SWAP_MODE = "mgmt-interface-swap"
+UNUSED_MODES = ("multi-vsys", "jumbo-frame")
