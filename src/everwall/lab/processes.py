@@ -57,17 +57,13 @@ class Program:
             states = []
             for task in Path(f"/proc/{self.pid}/task").iterdir():
                 with contextlib.suppress(OSError):
-                    states.append(
-                        (task / "stat").read_text().rpartition(")")[2].split()[0]
-                    )
+                    states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
             if all(state in "Tt" for state in states):
                 return True
             time.sleep(0.001)
         return False
 
-    def ask(
-        self, command: str, timeout_s: float = 10.0, **arguments: Any
-    ) -> dict[str, Any]:
+    def ask(self, command: str, timeout_s: float = 10.0, **arguments: Any) -> dict[str, Any]:
         """Send one JSON line to a traffic program and wait for the line that answers it."""
         self.tell(command, **arguments)
         assert self.process.stdout is not None
@@ -76,9 +72,7 @@ class Program:
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise LabError(
-                    f"{self.name} did not answer '{command}' in {timeout_s:.0f} s; see {self.log}"
-                )
+                raise LabError(f"{self.name} did not answer '{command}' in {timeout_s:.0f} s; see {self.log}")
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
                 raise LabError(f"{self.name} has ended:\n{self.tail()}")
@@ -93,9 +87,7 @@ class Program:
         """Send one JSON line."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(
-                json.dumps({"command": command, **arguments}).encode() + b"\n"
-            )
+            self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise LabError(f"{self.name} has ended:\n{self.tail()}") from None
@@ -106,11 +98,7 @@ def _environment() -> dict[str, str]:
     here = str(Path(everwall.__file__).resolve().parent.parent)
     paths = [
         here,
-        *(
-            os.path.abspath(path)
-            for path in os.environ.get("PYTHONPATH", "").split(":")
-            if path
-        ),
+        *(os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(":") if path),
     ]
     return os.environ | {"PYTHONPATH": ":".join(dict.fromkeys(paths))}
 
@@ -123,9 +111,7 @@ class Programs:
         self.outlive = outlive
         self.all: list[Program] = []
 
-    def start(
-        self, name: str, line: list[str], netns: str | None = None, pipes: bool = False
-    ) -> Program:
+    def start(self, name: str, line: list[str], netns: str | None = None, pipes: bool = False) -> Program:
         """Start ``line`` in the namespace at path ``netns``; ``pipes`` keeps stdin and stdout for us."""
         log = self.directory.path / f"{name}.log"
         with open(log, "ab") as out:
@@ -170,12 +156,8 @@ def wait_until(
     while not check():
         for program in watched:
             if not program.running:
-                raise LabError(
-                    f"{program.name} ended while the lab waited for {what}:\n{program.tail()}"
-                )
+                raise LabError(f"{program.name} ended while the lab waited for {what}:\n{program.tail()}")
         if time.monotonic() > deadline:
-            logs = "\n".join(
-                f"--- {program.log}\n{program.tail(6)}" for program in watched
-            )
+            logs = "\n".join(f"--- {program.log}\n{program.tail(6)}" for program in watched)
             raise LabError(f"{what}: not within {timeout_s:.0f} s\n{logs}")
         time.sleep(step_s)

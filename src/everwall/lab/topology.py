@@ -141,9 +141,7 @@ class Topology:
                     _address(node, "mgmt0", node_management_address(index))
                     _up(node, "mgmt0")
 
-    def _veth(
-        self, near: NetNS, name: str, role: str, far_name: str, mtu: int = 1500
-    ) -> None:
+    def _veth(self, near: NetNS, name: str, role: str, far_name: str, mtu: int = 1500) -> None:
         peer = {
             "ifname": far_name,
             "net_ns_fd": self.directory.namespace(role),
@@ -216,11 +214,7 @@ def remove_namespaces(lab: str) -> None:
 
 def sweep_namespaces() -> list[str]:
     """Remove the namespaces of labs that are gone; returns the labs' names."""
-    labs = {
-        name.removeprefix(PREFIX).split("-")[0]
-        for name in netns.listnetns()
-        if name.startswith(PREFIX)
-    }
+    labs = {name.removeprefix(PREFIX).split("-")[0] for name in netns.listnetns() if name.startswith(PREFIX)}
     gone = sorted(lab for lab in labs if not is_alive(lab))
     for lab in gone:
         remove_namespaces(lab)

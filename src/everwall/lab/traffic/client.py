@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any
 
-from everwall.lab.traffic.control import serve
+from everwall.lab.traffic.control import Handler, serve
 from everwall.lab.traffic.kinds import PROBE_BYTES, TCP_PORT, kind_of
 from everwall.lab.traffic.pings import Pings
 from everwall.lab.traffic.stream import DOWN, UP, Corrupt, Frames, Stream, frame
@@ -38,9 +38,7 @@ class Connection(asyncio.Protocol):
         self.up = Stream(number, UP)
         self.down = Stream(number, DOWN)
         self.frames = Frames()
-        self.waiting: deque[tuple[int, int]] = (
-            deque()
-        )  # (sequence, sent at) of unanswered exchanges
+        self.waiting: deque[tuple[int, int]] = deque()  # (sequence, sent at) of unanswered exchanges
         self.transport: asyncio.Transport | None = None
         self.local = ""
         self.sequence = 0
@@ -68,9 +66,7 @@ class Connection(asyncio.Protocol):
         try:
             for received in self.frames.feed(data):
                 if not self.waiting or received.connection != self.number:
-                    raise Corrupt(
-                        f"an answer nobody asked for: {received.connection}/{received.sequence}"
-                    )
+                    raise Corrupt(f"an answer nobody asked for: {received.connection}/{received.sequence}")
                 sequence, sent = self.waiting.popleft()
                 if received.sequence != sequence:
                     raise Corrupt(f"answer {received.sequence} instead of {sequence}")
@@ -136,9 +132,7 @@ class Connection(asyncio.Protocol):
 class Client:
     """All connections, the tick that drives them, and the answers to the lab."""
 
-    def __init__(
-        self, server: str, connections: int, udp_flows: int, icmp_flows: int
-    ) -> None:
+    def __init__(self, server: str, connections: int, udp_flows: int, icmp_flows: int) -> None:
         self.server = server
         self.connections = [Connection(self, number) for number in range(connections)]
         self.pings = Pings(server, udp_flows, icmp_flows)
@@ -153,9 +147,7 @@ class Client:
     def start(self) -> dict[str, Any]:
         """Open everything; connections are opened a few at a time."""
         gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
-        self._tasks = [
-            asyncio.create_task(self._open(each, gate)) for each in self.connections
-        ]
+        self._tasks = [asyncio.create_task(self._open(each, gate)) for each in self.connections]
         self._tasks.append(asyncio.create_task(self._tick()))
         self.pings.start(asyncio.get_running_loop())
         return {}
@@ -163,9 +155,7 @@ class Client:
     async def _open(self, connection: Connection, gate: asyncio.Semaphore) -> None:
         async with gate:
             try:
-                await asyncio.get_running_loop().create_connection(
-                    lambda: connection, self.server, TCP_PORT
-                )
+                await asyncio.get_running_loop().create_connection(lambda: connection, self.server, TCP_PORT)
             except OSError as error:
                 connection.error = type(error).__name__
 
@@ -205,17 +195,13 @@ class Client:
         step = int(PROBE_SPREAD_S * 1e9) // max(1, len(self.connections))
         order = list(self.connections)
         self._random.shuffle(order)
-        self._probes = deque(
-            (now + i * step, each) for i, each in enumerate(order) if each.exchanges
-        )
+        self._probes = deque((now + i * step, each) for i, each in enumerate(order) if each.exchanges)
 
     def progress(self) -> dict[str, Any]:
         now = time.monotonic_ns()
         return {
             "established": sum(each.exchanges > 0 for each in self.connections),
-            "failed": sum(
-                bool(each.error) and not each.exchanges for each in self.connections
-            ),
+            "failed": sum(bool(each.error) and not each.exchanges for each in self.connections),
             "probed": sum(each.probed_ns > 0 for each in self.connections),
             "answered": sum(each.answered_ns > 0 for each in self.connections),
             "lost": sum(bool(each.lost(now)) for each in self.connections),
@@ -225,9 +211,7 @@ class Client:
     def flows(self) -> dict[str, Any]:
         """The source address and port of every flow, so that the lab finds them in the flow table."""
         return {
-            "tcp": [
-                [each.number, each.local] for each in self.connections if each.exchanges
-            ],
+            "tcp": [[each.number, each.local] for each in self.connections if each.exchanges],
             "udp": self.pings.udp_sources(),
         }
 
@@ -250,7 +234,7 @@ class Client:
 
 async def run(arguments: list[str]) -> None:
     client = Client(arguments[0], *(int(word) for word in arguments[1:4]))
-    handlers = {
+    handlers: dict[str, Handler] = {
         "ready": dict,
         "start": client.start,
         "pace": client.set_pace,

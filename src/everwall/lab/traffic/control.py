@@ -19,9 +19,7 @@ async def serve(handlers: dict[str, Handler]) -> None:
     """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 24)
-    await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         arguments = json.loads(line)
         command = arguments.pop("command")

@@ -9,6 +9,7 @@ import struct
 import time
 from typing import Any
 
+from everwall.lab.traffic.inner import checksum
 from everwall.lab.traffic.kinds import (
     ICMP_INTERVAL_S,
     UDP_INTERVAL_S,
@@ -25,22 +26,11 @@ _SLOW_TICKS = round(UDP_SLOW_INTERVAL_S * 1000) // TICK_MS
 _ICMP_TICKS = round(ICMP_INTERVAL_S * 1000) // TICK_MS
 
 
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def echo_request(identifier: int, sequence: int, sent_ns: int) -> bytes:
     """An ICMP echo request (RFC 792) with a probe as its data."""
     data = PROBE.pack(identifier, sequence & 0xFFFFFFFF, sent_ns)
     head = _ICMP.pack(_ECHO, 0, 0, identifier, sequence & 0xFFFF)
-    return (
-        _ICMP.pack(_ECHO, 0, checksum(head + data), identifier, sequence & 0xFFFF)
-        + data
-    )
+    return _ICMP.pack(_ECHO, 0, checksum(head + data), identifier, sequence & 0xFFFF) + data
 
 
 class Pings:
@@ -62,9 +52,7 @@ class Pings:
         self.icmp_replies = Arrivals()
         self.raw: socket.socket | None = None
         if icmp_flows:
-            self.raw = socket.socket(
-                socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP
-            )
+            self.raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
             self.raw.setblocking(False)
             self.raw.connect((server, 0))
         self._identifier = os.getpid() & 0x7FFF
@@ -84,9 +72,7 @@ class Pings:
             every = _FAST_TICKS if number in self.fast else _SLOW_TICKS
             if (ticks + number) % every == 0:
                 try:
-                    flow.send(
-                        PROBE.pack(number, self.sequences[number], time.monotonic_ns())
-                    )
+                    flow.send(PROBE.pack(number, self.sequences[number], time.monotonic_ns()))
                 except OSError:
                     pass  # a full buffer or an ICMP error: a lost probe like any other
                 self.sequences[number] += 1
@@ -95,11 +81,7 @@ class Pings:
                 if (ticks + number) % _ICMP_TICKS == 0:
                     self.icmp_sent += 1
                     try:
-                        self.raw.send(
-                            echo_request(
-                                self._identifier + number, self.icmp_sent, now_ns
-                            )
-                        )
+                        self.raw.send(echo_request(self._identifier + number, self.icmp_sent, now_ns))
                     except OSError:
                         pass
 
@@ -119,9 +101,7 @@ class Pings:
         data = packet[(packet[0] & 15) * 4 :]
         if len(data) == _ICMP.size + PROBE.size and data[0] == _ECHO_REPLY:
             identifier, _, sent = PROBE.unpack(data[_ICMP.size :])
-            self.icmp_replies.add(
-                identifier - self._identifier, sent, time.monotonic_ns()
-            )
+            self.icmp_replies.add(identifier - self._identifier, sent, time.monotonic_ns())
 
     def udp_sources(self) -> list[tuple[int, str]]:
         names = [flow.getsockname() for flow in self.udp]
@@ -129,8 +109,7 @@ class Pings:
 
     def udp_report(self, effective_ns: int) -> list[dict[str, Any]]:
         return [
-            row
-            | {"sent": self.sequences[row["flow"]], "fast": row["flow"] in self.fast}
+            row | {"sent": self.sequences[row["flow"]], "fast": row["flow"] in self.fast}
             for row in self.echoes.summary(effective_ns)
         ]
 

@@ -35,11 +35,7 @@ class Arrivals:
         rows = []
         for flow, (sent, arrived) in sorted(self._flows.items()):
             first = min(
-                (
-                    arrival
-                    for start, arrival in zip(sent, arrived, strict=True)
-                    if start >= effective_ns
-                ),
+                (arrival for start, arrival in zip(sent, arrived, strict=True) if start >= effective_ns),
                 default=None,
             )
             rows.append({"flow": flow, "packets": len(sent), "first_after_ns": first})

@@ -84,9 +84,7 @@ class Server:
 
     async def listen(self, address: str) -> None:
         loop = asyncio.get_running_loop()
-        self.tcp = await loop.create_server(
-            lambda: Connection(self), address, TCP_PORT, backlog=1024
-        )
+        self.tcp = await loop.create_server(lambda: Connection(self), address, TCP_PORT, backlog=1024)
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.setblocking(False)
         self.udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)

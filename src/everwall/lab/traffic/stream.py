@@ -55,9 +55,7 @@ class Stream:
         at = self.position
         if payload != self.take(len(payload)):
             self.position = at
-            raise Corrupt(
-                f"{len(payload)} bytes at position {at} are not the ones that were sent"
-            )
+            raise Corrupt(f"{len(payload)} bytes at position {at} are not the ones that were sent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,7 @@ class Frames:
         start = 0
         try:
             while len(waiting) - start >= HEADER.size:
-                connection, sequence, length, answer = HEADER.unpack_from(
-                    waiting, start
-                )
+                connection, sequence, length, answer = HEADER.unpack_from(waiting, start)
                 if length > PAYLOAD_BYTES_MAX or answer > PAYLOAD_BYTES_MAX:
                     raise Corrupt(f"a frame of {length} bytes, answered by {answer}")
                 end = start + HEADER.size + length

@@ -1,0 +1,147 @@
+"""``everwall lab``: a whole cluster on this machine, real connections, and a failure to watch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from everwall.cli.common import fail
+
+
+class Fail(StrEnum):
+    """How the victim fails."""
+
+    KILL = "kill"
+    DRAIN = "drain"
+    HANG = "hang"
+    PARTITION = "partition"
+
+
+class Resiliency(StrEnum):
+    """With session resiliency, without, or both one after the other."""
+
+    BOTH = "both"
+    ON = "on"
+    OFF = "off"
+
+
+class Rung(StrEnum):
+    """How much of the real thing the machine allows."""
+
+    AUTO = "auto"
+    ROOT = "root"
+    LOOPBACK = "loopback"
+
+
+def command(
+    firewalls: Annotated[int, typer.Option(help="Firewalls in the cluster.", min=2, max=16)] = 3,
+    connections: Annotated[int, typer.Option(help="TCP connections.", min=1, max=5000)] = 300,
+    how: Annotated[
+        Fail,
+        typer.Option(
+            "--fail",
+            help="kill: SIGKILL. drain: deregistered, then SIGTERM. hang: SIGSTOP. "
+            "partition: data network cut, management stays.",
+        ),
+    ] = Fail.KILL,
+    seconds: Annotated[float, typer.Option(help="Length of a run; the event comes at a third.", min=6)] = 30,
+    resiliency: Annotated[
+        Resiliency,
+        typer.Option(help="Run with session resiliency, without it, or first with and then without."),
+    ] = Resiliency.BOTH,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the last run's cluster running, and say how to look inside.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.", dir_okay=False)
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Write a row per connection and all logs here.", file_okay=False)
+    ] = None,
+    rung: Annotated[
+        Rung, typer.Option(help="root: namespaces and real TCP. loopback: packets, no privileges.")
+    ] = Rung.AUTO,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Only end what --keep left running.")] = False,
+) -> None:
+    """Watch connections live through the death of the firewall that carried them.
+
+    Builds clients, servers, a load balancer, firewalls and a store on this machine, fills the cluster with
+    traffic and makes the firewall that carries most of it fail. The load balancer learns of that by its
+    health checks alone. Ends with 1 when a promise was broken.
+    """
+    from everwall.lab import capabilities, lab, report
+    from everwall.lab.measure import Run, broken_promises
+    from everwall.lab.processes import LabError
+    from everwall.lab.run import Options
+
+    console = Console(stderr=False, highlight=False)
+    runs: list[Run] = []
+    error: str | None = None
+    inside: list[str] = []
+    modes = {"both": [True, False], "on": [True], "off": [False]}[resiliency.value]
+    if keep:
+        modes.reverse()  # the one worth looking at stays
+    options = Options(firewalls, connections, how.value, seconds, keep, evidence)
+    status = console.status("preparing")
+
+    def progress(line: str) -> None:
+        if console.is_terminal:
+            status.update(line)
+        elif line.partition(";")[0] not in said:
+            said.add(line.partition(";")[0])
+            console.print(line)
+
+    said: set[str] = set()
+
+    def finished(run: Run) -> None:
+        runs.append(run)
+        if evidence is not None:
+            report.write_evidence(evidence, run)
+
+    try:
+        with lab.ended_by_signals(), status:
+            if sweep:
+                lab.sweep()
+                return
+            lab.prepare(progress)
+            taken = capabilities.rung() if rung is Rung.AUTO else rung.value
+            _say_rung(console, taken)
+            if how is Fail.PARTITION and taken == capabilities.LOOPBACK:
+                raise LabError("--fail partition needs network namespaces, and these need root")
+            for number, resilient in enumerate(modes):
+                last = number == len(modes) - 1
+                said.clear()
+                console.print(f"[bold]Session resiliency {'on' if resilient else 'off'}[/bold]")
+                chosen = (
+                    options if last else Options(firewalls, connections, how.value, seconds, False, evidence)
+                )
+                inside = lab.perform(chosen, taken, resilient, progress, finished)
+    except (LabError, OSError) as problem:
+        error = str(problem)
+    except KeyboardInterrupt:
+        error = "interrupted"
+    runs.sort(key=lambda run: run.resiliency, reverse=True)
+    if json_file is not None:
+        report.write_json(json_file, runs, error)
+    report.show(console, runs)
+    if inside:
+        console.print("The cluster is still running. To look inside:", *inside, sep="\n  ")
+        console.print("It ends with the next 'everwall lab', or with 'everwall lab --sweep'.")
+    if error is not None:
+        fail(error)
+    if any(broken_promises(run) for run in runs):
+        raise typer.Exit(1)
+
+
+def _say_rung(console: Console, rung: str) -> None:
+    if rung == "root":
+        console.print("Rung: root. Network namespaces, real TCP connections, a real store with TLS.")
+    else:
+        console.print(
+            "Rung: loopback. Nothing is allowed here, so packet-level flows go over loopback UDP; "
+            "run as root for real TCP connections."
+        )

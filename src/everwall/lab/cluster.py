@@ -1,0 +1,206 @@
+"""A running cluster of the lab: store, load balancer and firewalls, started and watched.
+
+Where its parts live (namespaces or loopback) is the business of a ``Site``; everything else is the
+same on every rung.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from everwall.lab import configuration
+from everwall.lab import store as stores
+from everwall.lab.configuration import GatewayPlace, NodePlace
+from everwall.lab.processes import LabError, Program, Programs, wait_until
+from everwall.lab.rundir import RunDirectory
+from everwall.lab.traffic.driver import Traffic
+from everwall.management.control import request
+
+START_DEADLINE_S = 90.0
+NODE_DRAIN_TIMEOUT_S = 60
+_FLOWS_ASKED = 10_000
+
+
+class Site(Protocol):
+    """Where the parts of a lab live."""
+
+    rung: str
+    traffic: str
+    """``tcp`` or ``packets``."""
+    nodes: list[NodePlace]
+    gateway: GatewayPlace
+    store_host: str
+    store_port: int
+    store_netns: str | None
+
+    def build(self) -> None:
+        """Prepare the places; raises LabError."""
+
+    def connect(self) -> None:
+        """Called once the load balancer and its endpoint exist."""
+
+    def start_traffic(self, programs: Programs, connections: int, probes: int) -> Traffic:
+        """Start the traffic programs; nothing is sent yet."""
+
+    def cut_data(self, name: str) -> None:
+        """Cut a firewall off the data network; raises LabError where that is impossible."""
+
+    def remove(self) -> None:
+        """Remove whatever ``build`` made."""
+
+    def look_inside(self) -> list[str]:
+        """Commands for a person who looks into a lab that was left running."""
+
+
+class Cluster:
+    """Store, load balancer and firewalls of one run."""
+
+    def __init__(self, directory: RunDirectory, site: Site, programs: Programs, resiliency: bool) -> None:
+        self.directory = directory
+        self.site = site
+        self.programs = programs
+        self.resiliency = resiliency
+        self.firewalls: dict[str, Program] = {}
+        self.names: dict[str, str] = {}
+        """The load balancer's target ids and the names of the firewalls behind them."""
+
+    def control(self, name: str) -> Path:
+        """The control socket of ``gwlb`` or of a firewall."""
+        return self.directory.path / f"{name}.sock"
+
+    # Start ---------------------------------------------------------------------------------------
+    def start(self, progress: Callable[[str], None]) -> None:
+        """Start everything and wait until every firewall is healthy; raises LabError."""
+        site = self.site
+        progress("starting the store")
+        self.store = stores.start(self.programs, site.store_host, site.store_port, site.store_netns)
+        progress("starting the load balancer")
+        path = self.directory.path / "gwlb.yaml"
+        configuration.write(path, configuration.gateway(site.gateway, site.nodes))
+        self.gateway = self._everwall("gwlb", ["gwlb", "--config", str(path)], site.gateway.netns)
+        progress(f"starting {len(site.nodes)} firewalls")
+        secret = configuration.new_secret()
+        for place in site.nodes:
+            self._start_firewall(place, secret)
+        wait_until("the load balancer", lambda: self._ready("gwlb"), START_DEADLINE_S, [self.gateway])
+        site.connect()
+        self.names = {str(target["id"]): self._name_of(target) for target in self.targets()}
+        running = [self.gateway, *self.firewalls.values()]
+        for name in self.firewalls:
+            wait_until(f"firewall {name}", partial(self._active, name), START_DEADLINE_S, running)
+        wait_until("healthy targets", self._all_healthy, START_DEADLINE_S, running)
+
+    def _start_firewall(self, place: NodePlace, secret: str) -> None:
+        folder = self.directory.path / place.name
+        text = configuration.init_cfg(place, self.store, secret, self.resiliency, self.control(place.name))
+        configuration.write(folder / "init-cfg.txt", text)
+        configuration.write(folder / "policy.yaml", configuration.policy())
+        arguments = ["firewall", "--bootstrap", str(folder / "init-cfg.txt")]
+        arguments += ["--drain-timeout", str(NODE_DRAIN_TIMEOUT_S)]
+        self.firewalls[place.name] = self._everwall(place.name, arguments, place.netns)
+
+    def _everwall(self, name: str, arguments: list[str], netns: str | None) -> Program:
+        line = [sys.executable, "-m", "everwall", *arguments, "--control", str(self.control(name))]
+        return self.programs.start(name, line, netns)
+
+    def _ready(self, name: str) -> bool:
+        try:
+            return bool(request(self.control(name), "status")["ok"])
+        except OSError:
+            return False
+
+    def _active(self, name: str) -> bool:
+        try:
+            return self.ask(name, "status").get("state") == "active"
+        except OSError:
+            return False
+
+    def _all_healthy(self) -> bool:
+        return all(target["state"] == "healthy" for target in self.targets())
+
+    def _name_of(self, target: dict[str, Any]) -> str:
+        for place in self.site.nodes:
+            if place.name == target["id"] or place.data_address == str(target.get("address")):
+                return place.name
+        raise LabError(f"the load balancer has a target that is no firewall of the lab: {target}")
+
+    # Questions -----------------------------------------------------------------------------------
+    def ask(self, name: str, command: str, **arguments: Any) -> dict[str, Any]:
+        """The answer of ``gwlb`` or a firewall; raises OSError when it is gone, LabError when it refuses."""
+        answer = request(self.control(name), command, **arguments)
+        if not answer.pop("ok"):
+            raise LabError(f"{name} refused '{command}': {answer.get('error')}")
+        return answer
+
+    def targets(self) -> list[dict[str, Any]]:
+        answer = self.ask("gwlb", "targets")
+        rows: list[dict[str, Any]] = answer["targets"]
+        return rows
+
+    def target_events(self) -> list[dict[str, Any]]:
+        """State changes of targets, with the firewalls' names instead of target ids."""
+        events = self.ask("gwlb", "targets")["events"]
+        return [each | {"target": self.names.get(str(each["target"]), "")} for each in events]
+
+    def flow_targets(self) -> dict[tuple[int, str], str]:
+        """Of each flow of the load balancer, by (protocol, client's address:port): the firewall."""
+        flows = {}
+        for row in self.ask("gwlb", "flows", limit=_FLOWS_ASKED)["flows"]:
+            name = self.names.get(str(row["target"]), "")
+            for end in ("source", "destination"):
+                flows[int(row["protocol"]), f"{row[end]}:{row[end + '_port']}"] = name
+        return flows
+
+    def counters(self, name: str) -> dict[str, int]:
+        """Counters of a process; empty when it is gone or hangs."""
+        try:
+            answer = request(self.control(name), "counters", timeout_s=2.0)
+        except OSError:
+            return {}
+        found: dict[str, int] = answer.get("counters", {})
+        return found
+
+    # Failures ------------------------------------------------------------------------------------
+    def fail(self, how: str, victim: str) -> tuple[int, int]:
+        """Make the event; returns its time, and the time from which its effect is certain (both ns).
+
+        A packet sent after the second moment cannot have passed through the victim as it was before.
+        """
+        program = self.firewalls[victim]
+        event = time.monotonic_ns()
+        if how == "kill":
+            program.signal(signal.SIGKILL)
+            program.process.wait()
+        elif how == "hang":
+            program.signal(signal.SIGSTOP)
+            if not program.wait_stopped(5.0):
+                raise LabError(f"{victim} did not stop")
+        elif how == "partition":
+            self.site.cut_data(victim)
+        elif how == "drain":
+            return self._drain(victim)
+        return event, time.monotonic_ns()
+
+    def _drain(self, victim: str) -> tuple[int, int]:
+        """Deregister the victim and ask it to drain; the event is the end of the deregistration delay."""
+        target = next(number for number, name in self.names.items() if name == victim)
+        began = time.monotonic_ns()
+        self.ask("gwlb", "deregister", target=target)
+        self.firewalls[victim].signal(signal.SIGTERM)
+        deadline = time.monotonic() + configuration.DEREGISTRATION_DELAY_S + 5
+        while time.monotonic() < deadline:
+            ends = [
+                int(each["time_ns"])
+                for each in self.target_events()
+                if each["target"] == victim and each["state"] == "unused" and int(each["time_ns"]) >= began
+            ]
+            if ends:
+                return ends[0], ends[0]
+            time.sleep(0.02)
+        raise LabError(f"the deregistration of {victim} did not end")

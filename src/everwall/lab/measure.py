@@ -1,0 +1,295 @@
+"""The figures of a run: arithmetic on what traffic, load balancer and nodes wrote down.
+
+No sockets and no clock; all of it can be tested on recorded samples. Times are nanoseconds of
+CLOCK_MONOTONIC until they become figures in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CPU_SHARE_WANTED = 0.40
+"""The part of the machine that traffic is paced to."""
+_PACE_MIN, _PACE_MAX = 0.05, 4.0
+
+PROBES_ON_VICTIM = 20
+VICTIM_SHARE_MIN = 0.25
+GAP_OVER_DETECTION_MS = 100
+GAP_DRAIN_MS = 60
+STALL_OVER_DETECTION_MS = 300
+
+HISTOGRAM_MS = (10, 30, 100, 300, 600, 1000, 2000, 5000)
+"""Upper bounds of the histogram's bars; the last bar is open."""
+
+NON_SYN = "non-syn-tcp"
+
+
+@dataclass
+class Connection:
+    """One TCP connection (or packet-level flow) and all that is known of it."""
+
+    number: int
+    kind: str
+    client: str
+    target: str = ""
+    """The firewall that carried it at the event."""
+    target_after: str = ""
+    exchanges: int = 0
+    verified: int = 0
+    """Bytes compared with the ones that were sent, both directions."""
+    corrupt: str = ""
+    lost: str = ""
+    stall_ms: float = 0.0
+    answered_ms: float | None = None
+    """From its probe after the event to the answer."""
+
+
+@dataclass
+class Probe:
+    """One UDP probe flow."""
+
+    number: int
+    client: str
+    target: str = ""
+    fast: bool = False
+    sent: int = 0
+    delivered: int = 0
+    gap_ms: float | None = None
+
+
+@dataclass
+class Node:
+    """What one firewall carried."""
+
+    name: str
+    victim: bool = False
+    flows_before: int = 0
+    flows_after: int = 0
+    packets: int = 0
+    """Packets that came back to the load balancer."""
+    sessions: int | None = None
+    restored: int | None = None
+    health: str = ""
+
+
+@dataclass
+class Run:
+    """One run of the lab, with or without session resiliency."""
+
+    resiliency: str
+    fail: str
+    traffic: str
+    firewalls: int
+    rung: str = ""
+    seconds: float = 0.0
+    victim: str = ""
+    connections: list[Connection] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    icmp_flows: int = 0
+    icmp_recovered: int = 0
+    nodes: list[Node] = field(default_factory=list)
+    detection_ms: float | None = None
+    detection_bound_ms: float = 0.0
+    drops: dict[str, int] = field(default_factory=dict)
+    drops_by_node: dict[str, dict[str, int]] = field(default_factory=dict)
+    restored: int = 0
+    cpu_share: float = 0.0
+    pace: float = 1.0
+    store: dict[str, Any] = field(default_factory=dict)
+    opened: int = 0
+    """Connections that were asked for; those that never opened are not in ``connections``."""
+
+    @property
+    def on_victim(self) -> list[Connection]:
+        return [each for each in self.connections if each.target == self.victim]
+
+    @property
+    def lost(self) -> list[Connection]:
+        return [each for each in self.connections if each.lost]
+
+    @property
+    def probes_on_victim(self) -> list[Probe]:
+        return [each for each in self.probes if each.fast and each.target == self.victim]
+
+    @property
+    def gap_ms(self) -> dict[str, float | None]:
+        return quantiles([each.gap_ms for each in self.probes_on_victim if each.gap_ms is not None])
+
+    @property
+    def stall_ms(self) -> dict[str, float | None]:
+        return quantiles([each.stall_ms for each in self.connections])
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``--json`` writes for this run."""
+        lost_on_victim = [each for each in self.on_victim if each.lost]
+        return {
+            "resiliency": self.resiliency,
+            "fail": self.fail,
+            "traffic": self.traffic,
+            "rung": self.rung,
+            "seconds": self.seconds,
+            "firewalls": self.firewalls,
+            "connections": len(self.connections),
+            "victim": self.victim,
+            "on_victim": len(self.on_victim),
+            "lost": len(self.lost),
+            "lost_on_victim": len(lost_on_victim),
+            "survived": len(self.connections) - len(self.lost),
+            "bytes_verified": sum(each.verified for each in self.connections),
+            "corrupt": sum(bool(each.corrupt) for each in self.connections),
+            "detection_ms": rounded(self.detection_ms),
+            "gap_ms": self.gap_ms,
+            "stall_ms": self.stall_ms,
+            "stall_histogram": [
+                {"below_ms": bound, "connections": count}
+                for bound, count in histogram([each.stall_ms for each in self.connections])
+            ],
+            "probes_on_victim": len(self.probes_on_victim),
+            "icmp": {"flows": self.icmp_flows, "recovered": self.icmp_recovered},
+            "restored": self.restored,
+            "drops": {NON_SYN: 0} | self.drops,
+            "drops_by_node": self.drops_by_node,
+            "cpu_share": round(self.cpu_share, 3),
+            "pace": round(self.pace, 3),
+            "nodes": [vars(node) for node in self.nodes],
+            "store": self.store,
+            "broken": broken_promises(self),
+        }
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    """Median, 99th percentile and maximum by nearest rank; null where there is nothing."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float | None:
+        return rounded(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) if ordered else None
+
+    return {"p50": at(0.50), "p99": at(0.99), "max": at(1.0)}
+
+
+def histogram(values: Iterable[float]) -> list[tuple[int | None, int]]:
+    """How many values are below each bound of ``HISTOGRAM_MS`` and not below the one before."""
+    bounds: list[int | None] = [*HISTOGRAM_MS, None]
+    counts = [0] * len(bounds)
+    for value in values:
+        counts[next(i for i, bound in enumerate(bounds) if bound is None or value < bound)] += 1
+    return list(zip(bounds, counts, strict=True))
+
+
+def next_pace(pace: float, cpu_share: float) -> float:
+    """The pace that brings the machine to the wanted share, as far as one step can tell.
+
+    Only half of the correction is made, in logarithms: part of the load does not follow the pace.
+    """
+    step = math.sqrt(CPU_SHARE_WANTED / max(cpu_share, 0.02))
+    return min(_PACE_MAX, max(_PACE_MIN, pace * min(2.0, max(0.4, step))))
+
+
+def cpu_share(before: Sequence[int], after: Sequence[int]) -> float:
+    """Busy part of all processors between two readings of /proc/stat's first line.
+
+    Idle and waiting for I/O (the 4th and 5th figure) are not busy; guest time is in user time already.
+    """
+    spent = [later - earlier for earlier, later in zip(before[:8], after[:8], strict=True)]
+    total = sum(spent)
+    return (total - spent[3] - spent[4]) / total if total > 0 else 0.0
+
+
+def choose_victim(targets: Iterable[str]) -> str:
+    """The target with most flows; of equals the first by name."""
+    counts: dict[str, int] = {}
+    for target in targets:
+        counts[target] = counts.get(target, 0) + 1
+    if not counts:
+        return ""
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
+def detection_ms(events: Iterable[Mapping[str, Any]], victim: str, event_ns: int) -> float | None:
+    """From the event to the load balancer's unhealthy mark; None when it never came."""
+    marks = [
+        int(each["time_ns"])
+        for each in events
+        if each["target"] == victim and each["state"] == "unhealthy" and int(each["time_ns"]) >= event_ns
+    ]
+    return (min(marks) - event_ns) / 1e6 if marks else None
+
+
+def broken_promises(run: Run) -> list[str]:
+    """What this run was to show and did not; empty when every promise was kept."""
+    broken = []
+    victims = run.on_victim
+    lost_elsewhere = [each for each in run.lost if each.target != run.victim]
+    corrupt = sum(bool(each.corrupt) for each in run.connections)
+
+    def expect(kept: bool, otherwise: str) -> None:
+        if not kept:
+            broken.append(otherwise)
+
+    expect(
+        len(run.connections) >= run.opened,
+        f"only {len(run.connections)} of {run.opened} connections were established before the event",
+    )
+    share = min(VICTIM_SHARE_MIN, 1 / run.firewalls)
+    expect(
+        len(victims) >= share * len(run.connections) > 0,
+        f"the victim carried {len(victims)} of {len(run.connections)} connections, less than {share:.0%}",
+    )
+    expect(
+        len(run.probes_on_victim) >= PROBES_ON_VICTIM,
+        f"{len(run.probes_on_victim)} UDP probe flows on the victim, not {PROBES_ON_VICTIM}",
+    )
+    expect(corrupt == 0, f"{corrupt} connections carried other bytes than were sent")
+    expect(not lost_elsewhere, f"{len(lost_elsewhere)} connections were lost that the victim did not carry")
+    if run.fail != "drain":
+        expect(
+            run.detection_ms is not None and run.detection_ms <= run.detection_bound_ms,
+            f"detection took {_ms(run.detection_ms)}, the bound is {run.detection_bound_ms:.0f} ms",
+        )
+    if run.resiliency == "on":
+        broken += _broken_with_resiliency(run)
+    else:
+        lost = sum(bool(each.lost) for each in victims)
+        expect(
+            lost == len(victims),
+            f"without resiliency only {lost} of the victim's {len(victims)} connections were lost: "
+            "this lab cannot tell the difference",
+        )
+        refused = run.drops.get(NON_SYN, 0)
+        expect(
+            refused >= len(victims),
+            f"{NON_SYN} counts {refused}, fewer than the {len(victims)} connections that were to end by it",
+        )
+    return broken
+
+
+def _broken_with_resiliency(run: Run) -> list[str]:
+    broken = []
+    if lost := sum(bool(each.lost) for each in run.on_victim):
+        broken.append(f"{lost} of the victim's {len(run.on_victim)} connections were lost")
+    if silent := sum(each.gap_ms is None for each in run.probes_on_victim):
+        broken.append(f"{silent} UDP probe flows of the victim never came back")
+    gap, stall = run.gap_ms["max"], run.stall_ms["max"]
+    if run.fail == "drain" and gap is not None and gap > GAP_DRAIN_MS:
+        broken.append(f"the longest gap is {_ms(gap)}, the bound is {GAP_DRAIN_MS} ms")
+    if run.fail == "kill" and run.detection_ms is not None:
+        bound = run.detection_ms + GAP_OVER_DETECTION_MS
+        if gap is not None and gap > bound:
+            broken.append(f"the longest gap is {_ms(gap)}, the bound is detection + 100 = {bound:.0f} ms")
+        bound = 2 * run.detection_ms + STALL_OVER_DETECTION_MS
+        if stall is not None and stall > bound:
+            broken.append(
+                f"the longest stall is {_ms(stall)}, the bound is 2 x detection + 300 = {bound:.0f} ms"
+            )
+    return broken
+
+
+def _ms(value: float | None) -> str:
+    return "for ever" if value is None else f"{value:.0f} ms"

@@ -1,0 +1,73 @@
+"""The root rung: every part in a network namespace of its own, real TCP through a TUN endpoint."""
+
+from __future__ import annotations
+
+import sys
+
+from everwall.lab import topology
+from everwall.lab.configuration import GatewayPlace, NodePlace
+from everwall.lab.processes import Programs
+from everwall.lab.rundir import RunDirectory
+from everwall.lab.store import PORT
+from everwall.lab.topology import Topology
+from everwall.lab.traffic.driver import Traffic
+
+ICMP_FLOWS = 12
+
+
+class NamespaceSite:
+    """Namespaces for clients, servers, load balancer, firewalls and store."""
+
+    rung = "root"
+    traffic = "tcp"
+
+    def __init__(self, directory: RunDirectory, firewalls: int) -> None:
+        self.directory = directory
+        self.topology = Topology(directory, firewalls)
+        self.store_host, self.store_port = topology.STORE, PORT
+        self.store_netns: str | None = self.topology.path("store")
+        self.nodes = [
+            NodePlace(
+                name=name,
+                netns=self.topology.path(name),
+                data_address=topology.node_data_address(index),
+                data_interface="data0",
+                management_interface="mgmt0",
+                health_port=80,
+                port="raw",
+            )
+            for index, name in enumerate(self.topology.nodes)
+        ]
+        self.gateway = GatewayPlace(
+            netns=self.topology.path("gwlb"),
+            address=topology.GATEWAY_DATA,
+            endpoint={"device": topology.ENDPOINT_DEVICE},
+        )
+
+    def build(self) -> None:
+        self.topology.build()
+
+    def connect(self) -> None:
+        self.topology.route_through_endpoint()
+
+    def start_traffic(self, programs: Programs, connections: int, probes: int) -> Traffic:
+        module = [sys.executable, "-m", "everwall.lab.traffic.server", topology.SERVER]
+        server = programs.start("servers", module, self.topology.path("servers"), pipes=True)
+        module = [sys.executable, "-m", "everwall.lab.traffic.client", topology.SERVER]
+        module += [str(connections), str(probes), str(ICMP_FLOWS)]
+        client = programs.start("clients", module, self.topology.path("clients"), pipes=True)
+        return Traffic(client, server)
+
+    def cut_data(self, name: str) -> None:
+        self.topology.cut_data(name)
+
+    def remove(self) -> None:
+        self.topology.remove()
+
+    def look_inside(self) -> list[str]:
+        gwlb = self.directory.namespace("gwlb")
+        return [
+            f"ip netns | grep {self.directory.namespace('')}",
+            f"nsenter --net={topology.path_of(gwlb)} ip -stats link",
+            f"nsenter --net={topology.path_of(self.directory.namespace('clients'))} ss -tn",
+        ]
