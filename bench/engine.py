@@ -1,0 +1,84 @@
+"""Packets of established sessions through the engine, on one core and without a port.
+
+The batches pass inside one compiled loop, as they do in a worker: handing the engine's arrays over from
+Python for each batch would cost more than the batch. They hold small UDP packets inside GENEVE; sessions
+are met in a random order, as they would be, so that a large table is a cold one.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numba
+import numpy as np
+
+from everwall import pipeline
+from everwall.engine import Engine, EngineConfig
+from everwall.limits import BATCH_PACKETS
+from everwall.policy.match import allow_all
+from everwall.verdict import Verdict
+from everwall.wire import meta
+from everwall.wire.meta import Batch
+from tests import packets
+
+_VERDICT = meta.VERDICT
+_FORWARD = int(Verdict.FORWARD)
+_BYTES = 256
+"""Of one packet slot here; enough for a small packet, and a large table still fits the memory."""
+
+
+def measure(seconds: float) -> dict[str, float]:
+    """Nanoseconds per packet by the number of sessions, and of opening one."""
+    results = {}
+    for sessions in (64, 8192, 65536):
+        opening, forwarding = _run(sessions, seconds / 3)
+        results[f"ns per packet, {sessions} sessions"] = forwarding
+        results[f"ns per new session, {sessions} sessions"] = opening
+    return results
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _judge(state, data, descriptors, passes, now):  # type: ignore[no-untyped-def]
+    for _ in range(passes):
+        for number in range(data.shape[0]):
+            batch = Batch(data[number], descriptors[number])
+            for i in range(BATCH_PACKETS):
+                batch.meta[i, _VERDICT] = _FORWARD
+            pipeline.receive(state, batch, BATCH_PACKETS, now)
+
+
+def _run(sessions: int, seconds: float) -> tuple[float, float]:
+    """ns per new session and ns per packet of an established one."""
+    engine = Engine(EngineConfig(max_sessions=sessions * 2, resiliency=False), allow_all())
+    # Compiled, or loaded, before the clock runs.
+    _judge(engine.state, *_batches(1, first=1 << 17), 1, 1)
+    data, descriptors = _batches(sessions // BATCH_PACKETS)
+    start = time.perf_counter_ns()
+    _judge(engine.state, data, descriptors, 1, 2)
+    opening = (time.perf_counter_ns() - start) / sessions
+    passes = max(1, int(seconds * 1e9 / (200 * sessions)))
+    start = time.perf_counter_ns()
+    _judge(engine.state, data, descriptors, passes, 3)
+    forwarding = (time.perf_counter_ns() - start) / (passes * sessions)
+    assert engine.verdicts == {"forward": (passes + 1) * sessions + BATCH_PACKETS}, engine.verdicts
+    return opening, forwarding
+
+
+def _batches(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` batches of one packet each of as many flows, in a random order."""
+    flows = list(range(first, first + count * BATCH_PACKETS))
+    random.Random(1).shuffle(flows)
+    data = np.zeros((count, BATCH_PACKETS, _BYTES), np.uint8)
+    descriptors = np.zeros((count, BATCH_PACKETS, meta.COLUMNS), np.int64)
+    for number in range(count):
+        batch = Batch(data[number], descriptors[number])
+        for i, flow in enumerate(flows[number * BATCH_PACKETS :][:BATCH_PACKETS]):
+            packets.load(batch, i, _packet(flow))
+    return data, descriptors
+
+
+def _packet(flow: int) -> bytes:
+    client = f"10.1.{flow >> 8 & 255}.{flow & 255}"
+    inner = packets.udp(client, "10.2.0.1", 1024 + (flow >> 16), 53, payload=b"x" * 22)
+    return packets.geneve(inner)
