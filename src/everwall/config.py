@@ -62,7 +62,9 @@ class ConfigError(ValueError):
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
         key = f" {self.key}:" if self.key else ""
         value = f" {shown(self.value)}:" if self.value is not None else ""
-        return " ".join(f"{place}:{key}{value} expected {self.expected}".splitlines())
+        line = f"{place}:{key}{value} expected {self.expected}"
+        # A key may hold whatever was quoted in the file; a message stays one harmless line.
+        return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def read_text(path: Path, key: str = "") -> str:
@@ -178,7 +180,7 @@ class Node:
 
 def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
     """A hint for a misspelt word, or nothing."""
-    close = get_close_matches(word, known, n=1, cutoff=0.75)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -274,7 +274,9 @@ class _Parser:
     def _shown(entry: _Entry) -> str | None:
         """The value for a message; None where it may be a secret."""
         known = entry.key in USED_KEYS and entry.key not in SECRET_KEYS
-        return entry.value if known else None
+        # A URL with a password in it, or the secret itself where its file was asked for.
+        secret = (entry.key == "redis-endpoint" and "@" in entry.value) or _is_secret(entry.value)
+        return entry.value if known and not secret else None
 
     def _error(self, entry: _Entry, expected: str, value: str | None = None) -> ConfigError:
         return ConfigError(
@@ -443,7 +445,8 @@ class _Parser:
     def _existing(self, entry: _Entry) -> Path:
         path = self._path(entry)
         if not path.is_file():
-            raise self._error(entry, f"an existing file ({path} is none)")
+            where = "" if _is_secret(entry.value) else f" ({path} is none)"
+            raise self._error(entry, f"an existing file{where}")
         return path
 
     def _socket_path(self, entry: _Entry) -> Path:
@@ -495,6 +498,10 @@ def _is_host(text: str) -> bool:
     labels = text.rstrip(".").split(".")
     # A name whose last label is a number would be taken for an address (RFC 1123, section 2.1).
     return len(text) <= 253 and bool(_HOST.fullmatch(text)) and not labels[-1].isdigit()
+
+
+def _is_secret(text: str) -> bool:
+    return len(_decode_secret(text) or b"") >= CLUSTER_SECRET_BYTES_MIN
 
 
 def _decode_secret(text: str) -> bytes | None:
