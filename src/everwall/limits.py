@@ -122,7 +122,12 @@ GWLB_EVENTS_MAX = 1024
 GWLB_SOURCE_PORT_FIRST = 49152
 GWLB_SOURCE_PORTS = 16384
 """Outer source ports: the dynamic range (RFC 6335), so that targets spread flows over their queues."""
+GWLB_EVENTS_SHOWN = 256
+GWLB_WATCH_S = 0.05
+"""How often the ends of deregistration delays are looked for, besides when one is due."""
 GWLB_FRAGMENT_WAYS = 4
+GWLB_PROBE_ANSWER_BYTES_MAX = 4096
+"""Of the answer to a health check only the first line is read; a longer one fails."""
 
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500

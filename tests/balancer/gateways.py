@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-import numpy as np
-
 from everwall.balancer.gateway import Gateway
 from everwall.balancer.targets import State, Targets
 from everwall.limits import SECOND_NS
@@ -30,6 +28,7 @@ class Story:
         self.now = START
         gateway_options = {name: kind.pop(name) for name in ("max_flows", "idle_tcp") if name in kind}
         self.targets = Targets(**kind)
+        gateway_options.setdefault("max_flows", 512)
         self.gateway = Gateway(
             address=int(IPv4Address(GATEWAY)),
             endpoints=list(endpoints),
@@ -95,9 +94,6 @@ class Story:
 
     def flows_on(self, name: str) -> int:
         return int(self.gateway.tables.flows.per_target[self.targets[name].row])
-
-    def row_of(self, packet_batch_row: int) -> np.ndarray:
-        return self.gateway.tables.flows.rows[packet_batch_row]
 
 
 def cookie_of(outer: bytes) -> int:

@@ -11,6 +11,7 @@ note by (endpoint, addresses, protocol, identification) that names the flow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -118,6 +119,32 @@ def snapshot(flows: Flows, limit: int) -> npt.NDArray[np.int64]:
     before = flows.rows[slots]
     whole = before[:, SINCE] == flows.rows[slots, SINCE]
     return before[whole & (flows.tags.reshape(-1)[slots] != 0)]
+
+
+class FlowKey(NamedTuple):
+    """The key of a flow, taken apart; addresses are (high, low) halves."""
+
+    endpoint: int
+    family: int
+    protocol: int
+    lower: tuple[int, int]
+    lower_port: int
+    upper: tuple[int, int]
+    upper_port: int
+
+
+def describe(row: Sequence[int]) -> FlowKey:
+    """The key in one row of a ``snapshot``."""
+    ports = row[_KEY2]
+    return FlowKey(
+        row[_KEY0],
+        ports >> 40 & 0xFF,
+        ports >> 32 & 0xFF,
+        (row[_LOWER_HIGH], row[_LOWER_LOW]),
+        ports & 0xFFFF,
+        (row[_UPPER_HIGH], row[_UPPER_LOW]),
+        ports >> 16 & 0xFFFF,
+    )
 
 
 @kernel

@@ -19,7 +19,7 @@ target: may new flows come, must present flows go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -106,8 +106,13 @@ class Targets:
         unhealthy_threshold: int = 2,
         rebalance: bool = False,
         deregistration_delay: int = 300 * 10**9,
+        told: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """``rebalance``: both ``target_failover`` attributes. ``deregistration_delay``: nanoseconds."""
+        """``rebalance``: both ``target_failover`` attributes. ``deregistration_delay``: nanoseconds.
+
+        ``told`` hears of every event when it happens.
+        """
+        self._told = told
         self.healthy_threshold = healthy_threshold
         self.unhealthy_threshold = unhealthy_threshold
         self.rebalance = rebalance
@@ -240,7 +245,6 @@ class Targets:
         if target.state is not state:
             target.since = now
         target.state, target.reason = state, reason
-        self.events.append(Event(now, target.id, state, reason))
         choice, move = {
             State.INITIAL: (FAIL_OPEN, False),
             State.HEALTHY: (HEALTHY, False),
@@ -250,3 +254,6 @@ class Targets:
         }[state]
         self.rows[target.row, CHOICE] = choice
         self.rows[target.row, MOVE] = int(move and self.rebalance)
+        event = Event(now, target.id, state, reason)
+        self.events.append(event)
+        self._told(event)
