@@ -98,7 +98,9 @@ class Cluster:
 
     def _start_firewall(self, place: NodePlace, secret: str) -> None:
         folder = self.directory.path / place.name
-        text = configuration.init_cfg(place, self.store, secret, self.resiliency, self.control(place.name))
+        text = configuration.init_cfg(
+            place, self.site.gateway.address, self.store, secret, self.resiliency, self.control(place.name)
+        )
         configuration.write(folder / "init-cfg.txt", text)
         configuration.write(folder / "policy.yaml", configuration.policy())
         arguments = ["firewall", "--bootstrap", str(folder / "init-cfg.txt")]
@@ -153,9 +155,14 @@ class Cluster:
         flows = {}
         for row in self.ask("gwlb", "flows", limit=_FLOWS_ASKED)["flows"]:
             name = self.names.get(str(row["target"]), "")
-            for end in ("source", "destination"):
-                flows[int(row["protocol"]), f"{row[end]}:{row[end + '_port']}"] = name
+            flows[int(row["proto"]), f"{row['src']}:{row['sport']}"] = name
+            flows[int(row["proto"]), f"{row['dst']}:{row['dport']}"] = name
         return flows
+
+    def store_facts(self) -> dict[str, Any]:
+        """What the store says it is, and how it is reached."""
+        server = stores.describe(self.store, self.site.store_netns)
+        return {"server": server, "tls": self.store.tls, "auth": bool(self.store.password)}
 
     def counters(self, name: str) -> dict[str, int]:
         """Counters of a process; empty when it is gone or hangs."""

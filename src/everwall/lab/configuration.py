@@ -12,7 +12,7 @@ import yaml
 from everwall.lab.store import Store
 
 ZONE = "lab"
-ENDPOINT_ID = 1
+ENDPOINT_ID = "0x1"
 
 HEALTH_INTERVAL_S = 0.2
 HEALTH_TIMEOUT_S = 0.2
@@ -43,6 +43,8 @@ class GatewayPlace:
     netns: str | None
     address: str
     endpoint: dict[str, Any]
+    """How packets come in and out: the keys of the endpoint beside its id."""
+    health_port: int
 
 
 def new_secret() -> str:
@@ -54,17 +56,28 @@ def policy() -> dict[str, Any]:
     """One zone, and one explicit rule: without it a node lets nothing pass."""
     return {
         "zones": {ZONE: {"endpoints": [ENDPOINT_ID]}},
-        "rules": [{"name": "lab-traffic", "from": [ZONE], "to": [ZONE], "action": "allow"}],
+        "rules": [
+            {
+                "name": "lab-traffic",
+                "from": ZONE,
+                "to": ZONE,
+                "source": "any",
+                "destination": "any",
+                "service": "any",
+                "action": "allow",
+            }
+        ],
     }
 
 
-def init_cfg(place: NodePlace, store: Store, secret: str, resiliency: bool, control: Path) -> str:
-    """The init-cfg.txt of one node."""
+def init_cfg(
+    place: NodePlace, gateway: str, store: Store, secret: str, resiliency: bool, control: Path
+) -> str:
+    """The init-cfg.txt of one node, which believes GENEVE from ``gateway`` alone."""
     operations = "aws-gwlb-inspect:enable"
     if resiliency:
         operations = f"set-sess-ress:True,{operations}"
     text = [
-        "type=dhcp-client",
         f"hostname={place.name}",
         "op-command-modes=mgmt-interface-swap",
         f"plugin-op-commands={operations}",
@@ -74,6 +87,7 @@ def init_cfg(place: NodePlace, store: Store, secret: str, resiliency: bool, cont
     text += [f"redis-certificate={store.authority_base64}"] if store.tls else ["everwall-redis-tls=no"]
     text += [
         f"everwall-cluster-secret={secret}",
+        f"everwall-geneve-sources={gateway}/32",
         "everwall-policy=policy.yaml",
         f"everwall-data-interface={place.data_interface}",
         f"everwall-mgmt-interface={place.management_interface}",
@@ -87,7 +101,21 @@ def init_cfg(place: NodePlace, store: Store, secret: str, resiliency: bool, cont
 
 def gateway(place: GatewayPlace, nodes: list[NodePlace]) -> dict[str, Any]:
     """The load balancer's YAML: lab-quick health checks, flows of a failed target move."""
-    return {}
+    return {
+        "address": place.address,
+        "endpoints": [{"id": ENDPOINT_ID, **place.endpoint}],
+        "targets": [{"id": node.name, "address": node.data_address} for node in nodes],
+        "health_check_protocol": "HTTP",
+        "health_check_port": place.health_port,
+        "health_check_path": "/",
+        "health_check_interval_seconds": HEALTH_INTERVAL_S,
+        "health_check_timeout_seconds": HEALTH_TIMEOUT_S,
+        "healthy_threshold_count": 2,
+        "unhealthy_threshold_count": UNHEALTHY_COUNT,
+        "target_failover.on_unhealthy": "rebalance",
+        "target_failover.on_deregistration": "rebalance",
+        "deregistration_delay.timeout_seconds": DEREGISTRATION_DELAY_S,
+    }
 
 
 def write(path: Path, content: str | dict[str, Any]) -> Path:

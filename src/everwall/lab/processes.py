@@ -93,7 +93,7 @@ class Program:
             raise LabError(f"{self.name} has ended:\n{self.tail()}") from None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with a module path that holds in another directory too."""
     here = str(Path(everwall.__file__).resolve().parent.parent)
     paths = [
@@ -121,7 +121,7 @@ class Programs:
                 stdout=subprocess.PIPE if pipes else out,
                 stderr=out,
                 cwd=self.directory.path,
-                env=_environment(),
+                env=environment(),
                 # Ctrl-C is for the lab, which then ends its programs in its own order.
                 start_new_session=True,
             )

@@ -157,17 +157,11 @@ class Experiment:
         self.run.probes = [
             Probe(number, source, carried.get((_UDP, source), "")) for number, source in udp.items()
         ]
-        self.run.store = self._store_facts(victim)
+        self.run.store = self.cluster.store_facts()
         self.run.nodes = [Node(name, victim=name == victim) for name in self.cluster.firewalls]
         for node in self.run.nodes:
             node.flows_before = sum(target == node.name for target in carried.values())
             self.counters[node.name] = self.cluster.counters(node.name)
-
-    def _store_facts(self, node: str) -> dict[str, Any]:
-        store = self.cluster.store
-        seen = self.cluster.ask(node, "status").get("store") or {}
-        server = seen.get("server") or seen.get("version") or store.program.name
-        return {"server": str(server), "tls": store.tls, "auth": bool(store.password)}
 
     # After the event -----------------------------------------------------------------------------
     def _wait_for_answers(self, traffic: Traffic, until: float, progress: Callable[[str], None]) -> None:

@@ -43,7 +43,10 @@ class LoopbackSite:
         self._endpoint = f"{net}.0.1:{_ENDPOINT_PORT}"
         self._own = f"{net}.0.2:{_TRAFFIC_PORT}"
         self.gateway = GatewayPlace(
-            netns=None, address=f"{net}.1.1", endpoint={"listen": self._endpoint, "peer": self._own}
+            netns=None,
+            address=f"{net}.1.1",
+            endpoint={"udp": {"listen": self._endpoint, "peer": self._own}},
+            health_port=HEALTH_PORT,
         )
 
     def build(self) -> None:

@@ -13,6 +13,7 @@ from everwall.lab.topology import Topology
 from everwall.lab.traffic.driver import Traffic
 
 ICMP_FLOWS = 12
+HEALTH_PORT = 80
 
 
 class NamespaceSite:
@@ -33,7 +34,7 @@ class NamespaceSite:
                 data_address=topology.node_data_address(index),
                 data_interface="data0",
                 management_interface="mgmt0",
-                health_port=80,
+                health_port=HEALTH_PORT,
                 port="raw",
             )
             for index, name in enumerate(self.topology.nodes)
@@ -41,7 +42,8 @@ class NamespaceSite:
         self.gateway = GatewayPlace(
             netns=self.topology.path("gwlb"),
             address=topology.GATEWAY_DATA,
-            endpoint={"device": topology.ENDPOINT_DEVICE},
+            endpoint={"tun": topology.ENDPOINT_DEVICE},
+            health_port=HEALTH_PORT,
         )
 
     def build(self) -> None:

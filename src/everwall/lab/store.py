@@ -118,19 +118,37 @@ def embedded_binary() -> str | None:
 
 
 def _answers(store: Store, netns: str | None) -> bool:
-    """One authenticated PING, verified as a node would."""
-    with contextlib.suppress(OSError), inside(netns) if netns else contextlib.nullcontext():
-        connection = socket.create_connection((store.host, store.port), timeout=1.0)
+    with contextlib.suppress(OSError):
+        return ask(store, netns, "PING") == "PONG"
+    return False
+
+
+def describe(store: Store, netns: str | None) -> str:
+    """The server's name and version, from itself."""
+    lines = ask(store, netns, "INFO server").splitlines()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    name = facts.get("server_name", "redis")
+    return f"{name} {facts.get(f'{name}_version') or facts.get('redis_version', '')}"
+
+
+def ask(store: Store, netns: str | None, command: str) -> str:
+    """One command, over a connection that is verified and authenticated as a node's is.
+
+    Raises OSError when there is no such connection, LabError when the store refuses.
+    """
+    with inside(netns) if netns else contextlib.nullcontext():
+        connection = socket.create_connection((store.host, store.port), timeout=2.0)
+    with connection:
         if store.authority:
             context = ssl.create_default_context(cafile=str(store.authority))
             connection = context.wrap_socket(connection, server_hostname=store.host)
-        with connection:
-            connection.sendall(f"AUTH {store.password}\r\nPING\r\n".encode())
-            received = b""
-            while received.count(b"\r\n") < 2:
-                part = connection.recv(256)
-                if not part:
-                    return False
-                received += part
-            return received == b"+OK\r\n+PONG\r\n"
-    return False
+        with connection, connection.makefile("rb") as answers:
+            connection.sendall(f"AUTH {store.password}\r\n{command}\r\n".encode())
+            if answers.readline() != b"+OK\r\n":
+                raise LabError("the store refuses its own password")
+            head = answers.readline().decode().strip()
+            if head.startswith("$"):
+                return answers.read(int(head[1:])).decode()
+            if not head.startswith("+"):
+                raise LabError(f"the store answers {command} with {head}")
+            return head[1:]

@@ -1,0 +1,103 @@
+"""A short run of the whole lab for each kind of failure: nothing lost with resiliency, all of it without.
+
+Times are reported and not asserted here: the machine of a test is often busy with other things. A
+full ``everwall lab`` asserts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everwall.lab import capabilities, lab, rundir
+from everwall.lab.measure import NON_SYN
+from everwall.lab.processes import environment
+from tests import needs
+
+pytestmark = pytest.mark.lab
+
+FAILURES = ["kill", "drain", "hang", "partition"]
+
+
+def run_lab(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The runs of one ``everwall lab``; whatever it said is printed, for a failed test to show."""
+    figures = folder / "lab.json"
+    line = [sys.executable, "-m", "everwall", "lab", "--json", str(figures), "--evidence", str(folder)]
+    done = subprocess.run(
+        [*line, *arguments], capture_output=True, text=True, check=False, timeout=240, env=environment()
+    )
+    print(done.stdout, done.stderr, sep="\n")
+    found = json.loads(figures.read_text())
+    assert "error" not in found, found["error"]
+    runs: list[dict[str, Any]] = found["runs"]
+    return runs
+
+
+def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
+    for run in (on, off):
+        assert run["connections"] >= 60
+        assert run["on_victim"] >= 15
+        assert run["corrupt"] == 0
+        assert run["lost"] == run["lost_on_victim"], "whoever was not on the victim noticed nothing"
+        assert run["bytes_verified"] > 0
+    assert on["lost"] == 0
+    assert on["restored"] >= on["on_victim"]
+    assert on["drops"][NON_SYN] == 0
+    assert off["lost"] == off["on_victim"], "every connection of the victim is lost without resiliency"
+    assert off["drops"][NON_SYN] >= off["on_victim"], "and by the counter that says why"
+    assert off["restored"] == 0
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_connections_live_through(how: str, tmp_path: Path) -> None:
+    needs.namespaces()
+    on, off = run_lab(tmp_path, "--fail", how, "--seconds", "12", "--connections", "66")
+    assert (on["resiliency"], off["resiliency"]) == ("on", "off")
+    assert on["traffic"] == off["traffic"] == "tcp"
+    assert on["store"]["tls"]
+    assert on["store"]["auth"]
+    assert on["icmp"]["recovered"] == on["icmp"]["flows"] > 0
+    says_what_it_must(on, off)
+    rows = (tmp_path / "connections-on.csv").read_text().splitlines()
+    assert len(rows) == 1 + on["connections"]
+
+
+def test_the_loopback_rung_tells_the_same_story(tmp_path: Path) -> None:
+    on, off = run_lab(tmp_path, "--rung", "loopback", "--seconds", "9", "--connections", "66")
+    assert on["traffic"] == off["traffic"] == "packets"
+    says_what_it_must(on, off)
+
+
+def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C in the middle; the JSON is written all the same and says so."""
+    figures = tmp_path / "lab.json"
+    line = [sys.executable, "-m", "everwall", "lab", "--json", str(figures), "--seconds", "30"]
+    started = subprocess.Popen(
+        [*line, "--connections", "20"], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    assert started.stdout is not None
+    seen = []
+    with contextlib.closing(started.stdout):
+        for words in started.stdout:
+            seen.append(words)
+            if "traffic flows" in words:
+                break
+        assert started.poll() is None, "".join(seen)
+        started.send_signal(2)
+        started.stdout.read()
+    assert started.wait(30) == 1
+    assert json.loads(figures.read_text())["error"] == "interrupted"
+    assert lab.sweep() == []
+    assert [path.name for path in rundir.base().iterdir() if not rundir.is_alive(path.name)] == []
+
+
+def test_every_capability_says_what_was_tried() -> None:
+    found = capabilities.check()
+    assert {each.rung for each in found} == {capabilities.ROOT, capabilities.LOOPBACK}
+    assert all(each.detail for each in found)

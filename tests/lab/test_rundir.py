@@ -1,0 +1,63 @@
+"""Leftovers of a killed lab are recognised by its lock and ended by process id and start time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from everwall.lab import rundir
+
+
+def test_a_lab_is_alive_exactly_as_long_as_its_lock_is_held() -> None:
+    directory = rundir.create()
+    assert rundir.is_alive(directory.name)
+    assert directory.name not in rundir.sweep()
+    directory.close(remove=False)
+    assert not rundir.is_alive(directory.name)
+    assert directory.name in rundir.sweep()
+    assert not directory.path.exists()
+
+
+def test_sweeping_ends_what_a_gone_lab_left_running() -> None:
+    directory = rundir.create()
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    directory.remember(left.pid, "left behind")
+    directory.close(remove=False)
+    rundir.sweep()
+    assert left.wait(10) == -signal.SIGKILL
+
+
+def test_sweeping_leaves_a_process_alone_that_only_has_the_same_id() -> None:
+    directory = rundir.create()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = rundir.start_time(other.pid)
+    assert began is not None
+    (directory.path / "processes").write_text(f"{other.pid} {began - 1} somebody else\n")
+    directory.close(remove=False)
+    rundir.sweep()
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_lab_does_not_inherit_its_lock_to_its_programs() -> None:
+    directory = rundir.create()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        directory.close(remove=False)
+        assert not rundir.is_alive(directory.name)
+    finally:
+        child.kill()
+        child.wait()
+        rundir.sweep()
+
+
+def test_the_files_are_for_their_owner_alone() -> None:
+    directory = rundir.create()
+    try:
+        assert directory.path.stat().st_mode & 0o077 == 0
+        assert rundir.base().stat().st_uid == os.geteuid()
+    finally:
+        directory.close(remove=True)
