@@ -45,6 +45,7 @@ MAY_TOUCH_THE_SYSTEM = {
     "gwlb",
     "gwlb_worker",
     "ports",
+    "store.connection",
     "store.redis",
     "balancer.probes",
     "bootstrap.sources",

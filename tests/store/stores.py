@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import ssl
 
 import numpy as np
 import redis
@@ -70,8 +69,6 @@ class Real:
     """Commands sent to a real server, in one pipeline, with an ordinary client."""
 
     def __init__(self, server: RedisServer) -> None:
-        context = ssl.create_default_context(cadata=server.ca_pem.decode())
-        assert context.check_hostname
         self.client = redis.Redis(
             port=server.port, password=PASSWORD, ssl=True, ssl_ca_data=server.ca_pem.decode(), protocol=2
         )
@@ -108,6 +105,7 @@ class Node:
         self.protocol = Protocol(keys, prefix, buckets)
         self.greeting = self.protocol.greet(store.send(self.protocol.greeting()))
         self.errors: list[ErrorReply] = []
+        self.unwritten = 0
         self.commands: list[tuple[bytes, ...]] = []
         """Of the last request, repetitions included."""
 
@@ -122,6 +120,7 @@ class Node:
             decoded = self.protocol.decode(batch, self.store.send(batch.commands), now_s)
             answered.append(decoded.rows)
             self.errors += decoded.errors
+            self.unwritten += len(decoded.unwritten)
             rows = decoded.again
         replies = np.concatenate(answered)
         return replies[np.argsort(replies[:, image.TAG], kind="stable")]

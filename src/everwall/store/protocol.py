@@ -83,9 +83,14 @@ class Decoded:
     """What the replies to one batch mean."""
 
     rows: Rows
-    """Reply rows: each is its request's row, ``OP`` says the outcome; FOUND rows carry the stored session."""
+    """Reply rows: each is its request's row, ``OP`` says the outcome; FOUND rows carry the stored session.
+    FAILED is the answer to look-ups only."""
+    operations: Rows
+    """For each reply row what was asked."""
     again: Rows
     """Requests to encode once more: the server had lost the scripts, or a forged record was in the way."""
+    unwritten: Rows
+    """Writes and deletes that the server refused; refreshing tries again in its time."""
     errors: list[ErrorReply]
 
 
@@ -152,6 +157,10 @@ class Protocol:
             self.buckets = buckets
             self._lives_until = np.zeros(buckets, np.int64)
         return Greeting(store_time_ns(time), buckets, _server_name(info))
+
+    def probe(self) -> StoreBatch:
+        """A question that changes nothing, to see whether the server is there: its time."""
+        return StoreBatch(np.zeros((0, image.COLUMNS), np.int64), [(b"TIME",)], [(_HOUSEKEEPING, [])])
 
     # Requests --------------------------------------------------------------------------------------
 
@@ -223,13 +232,14 @@ class Protocol:
     def decode(self, batch: StoreBatch, replies: Sequence[Any], now_s: int) -> Decoded:
         """What the replies say, one for each command of ``batch`` in its order; ``now_s`` is store time.
 
-        A server error is an ``ErrorReply`` among the replies; the rows it concerns become FAILED.
+        A server error is an ``ErrorReply`` among the replies; the look-ups it concerns become FAILED.
         """
         rows = batch.rows.copy()
         outcome = rows[:, image.OP]
         answered = np.ones(len(rows), np.bool_)
         stored: list[tuple[int, bytes]] = []
         again: list[int] = []
+        unwritten: list[int] = []
         errors: list[ErrorReply] = []
         for (purpose, indices), reply in zip(batch.steps, replies, strict=True):
             if isinstance(reply, ErrorReply):
@@ -237,11 +247,12 @@ class Protocol:
                 self._lives_until[:] = 0  # a bucket that could not be written has no expiry either
                 lost_scripts = purpose == _COMPARED and reply.code == "NOSCRIPT"
                 self._load_scripts |= lost_scripts
-                if lost_scripts and not batch.loads_scripts:
-                    again += indices
-                    answered[indices] = False
-                else:
+                if purpose == _LOOKUP:
                     outcome[indices] = image.FAILED
+                elif lost_scripts and not batch.loads_scripts:
+                    again += indices
+                else:
+                    unwritten += indices
             elif purpose == _WRITE_FIRST:
                 outcome[indices] = image.WRITTEN
             elif purpose == _LOOKUP:
@@ -255,6 +266,7 @@ class Protocol:
                         outcome[i] = image.WRITTEN
                     else:
                         stored.append((i, kept))
+        answered[again + unwritten] = False
         retry = batch.rows[again]
         if stored:
             obstructed = self._open(batch.rows, rows, stored, now_s)
@@ -262,7 +274,8 @@ class Protocol:
             forced = batch.rows[obstructed]
             forced[:, image.OP] = image.WRITE_FIRST
             retry = np.concatenate([retry, forced])
-        return Decoded(rows[answered], retry, errors)
+        operations = batch.rows[answered, image.OP]
+        return Decoded(rows[answered], operations, retry, batch.rows[unwritten], errors)
 
     def _open(self, requests: Rows, rows: Rows, stored: list[tuple[int, bytes]], now_s: int) -> list[int]:
         """Open what the store held for some rows; returns those whose write no valid record stood against."""
@@ -277,15 +290,15 @@ class Protocol:
         opened[found & (opened[:, image.EXPIRY] < now_s), image.OP] = image.MISSING
         obstructed = []
         for j, (i, _) in enumerate(stored):
-            operation = requests[i, image.OP]
-            if operation == image.WRITE and opened[j, image.OP] != image.FOUND:
+            operation, outcome = requests[i, image.OP], opened[j, image.OP]
+            if operation == image.WRITE and outcome != image.FOUND:
                 obstructed.append(i)
-            elif operation == image.LOOKUP:
-                rows[i] = opened[j] if opened[j, image.OP] == image.FOUND else requests[i]
-                rows[i, image.OP] = opened[j, image.OP]
-            else:
-                rows[i] = opened[j] if found[j] else requests[i]
+            elif operation != image.LOOKUP:
                 rows[i, image.OP] = image.LOST
+            elif outcome == image.FOUND:
+                rows[i] = opened[j]
+            else:
+                rows[i, image.OP] = outcome
         return obstructed
 
 

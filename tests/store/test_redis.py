@@ -1,0 +1,396 @@
+"""The store's thread against real servers, the worker's side played by the test."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_TIMEOUT_S
+from everwall.rings import make_ring, ring_pop, ring_push
+from everwall.session import image
+from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
+from everwall.store.connection import StoreConfig
+from everwall.store.redis import CLOCK_CONNECTIONS, CLOCK_OFFSET, RedisStore, make_clock
+from tests import needs
+from tests.redis_server import PASSWORD, RedisServer, free_port
+from tests.store.stores import KEYS, asking
+from tests.store.stores import sessions as future_sessions
+
+PATIENCE_S = 10.0
+"""Nothing here takes this long; a loaded machine may."""
+
+
+def sessions(count: int, **columns: int):
+    """Sessions of today, as the server's clock will judge them."""
+    now = int(time.time())
+    return future_sessions(count, **{"START": now * 1000, "EXPIRY": now + 3720, **columns})
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come about: {what}"
+        time.sleep(0.005)
+
+
+class Worker:
+    """The other end of the rings."""
+
+    def __init__(self, config: StoreConfig, reply_rows: int = 1 << 13) -> None:
+        self.requests, self.replies = make_ring(1 << 15, image.COLUMNS), make_ring(reply_rows, image.COLUMNS)
+        self.wake_store, self.wake_worker = os.eventfd(0), os.eventfd(0)
+        self.clock = make_clock()
+        self.store = RedisStore(
+            config, KEYS, self.requests, self.replies, self.wake_store, self.wake_worker, self.clock, 64
+        )
+        self.store.start()
+
+    @property
+    def status(self):
+        return self.store.status()
+
+    def connected(self) -> Worker:
+        eventually(lambda: self.status["connected"], f"connection: {self.status}")
+        return self
+
+    def tell(self, rows, operation: int) -> None:
+        """Push requests; no answer is waited for."""
+        assert ring_push(self.requests, asking(rows, operation), len(rows)) == len(rows)
+        os.eventfd_write(self.wake_store, 1)
+
+    def answers(self, count: int):
+        """The next ``count`` answers, in the order of TAG."""
+        got = np.zeros((0, image.COLUMNS), np.int64)
+        out = np.zeros((1 << 13, image.COLUMNS), np.int64)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(got) < count:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{len(got)} of {count} answers came: {self.status}"
+            if select.select([self.wake_worker], [], [], left)[0]:
+                os.eventfd_read(self.wake_worker)
+            popped = ring_pop(self.replies, out)
+            got = np.concatenate([got, out[:popped]])
+        assert len(got) == count
+        return got[np.argsort(got[:, image.TAG], kind="stable")]
+
+    def ask(self, rows, operation: int):
+        self.tell(rows, operation)
+        return self.answers(len(rows))
+
+    def outcome(self, rows, operation: int) -> list[int]:
+        return self.ask(rows, operation)[:, image.OP].tolist()
+
+    def close(self) -> None:
+        if self.store.stop(1.0):
+            os.close(self.wake_store)
+            os.close(self.wake_worker)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    needs.binary("redis-server")
+    server = RedisServer().start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own():
+    """A server of the test's own, to be killed and stopped."""
+    needs.binary("redis-server")
+    server = RedisServer().start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def worker():
+    """Makes workers and ends them."""
+    made: list[Worker] = []
+
+    def make(config: StoreConfig, **options: int) -> Worker:
+        made.append(Worker(config, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def config(server: RedisServer, **changes) -> StoreConfig:
+    usual = {"host": "127.0.0.1", "port": server.port, "password": PASSWORD, "ca_pem": server.ca_pem}
+    return StoreConfig(**{**usual, "prefix": f"t{time.monotonic_ns()}", **changes})
+
+
+def client(server: RedisServer) -> redis.Redis:
+    return redis.Redis(
+        port=server.port, password=PASSWORD, ssl=True, ssl_ca_data=server.ca_pem.decode(), protocol=2
+    )
+
+
+def cut_off(admin: redis.Redis, name: str) -> None:
+    """Close the connections of the client ``name``."""
+    for each in admin.client_list():
+        if each["name"] == name:
+            admin.client_kill(each["addr"])
+
+
+# Ordinary days -----------------------------------------------------------------------------------
+
+
+def test_a_session_written_by_one_node_is_found_by_another_over_tls_and_auth(shared, worker):
+    where = config(shared)
+    one, other = worker(where).connected(), worker(where).connected()
+    rows = sessions(20)
+    assert one.outcome(rows, WRITE_FIRST) == [WRITTEN] * 20
+    found = other.ask(rows, LOOKUP)
+    rows[:, image.OP] = FOUND
+    assert (found == rows).all()
+    assert one.outcome(rows[:5], DELETE) == [WRITTEN] * 5
+    assert other.outcome(rows, LOOKUP) == [MISSING] * 5 + [FOUND] * 15
+    counts = {
+        name: other.status[name] for name in ("looked_up", "found", "missing", "failed", "errors", "queue")
+    }
+    assert counts == {"looked_up": 40, "found": 35, "missing": 5, "failed": 0, "errors": 0, "queue": 0}
+    assert one.status["deleted"] == 5
+    assert one.status["server"].startswith("redis ")
+    assert (one.status["tls"], one.status["auth"]) == (True, True)
+
+
+def test_a_thousand_lookups_at_once_are_all_answered(shared, worker):
+    node = worker(config(shared)).connected()
+    rows = sessions(1000)
+    node.ask(rows[::2], WRITE_FIRST)
+    assert node.outcome(rows, LOOKUP) == [FOUND, MISSING] * 500
+
+
+def test_a_takeover_makes_the_former_owner_lose(shared, worker):
+    where = config(shared)
+    old, new = worker(where).connected(), worker(where).connected()
+    old.ask(sessions(1, OWNER=1), WRITE_FIRST)
+    assert new.outcome(sessions(1, OWNER=2, GENERATION=1), WRITE) == [WRITTEN]
+    assert old.outcome(sessions(1, OWNER=1), WRITE) == [LOST]
+    assert old.status["lost"] == 1
+
+
+def test_the_clock_tells_store_time(shared, worker):
+    node = worker(config(shared)).connected()
+    store_ns = time.monotonic_ns() + int(node.clock[CLOCK_OFFSET])
+    assert abs(store_ns - time.time_ns()) < SECOND_NS
+    assert node.clock[CLOCK_CONNECTIONS] == 1
+
+
+def test_an_acl_user_may_be_used(shared, worker):
+    with client(shared) as admin:
+        admin.acl_setuser("wall", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"])
+    node = worker(config(shared, username="wall", password="pw")).connected()
+    assert node.outcome(sessions(1), WRITE_FIRST) == [WRITTEN]
+
+
+def test_a_full_reply_ring_loses_no_answer(shared, worker):
+    node = worker(config(shared), reply_rows=16).connected()
+    rows = sessions(200)
+    assert node.outcome(rows, WRITE_FIRST) == [WRITTEN] * 200
+
+
+def test_stopping_sends_what_waits(shared, worker):
+    where = config(shared)
+    node, reader = worker(where).connected(), worker(where).connected()
+    rows = sessions(2000)
+    node.tell(rows, WRITE_FIRST)
+    assert node.store.stop(PATIENCE_S)
+    assert reader.outcome(rows[-100:], LOOKUP) == [FOUND] * 100
+
+
+# Whom a node believes ----------------------------------------------------------------------------
+
+
+def assert_refused(node: Worker, reason: str) -> None:
+    """The node does not connect, says why, and answers every look-up meanwhile."""
+    eventually(lambda: node.status["last_error"] is not None, "a first attempt")
+    assert reason in node.status["last_error"]
+    assert node.outcome(sessions(3), LOOKUP) == [FAILED] * 3
+    assert not node.status["connected"]
+    assert node.clock[CLOCK_CONNECTIONS] == 0
+
+
+def test_a_wrong_password_is_said_and_nothing_is_sent(shared, worker):
+    assert_refused(worker(config(shared, password="wrong")), "invalid username-password pair")
+
+
+def test_no_password_is_said(shared, worker):
+    assert_refused(worker(config(shared, password=None)), "Authentication required")
+
+
+def test_a_server_with_a_certificate_of_another_authority_is_refused(shared, own, worker):
+    assert_refused(worker(config(shared, ca_pem=own.ca_pem)), "CERTIFICATE_VERIFY_FAILED")
+
+
+def test_without_an_authority_of_ours_the_systems_are_believed(shared, worker):
+    assert_refused(worker(config(shared, ca_pem=None)), "CERTIFICATE_VERIFY_FAILED")
+
+
+def test_with_an_authority_of_ours_the_systems_are_not_believed(shared):
+    from everwall.store.connection import tls_context
+
+    context = tls_context(config(shared))
+    assert context is not None
+    assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_certificate_for_another_name_is_refused_unless_that_name_is_expected(worker):
+    needs.binary("redis-server")
+    server = RedisServer("store.example").start()
+    try:
+        assert_refused(worker(config(server)), "IP address mismatch")
+        named = worker(config(server, server_name="store.example")).connected()
+        assert named.outcome(sessions(1), WRITE_FIRST) == [WRITTEN]
+    finally:
+        server.close()
+
+
+def test_a_ca_certificate_that_is_none_is_refused_at_once(shared):
+    with pytest.raises(ValueError, match="CA certificate cannot be read"):
+        Worker(config(shared, ca_pem="-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----"))
+
+
+def test_a_password_is_never_shown(shared, worker):
+    where = config(shared, password="wrong-and-secret")
+    node = worker(where)
+    eventually(lambda: node.status["last_error"] is not None, "a first attempt")
+    assert "wrong-and-secret" not in repr(where) + repr(node.status)
+
+
+# Bad days ----------------------------------------------------------------------------------------
+
+
+def test_where_nothing_listens_lookups_fail_at_once(worker):
+    node = worker(StoreConfig("127.0.0.1", free_port(), tls=False))
+    eventually(lambda: node.status["last_error"] is not None, "a first attempt")
+    assert node.outcome(sessions(100), LOOKUP) == [FAILED] * 100
+    assert "refused" in node.status["last_error"]
+
+
+def test_a_killed_server_is_noticed_and_used_again_when_it_is_back(own, worker):
+    node = worker(config(own)).connected()
+    rows = sessions(10)
+    node.ask(rows, WRITE_FIRST)
+    own.kill()
+    eventually(lambda: not node.status["connected"], "the loss is noticed although nothing was asked")
+    assert node.outcome(rows, LOOKUP) == [FAILED] * 10
+
+    own.start()
+    eventually(lambda: node.status["connected"], "a new connection")
+    assert node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
+    assert node.outcome(rows, LOOKUP) == [MISSING] * 10, "the server kept nothing"
+    assert node.outcome(rows, WRITE) == [WRITTEN] * 10, "its scripts were lost too and are loaded again"
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 10
+
+
+def test_writes_outlive_a_lost_connection_and_deletes_do_not(own, worker):
+    node = worker(config(own)).connected()
+    rows = sessions(4)
+    own.kill()
+    eventually(lambda: not node.status["connected"], "the loss is noticed")
+    node.tell(rows[:3], WRITE_FIRST)
+    node.tell(rows[2:], DELETE)
+    own.start()
+    assert node.answers(2)[:, image.OP].tolist() == [WRITTEN, WRITTEN]
+    assert node.status["dropped"] == 2
+    assert node.outcome(rows, LOOKUP) == [FOUND, FOUND, MISSING, MISSING], "a closed session is not revived"
+
+
+def test_a_kept_write_does_not_overwrite_whoever_took_over_meanwhile(own, worker):
+    """A node cut off from the store comes back with the first write of a session that moved on."""
+    where = config(own)
+    old, new = worker(replace(where, owner=1)).connected(), worker(replace(where, owner=2)).connected()
+    with client(own) as admin:
+        admin.acl_setuser("default", enabled=False)
+        cut_off(admin, "everwall-00000001")
+        eventually(lambda: not old.status["connected"], "the old owner is cut off")
+        old.tell(sessions(1, OWNER=1), WRITE_FIRST)
+        assert new.outcome(sessions(1, OWNER=2, GENERATION=1), WRITE) == [WRITTEN]
+        admin.acl_setuser("default", enabled=True)
+    assert old.answers(1)[0, image.OP] == LOST
+    assert new.ask(sessions(1), LOOKUP)[0, image.OWNER] == 2
+
+
+def test_a_hung_server_holds_nothing_up(own, worker):
+    node = worker(config(own)).connected()
+    rows = sessions(5)
+    node.ask(rows, WRITE_FIRST)
+    os.kill(own.pid, signal.SIGSTOP)
+    try:
+        before = time.monotonic_ns()
+        assert node.outcome(rows, LOOKUP) == [FAILED] * 5, "after the look-up deadline"
+        first_ns = time.monotonic_ns() - before
+        assert node.outcome(rows, LOOKUP) == [FAILED] * 5, "while it is known to be silent"
+        second_ns = time.monotonic_ns() - before - first_ns
+        assert LOOKUP_DEADLINE_NS <= first_ns < STORE_TIMEOUT_S * SECOND_NS
+        assert second_ns < first_ns + SECOND_NS
+        eventually(lambda: not node.status["connected"], "the connection is given up")
+        assert "did not answer" in node.status["last_error"]
+    finally:
+        os.kill(own.pid, signal.SIGCONT)
+    eventually(lambda: node.status["connected"], "a new connection")
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 5
+
+
+def test_scripts_flushed_under_a_running_node_are_loaded_again(own, worker):
+    node = worker(config(own)).connected()
+    rows = sessions(300)
+    node.ask(rows, WRITE)
+    with client(own) as admin:
+        admin.script_flush()
+    assert node.outcome(rows, WRITE) == [WRITTEN] * 300
+    assert "NOSCRIPT" in node.status["last_error"]
+    assert node.status["connections"] == 1
+
+
+def test_a_full_server_refuses_writes_and_still_answers_lookups(own, worker):
+    node = worker(config(own)).connected()
+    rows = sessions(3)
+    node.ask(rows[:1], WRITE_FIRST)
+    with client(own) as admin:
+        admin.config_set("maxmemory", 1)
+        node.tell(rows[1:2], WRITE_FIRST)
+        node.tell(rows[2:], WRITE)
+        eventually(lambda: node.status["unwritten"] == 2, "both writes are refused")
+        assert "OOM" in node.status["last_error"]
+        assert node.outcome(rows, LOOKUP) == [FOUND, MISSING, MISSING]
+        admin.config_set("maxmemory", 0)
+    assert node.outcome(rows[1:], WRITE) == [WRITTEN, WRITTEN]
+
+
+def test_a_server_that_became_a_replica_is_left_and_the_write_reaches_its_successor(own, worker):
+    node = worker(config(own)).connected()
+    row = sessions(1)
+    with client(own) as admin:
+        admin.replicaof("127.0.0.1", free_port())
+        node.tell(row, WRITE_FIRST)
+        eventually(lambda: "READONLY" in (node.status["last_error"] or ""), "the refusal is noticed")
+        admin.replicaof("NO", "ONE")
+    assert node.answers(1)[0, image.OP] == WRITTEN
+    assert node.outcome(row, LOOKUP) == [FOUND]
+
+
+def test_a_server_that_answers_nonsense_is_left(own, worker):
+    """Something else writes the meta key while the node is away."""
+    where = config(own)
+    node = worker(where).connected()
+    meta_key = "{" + where.prefix + "}:buckets"
+    with client(own) as admin:
+        admin.set(meta_key, "many")
+        cut_off(admin, "everwall-00000000")
+        eventually(lambda: "holds no bucket count" in (node.status["last_error"] or ""), "the refusal")
+        assert node.outcome(sessions(2), LOOKUP) == [FAILED, FAILED]
+        admin.set(meta_key, "64")
+    eventually(lambda: node.status["connected"], "a connection once it is right again")
