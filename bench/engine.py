@@ -38,7 +38,7 @@ def measure(seconds: float) -> dict[str, float]:
     return results
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@numba.njit(nogil=True, error_model="numpy", _nrt=False)
 def _judge(state, data, descriptors, passes, now):  # type: ignore[no-untyped-def]
     for _ in range(passes):
         for number in range(data.shape[0]):

@@ -181,5 +181,3 @@ def warm() -> None:
         close_port(port)
         os.close(wake)
         os.close(store_wake)
-
-
