@@ -97,6 +97,16 @@ def test_a_whole_policy_is_read_as_it_was_meant() -> None:
     assert policy.warnings == ()
 
 
+def test_the_example_of_the_page_is_a_policy() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text()
+    policy = read(page.split("```yaml\n")[1].split("```")[0])
+    compile_policy(policy)
+    assert policy.warnings == ()
+    assert policy.zones[0].endpoints == (0xA1B2C3D4E5F60718, 0x2B8EE1D4DB0C51C4)
+    assert [rule.name for rule in policy.rules] == ["site is public", "watch", "no telnet ever"]
+    assert policy.intrazone_default.log_end
+
+
 def test_without_a_file_everything_is_denied_and_it_says_so() -> None:
     policy, compiled, names = load_policy(None)
     assert policy.summary == "no policy file: everything is denied"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ class InitCfg:
 def find_init_cfg(bootstrap: str | Path) -> Path:
     """The init-cfg.txt that ``--bootstrap`` means: the file itself, or a package folder around it."""
     path = Path(bootstrap)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = path / INIT_CFG
         if not found.is_file():
             raise ConfigError(path, f"a bootstrap package with {INIT_CFG} in it")
@@ -444,7 +445,8 @@ class _Parser:
 
     def _existing(self, entry: _Entry) -> Path:
         path = self._path(entry)
-        if not path.is_file():
+        # os.path answers False where pathlib raises: for a name too long, or no name at all.
+        if not os.path.isfile(path):
             where = "" if _is_secret(entry.value) else f" ({path} is none)"
             raise self._error(entry, f"an existing file{where}")
         return path
@@ -489,9 +491,6 @@ class _Parser:
             for key in ("redis-certificate", "everwall-redis-server-name"):
                 if key in self.entries:
                     self._warn(self.entries[key].line, key, "not used: everwall-redis-tls is no")
-        if cfg.gwlb_inspect and cfg.geneve_sources is None:
-            text = "not set: GENEVE is believed from everybody in the data interface's subnets"
-            self.warnings.append((0, f"{self.file}: everwall-geneve-sources: {text}"))
 
 
 def _is_host(text: str) -> bool:

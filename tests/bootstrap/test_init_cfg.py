@@ -1,0 +1,361 @@
+"""init-cfg.txt: an existing file works, a wrong one is refused with its place, secrets stay secret."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import trustme
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from everwall.bootstrap.init_cfg import (
+    InitCfg,
+    RedisEndpoint,
+    load_init_cfg,
+    parse_init_cfg,
+)
+from everwall.bootstrap.keys import UNUSED_KEYS, UNUSED_MODES, UNUSED_TOKENS, USED_KEYS
+from everwall.config import ConfigError
+
+AUTHORITY = trustme.CA()
+PEM = AUTHORITY.cert_pem.bytes()
+CERTIFICATE = base64.b64encode(PEM).decode()
+SECRET = "c0ffee5a17b3449d8e60f1a2b3c4d5e6f708192a3b4c5d6e7f80917263544536"
+ROOT = Path(__file__).resolve().parents[2]
+
+VENDOR_SAMPLE = f"""\
+# A file as people have it
+type=dhcp-client
+ip-address=
+default-gateway=
+netmask=
+hostname=fw-a
+vm-auth-key=0123456789
+panorama-server=10.9.9.9
+tplname=stack
+dgname=group
+op-command-modes=mgmt-interface-swap,jumbo-frame
+plugin-op-commands=set-sess-ress:True, aws-gwlb-inspect:enable,panorama-licensing-mode-on
+
+redis-endpoint=master.sessions.example.com:6379
+redis-auth=Tr0ub4dor&3#=x
+redis-certificate={CERTIFICATE}
+everwall-cluster-secret={SECRET}
+"""
+
+
+def parse(text: str) -> tuple[InitCfg, list[str]]:
+    return parse_init_cfg(text, "init-cfg.txt")
+
+
+def read(text: str) -> InitCfg:
+    return parse(text)[0]
+
+
+def test_a_file_made_for_the_vendor_works_with_one_line_more() -> None:
+    cfg, warnings = parse(VENDOR_SAMPLE)
+    assert cfg.hostname == "fw-a"
+    assert cfg.mgmt_interface_swap
+    assert cfg.session_resiliency
+    assert cfg.gwlb_inspect
+    assert cfg.redis_endpoint == RedisEndpoint("master.sessions.example.com", 6379)
+    assert cfg.redis_auth is not None
+    assert cfg.redis_auth.get_secret_value() == "Tr0ub4dor&3#=x"
+    assert cfg.redis_certificate == PEM
+    assert cfg.cluster_secret is not None
+    assert cfg.cluster_secret.get_secret_value() == bytes.fromhex(SECRET)
+    assert cfg.redis_tls
+    assert cfg.resiliency == (True, "sessions are kept in master.sessions.example.com:6379 over TLS")
+    assert warnings == [
+        "init-cfg.txt:2: type: recognised but not used yet",
+        "init-cfg.txt:7: vm-auth-key: recognised but not used yet",
+        "init-cfg.txt:8: panorama-server: recognised but not used yet",
+        "init-cfg.txt:9: tplname: recognised but not used yet",
+        "init-cfg.txt:10: dgname: recognised but not used yet",
+        "init-cfg.txt:11: op-command-modes: jumbo-frame is recognised but not used yet",
+        "init-cfg.txt:12: plugin-op-commands: 'panorama-licensing-mode-on' is recognised but not used yet",
+        "init-cfg.txt:12: plugin-op-commands: spaces in the list are ignored here, not everywhere",
+    ]
+
+
+def test_the_keys_of_our_own(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("rules: []\n")
+    text = """\
+everwall-geneve-sources=10.0.1.0/24, 10.0.2.7
+everwall-health-port=8080
+everwall-max-sessions=5000
+everwall-join-grace=0.5
+everwall-policy=policy.yaml
+everwall-data-interface=ens5
+everwall-mgmt-interface=ens6
+everwall-data-address=10.0.1.9
+everwall-port=raw
+everwall-control-socket=run/node.sock
+everwall-redis-server-name=redis.internal
+everwall-traffic-log=/var/log/everwall.log
+"""
+    cfg, warnings = parse_init_cfg(text, tmp_path / "init-cfg.txt")
+    assert warnings == []
+    assert cfg == InitCfg(
+        file=str(tmp_path / "init-cfg.txt"),
+        geneve_sources=(ipaddress.IPv4Network("10.0.1.0/24"), ipaddress.IPv4Network("10.0.2.7/32")),
+        health_port=8080,
+        max_sessions=5000,
+        join_grace_s=0.5,
+        policy=tmp_path / "policy.yaml",
+        data_interface="ens5",
+        mgmt_interface="ens6",
+        data_address=ipaddress.IPv4Address("10.0.1.9"),
+        port="raw",
+        control_socket=tmp_path / "run/node.sock",
+        redis_server_name="redis.internal",
+        traffic_log=Path("/var/log/everwall.log"),
+    )
+
+
+def test_an_empty_file_is_a_node_that_forwards_nothing_and_says_so() -> None:
+    cfg, warnings = parse("")
+    assert (cfg, warnings) == (InitCfg(file="init-cfg.txt"), [])
+    assert cfg.notes == (
+        "session resiliency is off: set-sess-ress:True is not in plugin-op-commands",
+        "GENEVE is refused: aws-gwlb-inspect:enable is not in plugin-op-commands",
+    )
+
+
+ON = "plugin-op-commands=set-sess-ress:True"
+STORE = "redis-endpoint=10.0.0.5:6379"
+KEY = f"everwall-cluster-secret={SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "enabled", "why"),
+    [
+        ([STORE, KEY], False, "set-sess-ress:True is not in plugin-op-commands"),
+        ([STORE, KEY, "plugin-op-commands=set-sess-ress:False"], False, "set-sess-ress:True is not in"),
+        ([ON, KEY], False, "redis-endpoint is not set"),
+        ([ON, KEY, "redis-endpoint="], False, "redis-endpoint is not set"),
+        ([ON, STORE], False, "no everwall-cluster-secret: nothing is written or restored"),
+        ([ON, STORE, KEY], True, "sessions are kept in 10.0.0.5:6379 over TLS"),
+        (
+            [ON, KEY, "redis-endpoint=[::1]:7000", "everwall-redis-tls=no"],
+            True,
+            "sessions are kept in [::1]:7000 without TLS",
+        ),
+    ],
+)
+def test_resiliency_is_on_or_off_for_a_reason(lines: list[str], enabled: bool, why: str) -> None:
+    resiliency = read("\n".join(lines)).resiliency
+    assert resiliency.enabled is enabled
+    assert resiliency.why.startswith(why)
+
+
+@pytest.mark.parametrize("token", ["set-sess-ress:True", "setsess-ress:True", "set-sess-ress:true"])
+def test_both_spellings_of_the_resiliency_token_are_understood(token: str) -> None:
+    assert read(f"plugin-op-commands={token}").session_resiliency
+
+
+@pytest.mark.parametrize(
+    "text", ["a,aws-gwlb-inspect:enable", "aws-gwlb-inspect:enable ,, b", "x aws-gwlb-inspect:enable"]
+)
+def test_unknown_tokens_are_warned_of_and_do_not_hide_known_ones(text: str) -> None:
+    cfg, warnings = parse(f"plugin-op-commands={text}")
+    assert cfg.gwlb_inspect
+    assert any("unknown command" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("token", UNUSED_TOKENS)
+def test_tokens_that_are_not_used_yet_are_named_so(token: str) -> None:
+    (warning,) = parse(f"plugin-op-commands={token}:enable")[1]
+    assert warning == f"init-cfg.txt:1: plugin-op-commands: '{token}:enable' is recognised but not used yet"
+
+
+def test_modes_may_be_parted_by_spaces_or_commas() -> None:
+    for text in ("jumbo-frame mgmt-interface-swap", "jumbo-frame,mgmt-interface-swap"):
+        cfg, warnings = parse(f"op-command-modes={text}")
+        assert cfg.mgmt_interface_swap
+        assert len(warnings) == 1
+    (warning,) = parse("op-command-modes=mgmt-interface-swop")[1]
+    assert warning.endswith("unknown mode 'mgmt-interface-swop' (did you mean mgmt-interface-swap?)")
+
+
+def test_the_key_of_user_data_for_the_swap_says_which_one_counts() -> None:
+    cfg, (warning,) = parse("mgmt-interface-swap=enable")
+    assert not cfg.mgmt_interface_swap
+    assert "op-command-modes=mgmt-interface-swap is what counts here" in warning
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "shown", "loopback"),
+    [
+        ("10.0.0.5:6379", "10.0.0.5", 6379, "10.0.0.5:6379", False),
+        ("127.0.0.1:1", "127.0.0.1", 1, "127.0.0.1:1", True),
+        ("127.8.9.1:1", "127.8.9.1", 1, "127.8.9.1:1", True),
+        ("[2001:db8::5]:6379", "2001:db8::5", 6379, "[2001:db8::5]:6379", False),
+        ("[::1]:65535", "::1", 65535, "[::1]:65535", True),
+        ("localhost:6379", "localhost", 6379, "localhost:6379", True),
+        ("redis.example.com.:6379", "redis.example.com.", 6379, "redis.example.com.:6379", False),
+        ("master.a_b-c.x1.use1.cache:6379", "master.a_b-c.x1.use1.cache", 6379, None, False),
+        ("localhost.example.com:6379", "localhost.example.com", 6379, None, False),
+    ],
+)
+def test_redis_endpoints(text: str, host: str, port: int, shown: str | None, loopback: bool) -> None:
+    endpoint = read(f"redis-endpoint={text}").redis_endpoint
+    assert endpoint == RedisEndpoint(host, port)
+    assert str(endpoint) == (shown or text)
+    assert endpoint.loopback is loopback
+
+
+def test_line_ends_marks_comments_and_spaces_are_forgiven() -> None:
+    cfg, warnings = parse("\ufeff# c\r\n\r\n  # c\r\n everwall-health-port = 8080 \r\nhostname=a\r\n")
+    assert (cfg.health_port, cfg.hostname) == (8080, "a")
+    assert warnings == [
+        "init-cfg.txt:4: everwall-health-port: spaces around key and value are ignored here, not everywhere"
+    ]
+
+
+def test_empty_values_are_as_if_not_written() -> None:
+    cfg, warnings = parse("".join(f"{key}=\n" for key in USED_KEYS + UNUSED_KEYS))
+    assert cfg == InitCfg(file="init-cfg.txt")
+    assert len(warnings) == len(USED_KEYS), "the vendor's samples are full of empty ones: not a word"
+
+
+def test_unknown_keys_are_warned_of() -> None:
+    _, warnings = parse("redis-auht=hunter2\nfavourite-colour=blue\nQUJD=\n")
+    assert warnings == [
+        "init-cfg.txt:1: redis-auht: unknown key (did you mean redis-auth?)",
+        "init-cfg.txt:2: favourite-colour: unknown key",
+        "init-cfg.txt:3: (a key that is not shown): unknown key",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SECRET, SECRET.upper(), base64.b64encode(bytes.fromhex(SECRET)).decode()],
+)
+def test_the_cluster_secret_is_hexadecimal_or_base64(text: str) -> None:
+    secret = read(f"everwall-cluster-secret={text}").cluster_secret
+    assert secret is not None
+    assert secret.get_secret_value() == bytes.fromhex(SECRET)
+
+
+def test_the_cluster_secret_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    place = tmp_path / "secret"
+    place.write_text(SECRET + "\n")
+    place.chmod(0o600)
+    text = "everwall-cluster-secret-file=secret\n"
+    cfg, warnings = parse_init_cfg(text, tmp_path / "init-cfg.txt")
+    assert warnings == []
+    assert cfg.cluster_secret is not None
+    assert cfg.cluster_secret.get_secret_value() == bytes.fromhex(SECRET)
+    place.chmod(0o644)
+    (warning,) = parse_init_cfg(text, tmp_path / "init-cfg.txt")[1]
+    assert "can be read by others" in warning
+    place.write_text("short")
+    with pytest.raises(ConfigError, match="at least 32 random bytes"):
+        parse_init_cfg(text, tmp_path / "init-cfg.txt")
+
+
+def test_a_secret_that_does_not_look_random_is_warned_of() -> None:
+    (warning,) = parse(f"everwall-cluster-secret={'00' * 32}")[1]
+    assert "does not look random" in warning
+
+
+def test_secrets_are_in_no_repr_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    text = f"redis-auth=hunter2\neverwall-cluster-secret={SECRET}\nvm-auth-key=hunter2\nredis-auht=hunter2\n"
+    cfg, warnings = parse(text)
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger().info("%s %r %s %s", cfg, cfg, asdict(cfg), warnings)
+    said = f"{caplog.text} {cfg} {warnings} {cfg.notes} {cfg.resiliency}"
+    assert "everwall-cluster-secret" in cfg.resiliency.why or not cfg.resiliency.enabled
+    assert "hunter2" not in said
+    for form in (SECRET, repr(bytes.fromhex(SECRET))):
+        assert form not in said
+
+
+def test_bootstrap_names_the_file_or_a_package(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a bootstrap package with config/init-cfg\.txt in it"):
+        load_init_cfg(tmp_path)
+    (tmp_path / "config").mkdir()
+    place = tmp_path / "config" / "init-cfg.txt"
+    place.write_text("hostname=fw\neverwall-policy=policy.yaml\n")
+    (tmp_path / "config" / "policy.yaml").write_text("rules: []\n")
+    for bootstrap in (tmp_path, str(tmp_path), place):
+        cfg, warnings = load_init_cfg(bootstrap)
+        assert (cfg.hostname, cfg.policy, warnings) == ("fw", tmp_path / "config" / "policy.yaml", [])
+    with pytest.raises(ConfigError, match="a readable file"):
+        load_init_cfg(tmp_path / "nowhere.txt")
+    place.write_bytes(b"hostname=fw\nredis-auth=\xff\n")
+    with pytest.raises(ConfigError) as caught:
+        load_init_cfg(tmp_path)
+    assert (caught.value.line, caught.value.expected) == (2, "UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    ("lines", "present", "data", "mgmt"),
+    [
+        ("", ["eth0", "eth1"], "eth1", "eth0"),
+        ("op-command-modes=mgmt-interface-swap", ["eth0", "eth1"], "eth0", "eth1"),
+        ("op-command-modes=mgmt-interface-swap", ["eth0", "eth1", "eth2"], "eth0", "eth1"),
+        ("", ["eth0"], "eth0", "eth0"),
+        ("op-command-modes=mgmt-interface-swap", ["eth0"], "eth0", "eth0"),
+        ("everwall-data-interface=eth0", ["eth0", "eth1"], "eth0", "eth1"),
+        ("everwall-mgmt-interface=eth1", ["eth0", "eth1"], "eth0", "eth1"),
+        ("everwall-mgmt-interface=eth0", ["eth0", "eth1", "eth2"], "eth1", "eth0"),
+        ("everwall-data-interface=a\neverwall-mgmt-interface=b", ["eth0"], "a", "b"),
+        ("", [], None, None),
+    ],
+)
+def test_which_interface_carries_data(
+    lines: str, present: list[str], data: str | None, mgmt: str | None
+) -> None:
+    assert read(lines).interfaces(present) == (data, mgmt)
+
+
+LINES = st.lists(
+    st.one_of(
+        st.text(max_size=40),
+        st.builds(
+            "{}={}".format,
+            st.sampled_from(USED_KEYS + UNUSED_KEYS),
+            st.one_of(st.text(max_size=40), st.text("0123456789abcdef:/.,-[]=+ ", max_size=80)),
+        ),
+    ),
+    max_size=8,
+)
+
+
+@given(LINES)
+@example(["everwall-policy=\udcff"])
+@example(["everwall-policy=" + "a" * 5000])
+@example(["everwall-cluster-secret-file=."])
+@example(["everwall-cluster-secret-file=" + "/a" * 3000])
+@example(["redis-certificate=" + base64.b64encode(b"-----BEGIN CERTIFICATE-----").decode()])
+def test_any_lines_are_read_or_refused_by_name(lines: list[str]) -> None:
+    said = ""
+    try:
+        _, warnings = parse("\n".join(lines))
+    except ConfigError as error:
+        said = str(error)
+        warnings = []
+    assert said.isprintable()
+    assert all(warning.isprintable() for warning in warnings)
+
+
+def test_the_page_names_every_key_word_and_default() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = [row.split("`")[1] for row in rows]
+    for word in (*USED_KEYS, *UNUSED_KEYS):
+        assert named.count(word) == 1, f"{word} has one row"
+    for word in (*UNUSED_TOKENS, *UNUSED_MODES):
+        assert f"`{word}" in page, word
+    for name in ("health_port", "max_sessions", "join_grace_s"):
+        default = next(field.default for field in fields(InitCfg) if field.name == name)
+        key = f"everwall-{name.removesuffix('_s').replace('_', '-')}"
+        row = next(row for row in rows if row.startswith(f"| `{key}`"))
+        assert f"| {default:g} |" in row, row
