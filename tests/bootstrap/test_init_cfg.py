@@ -348,10 +348,12 @@ def test_any_lines_are_read_or_refused_by_name(lines: list[str]) -> None:
 
 def test_the_page_names_every_key_word_and_default() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    table = page.split("## Keys\n")[1].split("\n#")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
     named = [row.split("`")[1] for row in rows]
     for word in (*USED_KEYS, *UNUSED_KEYS):
         assert named.count(word) == 1, f"{word} has one row"
+    assert len(named) == len(USED_KEYS + UNUSED_KEYS), "and nothing else has one"
     for word in (*UNUSED_TOKENS, *UNUSED_MODES):
         assert f"`{word}" in page, word
     for name in ("health_port", "max_sessions", "join_grace_s"):
