@@ -47,6 +47,7 @@ MAY_TOUCH_THE_SYSTEM = {
     "ports",
     "store.connection",
     "store.redis",
+    "store.connection",
     "balancer.probes",
     "bootstrap.sources",
     "management",

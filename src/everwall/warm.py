@@ -33,7 +33,7 @@ class EntryPoint(NamedTuple):
 
 
 ENTRY_POINTS = [
-    EntryPoint("session records", "everwall.session.record"),
+    EntryPoint("the store's records", "everwall.store.redis"),
     EntryPoint("the firewall's worker", "everwall.worker"),
     EntryPoint("the load balancer's worker", "everwall.gwlb_worker"),
 ]

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.limits import (
+    CLUSTER_SECRET_BYTES_MIN,
     LOOKUP_DEADLINE_NS,
     MS_NS,
     REPLY_RING_ROWS,
@@ -39,8 +40,9 @@ from everwall.limits import (
     STORE_RECONNECT_MIN_S,
     STORE_TIMEOUT_S,
 )
-from everwall.rings import Ring, ring_length, ring_pop, ring_push
+from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image
+from everwall.session.record import derive_keys
 from everwall.store.backlog import Backlog
 from everwall.store.connection import Arrival, Link, StoreConfig, connect, tls_context
 from everwall.store.protocol import Command, ErrorReply, Protocol, Rows, StoreBatch, store_time_ns
@@ -425,3 +427,18 @@ class RedisStore:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def warm() -> None:
+    """Compile what the thread calls: both ends of a ring, sealing a record and opening it."""
+    ring = make_ring(2, image.COLUMNS)
+    protocol = Protocol(derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN)), buckets=1)
+    rows = np.zeros((1, image.COLUMNS), np.int64)
+    rows[0, image.OP] = image.WRITE_FIRST
+    ring_push(ring, rows, len(rows))
+    ring_length(ring)
+    rows = rows[: ring_pop(ring, rows)]
+    sealed = protocol.encode(rows, 0).commands[0][-1]
+    rows[0, image.OP] = image.LOOKUP
+    lookup = protocol.encode(rows, 0)
+    protocol.decode(lookup, [sealed] + [None] * (len(lookup.commands) - 1), 0)
