@@ -22,9 +22,11 @@ All addresses live inside the namespaces; nothing of the machine's own network i
 from __future__ import annotations
 
 import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import NetNS, netns
+from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from everwall.lab.launch import inside
@@ -75,7 +77,7 @@ class Topology:
         """Make everything; raises LabError. What was made before an error is removed by ``remove``."""
         try:
             for role in ("clients", "servers", "gwlb", "store", *self.nodes):
-                netns.create(self.directory.namespace(role))
+                _create_namespace(self.directory.namespace(role))
                 with inside(self.path(role)):
                     _set("net/ipv6/conf/all/disable_ipv6", 1)
                     _set("net/ipv6/conf/default/disable_ipv6", 1)
@@ -85,8 +87,15 @@ class Topology:
         except (OSError, NetlinkError) as error:
             raise LabError(f"cannot build the namespaces: {error}") from error
 
-    def _open(self, role: str) -> NetNS:
-        return NetNS(self.directory.namespace(role), flags=0)
+    @contextlib.contextmanager
+    def _open(self, role: str) -> Iterator[IPRoute]:
+        """Links, addresses and routes of a namespace; the calling thread lives in it meanwhile.
+
+        pyroute2's own way into a namespace forks this process, and the child would clean up after us
+        when it is told to end.
+        """
+        with inside(self.path(role)), IPRoute() as side:
+            yield side
 
     def _build_traffic(self) -> None:
         with self._open("gwlb") as gwlb:
@@ -141,7 +150,7 @@ class Topology:
                     _address(node, "mgmt0", node_management_address(index))
                     _up(node, "mgmt0")
 
-    def _veth(self, near: NetNS, name: str, role: str, far_name: str, mtu: int = 1500) -> None:
+    def _veth(self, near: IPRoute, name: str, role: str, far_name: str, mtu: int = 1500) -> None:
         peer = {
             "ifname": far_name,
             "net_ns_fd": self.directory.namespace(role),
@@ -183,24 +192,30 @@ class Topology:
         remove_namespaces(self.directory.name)
 
 
+def _create_namespace(name: str) -> None:
+    done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"ip netns add {name}: {done.stderr.strip()}")
+
+
 def _set(name: str, value: int) -> None:
     path = Path("/proc/sys") / name
     if path.exists():
         path.write_text(str(value))
 
 
-def _index(side: NetNS, device: str) -> int:
+def _index(side: IPRoute, device: str) -> int:
     found = side.link_lookup(ifname=device)
     if not found:
         raise LabError(f"there is no device {device}")
     return int(found[0])
 
 
-def _up(side: NetNS, device: str) -> None:
+def _up(side: IPRoute, device: str) -> None:
     side.link("set", index=_index(side, device), state="up")
 
 
-def _address(side: NetNS, device: str, address: str) -> None:
+def _address(side: IPRoute, device: str, address: str) -> None:
     side.addr("add", index=_index(side, device), address=address, prefixlen=24)
 
 
