@@ -302,9 +302,10 @@ class RedisStore:
             replies = link.receive()
             if replies:
                 self._heard_ns = time.monotonic_ns()
-            for reply in replies:
-                self._take_reply(reply)
-            self._judge_lateness()
+                for reply in replies:
+                    self._take_reply(reply)
+            else:
+                self._judge_silence()
             while len(self._backlog) and len(self._pipelines) < _PIPELINES_MAX:
                 rows = self._backlog.take(STORE_BATCH_RECORDS)
                 self._send(link, self._protocol.encode(rows, self._store_time_s()))
@@ -348,8 +349,12 @@ class RedisStore:
         self._answer(rows)
         self._backlog.put_back(decoded.again)
 
-    def _judge_lateness(self) -> None:
-        """While the server is silent beyond the look-up deadline nobody waits for it any longer."""
+    def _judge_silence(self) -> None:
+        """While the server is silent beyond the look-up deadline nobody waits for it any longer.
+
+        Only asked when the socket had nothing to read: time this thread was kept from the processor, or
+        took to read an answer, is no silence of the server.
+        """
         if not self._pipelines:
             return
         silent_ns = self._silence_ns(time.monotonic_ns())
