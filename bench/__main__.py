@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, records
+from bench import engine, records, store
 
-MEASUREMENTS = {"engine": engine.measure, "records": records.measure}
+MEASUREMENTS = {"engine": engine.measure, "records": records.measure, "store": store.measure}
 
 
 def main() -> None:

@@ -17,7 +17,14 @@ from everwall.session.image import (
     WRITTEN,
 )
 from everwall.session.record import derive_keys
-from everwall.store.protocol import DELETE_SCRIPT, WRITE_SCRIPT, ErrorReply, Protocol, ProtocolError
+from everwall.store.protocol import (
+    DELETE_SCRIPT,
+    WRITE_SCRIPT,
+    ErrorReply,
+    Protocol,
+    ProtocolError,
+    buckets_for,
+)
 from tests import needs
 from tests.redis_server import RedisServer
 from tests.store.stores import KEYS, NOW, Memory, Node, Real, asking, sessions
@@ -305,3 +312,10 @@ def test_scripts_are_the_ones_the_package_carries():
     assert b"struct.unpack('>I4I4'" in WRITE_SCRIPT
     assert b"HDEL" in DELETE_SCRIPT
     assert b"HDEL" not in WRITE_SCRIPT
+
+
+@pytest.mark.parametrize(
+    ("sessions_max", "buckets"), [(0, 1), (64, 1), (65, 2), (300_000, 4688), (10**12, 1 << 24)]
+)
+def test_buckets_hold_about_64_sessions(sessions_max, buckets):
+    assert buckets_for(sessions_max) == buckets

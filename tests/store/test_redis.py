@@ -188,11 +188,22 @@ def test_the_clock_tells_store_time(shared, worker):
     assert node.clock[CLOCK_CONNECTIONS] == 1
 
 
-def test_an_acl_user_may_be_used(shared, worker):
+def test_an_acl_user_needs_no_more_than_the_documentation_says(shared, worker):
+    where = config(shared, username="wall", password="pw")
+    allowed = "set get hget hset hdel expire evalsha script|load time info client|setname"
     with client(shared) as admin:
-        admin.acl_setuser("wall", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"])
-    node = worker(config(shared, username="wall", password="pw")).connected()
-    assert node.outcome(sessions(1), WRITE_FIRST) == [WRITTEN]
+        admin.acl_setuser(
+            "wall",
+            enabled=True,
+            passwords=["+pw"],
+            keys=["{" + where.prefix + "}:buckets", "{" + where.prefix + ":*"],
+            commands=[f"+{command}" for command in allowed.split()],
+        )
+    node = worker(where).connected()
+    row = sessions(1)
+    asked = [node.outcome(row, operation) for operation in (WRITE_FIRST, WRITE, LOOKUP, DELETE, LOOKUP)]
+    assert asked == [[WRITTEN], [WRITTEN], [FOUND], [WRITTEN], [MISSING]]
+    assert node.status["errors"] == 0
 
 
 def test_a_full_reply_ring_loses_no_answer(shared, worker):
