@@ -47,6 +47,8 @@ from everwall.store.backlog import Backlog
 from everwall.store.connection import Arrival, Link, StoreConfig, connect, tls_context
 from everwall.store.protocol import Command, ErrorReply, Protocol, Rows, StoreBatch, store_time_ns
 
+__all__ = ["CLOCK_CONNECTIONS", "CLOCK_OFFSET", "RedisStore", "StoreConfig", "make_clock", "warm"]
+
 CLOCK_OFFSET = 0
 """Index into ``clock``: store time minus monotonic time, nanoseconds."""
 CLOCK_CONNECTIONS = 1
