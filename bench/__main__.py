@@ -6,9 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, records, store
+from bench import engine, gateway, records, store
 
-MEASUREMENTS = {"engine": engine.measure, "records": records.measure, "store": store.measure}
+MEASUREMENTS = {
+    "engine": engine.measure,
+    "gateway": gateway.measure,
+    "records": records.measure,
+    "store": store.measure,
+}
 
 
 def main() -> None:

@@ -146,7 +146,8 @@ class LoadBalancer:
         self._worker = gwlb_worker.make_worker(self.gateway, self._port, descriptors)
         self._opened.append(lambda: os.close(self._worker.wake))
         # Compiled, or taken from the cache, before anybody is told that we are ready.
-        gwlb_worker.warm()
+        gwlb_worker.prepare(self._worker)
+        self._worker.control[gwlb_worker.HEARTBEAT] = time.monotonic_ns()
         thread = threading.Thread(target=gwlb_worker.run, args=(self._worker,), name="gwlb-worker")
         thread.start()
         self._opened.append(lambda: self._end(thread))
@@ -280,7 +281,7 @@ def _flow(row: list[int], names: dict[int, str], now: int) -> dict[str, Any]:
     upper = (_text(key.family, key.upper), key.upper_port)
     (src, sport), (dst, dport) = (upper, lower) if row[table.FLAGS] & table.FIRST_UPPER else (lower, upper)
     return {
-        "endpoint": f"{key.endpoint & _MASK64:#x}",
+        "endpoint": key.endpoint & _MASK64,
         "proto": key.protocol,
         "src": src,
         "sport": sport,
@@ -288,7 +289,7 @@ def _flow(row: list[int], names: dict[int, str], now: int) -> dict[str, Any]:
         "dport": dport,
         "target": names.get(row[table.TARGET]),
         "cookie": f"{row[table.COOKIE]:08x}",
-        "source_port": row[table.SOURCE_PORT],
+        "outer_source_port": row[table.SOURCE_PORT],
         "packets_out": row[table.PACKETS_OUT],
         "packets_back": row[table.PACKETS_BACK],
         "moves": row[table.MOVES],

@@ -62,6 +62,13 @@ def make_worker(gateway: Gateway, port: Port, endpoints: list[int]) -> Worker:
     )
 
 
+def prepare(worker: Worker) -> None:
+    """Compile the loop for this worker, or take it from the cache, without entering it."""
+    worker.control[STOP] = 1
+    run(worker)
+    worker.control[STOP] = 0
+
+
 def stop(worker: Worker) -> None:
     """Make the loop end; it wakes at once."""
     worker.control[STOP] = 1
@@ -129,8 +136,7 @@ def warm() -> None:
     # Any loopback address will do that nobody else is warming up on.
     port = outer.open_udp(f"127.{os.getpid() >> 16 & 127 | 64}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}")
     worker = make_worker(gateway, port, [])
-    worker.control[STOP] = 1
-    run(worker)
+    prepare(worker)
     os.close(worker.wake)
     outer.close(port)
     gateway.from_endpoint(worker.batch, 0, 0)
