@@ -21,6 +21,8 @@ import pytest
 from everwall.balancer.config import load
 from everwall.gwlb import LoadBalancer, StartError
 from everwall.management.control import request
+from everwall.ports import tun
+from tests import needs
 from tests.packets import tcp, udp
 
 pytestmark = pytest.mark.kernel
@@ -266,3 +268,48 @@ def test_command_tells_what_is_wrong_with_its_file(place):
     assert done.returncode == 1
     assert f"{place.config}:1" in done.stderr
     assert "address" in done.stderr
+
+
+# A client's datagram is routed into the endpoint, goes through a target that turns it around as a server
+# behind it would, and comes back out of the endpoint to the client.
+_PRIVILEGED_STORY = """
+import asyncio, pathlib, socket, subprocess, sys
+from everwall.balancer.config import load
+from everwall.gwlb import LoadBalancer
+def ip(*words): subprocess.run(["ip", *words], check=True)
+ip("link", "set", "lo", "up")
+for last in (1, 2): ip("addr", "add", f"10.40.0.{last}/32", "dev", "lo")
+async def story():
+    outer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    outer.bind(("10.40.0.2", 6081)); outer.setblocking(False)
+    loop = asyncio.get_running_loop()
+    async with LoadBalancer(load(sys.argv[1])) as balancer:
+        assert "(raw)" in balancer.describe(), balancer.describe()
+        ip("addr", "add", "10.1.0.1/24", "dev", "gwlbe0")
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.bind(("10.1.0.1", 5000)); client.setblocking(False)
+        async with asyncio.timeout(20):
+            for number in range(20):
+                await loop.sock_sendto(client, b"hello", ("10.1.0.2", 6000 + number))
+                packet, peer = await loop.sock_recvfrom(outer, 4096)
+                assert peer[0] == "10.40.0.1" and peer[1] >= 49152, peer
+                head, p = packet[:40], packet[40:]
+                turned = p[:12] + p[16:20] + p[12:16] + p[22:24] + p[20:22] + p[24:]
+                await loop.sock_sendto(outer, head + turned, ("10.40.0.1", 6081))
+                assert await loop.sock_recv(client, 99) == b"hello"
+        assert balancer.gateway.counters == {"to-target": 20, "to-endpoint": 20}, balancer.gateway.counters
+asyncio.run(story())
+"""
+
+
+def test_kernel_traffic_through_tun_and_raw_port(tmp_path):
+    needs.namespaces()
+    needs.device(tun.DEVICE)
+    needs.binary("ip")
+    config = tmp_path / "gwlb.yaml"
+    config.write_text(
+        "address: 10.40.0.1\ntransport: raw\nendpoints: [{id: vpce-7, tun: gwlbe0}]\ntargets: [10.40.0.2]\n"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", _PRIVILEGED_STORY, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
