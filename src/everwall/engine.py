@@ -215,3 +215,30 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
             }
         )
     return rows
+
+
+def describe_event(event: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """One event row as people read it, client first."""
+    flags = int(event[image.FLAGS])
+    protocol, client, server = describe_flow(
+        int(event[image.KEY2]),
+        event[image.LOWER_HIGH : image.UPPER_LOW + 1],
+        bool(flags & image.INITIATOR_UPPER),
+    )
+    return {
+        "id": int(event[state.EVENT_SESSION]),
+        "endpoint": int(event[image.ENDPOINT]) & (2**64 - 1),
+        "proto": protocol,
+        "src": client[0],
+        "sport": client[1],
+        "dst": server[0],
+        "dport": server[1],
+        "rule": int(event[image.RULE]),
+        "zone": int(event[image.FROM_ZONE]),
+        "start_ms": int(event[image.START]),
+        "packets": int(event[image.PACKETS]),
+        "bytes": int(event[image.BYTES]),
+        "partial": bool(flags & image.PARTIAL),
+        "generation": int(event[image.GENERATION]),
+        "end": tcp.END_NAMES.get(int(event[state.EVENT_REASON])),
+    }

@@ -112,6 +112,10 @@ CONTROL_TIMEOUT_S = 5.0
 JOIN_GRACE_S_DEFAULT = 10.0
 JOIN_GRACE_S_MAX = 3600.0
 DRAIN_TIMEOUT_S_DEFAULT = 300.0
+DRAIN_QUIET_S = 10
+"""A draining node that receives nothing for this long has no flows any more."""
+MAINTENANCE_S = 0.1
+"""Period of a node's management loop."""
 
 # Load balancer ---------------------------------------------------------------------------------
 GWLB_FLOWS_DEFAULT = 100_000

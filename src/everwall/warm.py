@@ -15,14 +15,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from everwall.kernels import CACHE_DIRECTORY, JIT
 
-_STAMP = CACHE_DIRECTORY / "warm"
+FIREWALL = ("everwall.store.redis", "everwall.worker")
+GWLB = ("everwall.gwlb_worker",)
 
 
 class EntryPoint(NamedTuple):
@@ -44,20 +45,18 @@ class WarmError(RuntimeError):
     """An entry point did not compile; the message holds what it printed."""
 
 
-def is_warm() -> bool:
-    """True when nothing is left to compile: done before for exactly these sources, or nothing to do."""
-    return not JIT or (_STAMP.exists() and _STAMP.read_text().split("\n") == [e.module for e in _present()])
+def is_warm(modules: Collection[str] = ()) -> bool:
+    """True when nothing of ``modules`` (default: all) is left to compile for exactly these sources."""
+    return not _missing(modules)
 
 
-def warm(progress: Callable[[str], None], jobs: int | None = None) -> float:
-    """Compile everything that is not in the cache yet; returns the seconds it took.
+def warm(progress: Callable[[str], None], jobs: int | None = None, modules: Collection[str] = ()) -> float:
+    """Compile what of ``modules`` (default: all) is not in the cache yet; returns the seconds it took.
 
     ``progress`` gets a line at every start and end. Raises WarmError when an entry point fails.
     """
     began = time.monotonic()
-    if is_warm():
-        return 0.0
-    waiting = _present()
+    waiting = _missing(modules)
     running: dict[EntryPoint, tuple[subprocess.Popen[str], float]] = {}
     try:
         while waiting or running:
@@ -77,18 +76,25 @@ def warm(progress: Callable[[str], None], jobs: int | None = None) -> float:
                 _, errors = process.communicate()
                 if process.returncode:
                     raise WarmError(f"{entry.title}: {errors.strip()}")
+                _stamp(entry).touch()
                 progress(f"compiled {entry.title} in {time.monotonic() - start:.1f} s")
     finally:
         for process, _ in running.values():
             process.kill()
             process.communicate()
-    _STAMP.parent.mkdir(parents=True, exist_ok=True)
-    _STAMP.write_text("\n".join(entry.module for entry in _present()))
     return time.monotonic() - began
 
 
-def _present() -> list[EntryPoint]:
-    return [entry for entry in ENTRY_POINTS if find_spec(entry.module) is not None]
+def _stamp(entry: EntryPoint) -> Path:
+    """Stands in the cache once the entry point is compiled."""
+    return CACHE_DIRECTORY / f"warm.{entry.module}"
+
+
+def _missing(modules: Collection[str]) -> list[EntryPoint]:
+    if not JIT:
+        return []
+    wanted = [entry for entry in ENTRY_POINTS if not modules or entry.module in modules]
+    return [entry for entry in wanted if not _stamp(entry).exists()]
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall import pipeline
-from everwall.engine import EngineConfig, make_state
+from everwall.engine import EngineConfig, drain_ring, make_state
 from everwall.kernels import kernel
 from everwall.limits import BATCH_PACKETS, MS_NS, POLL_MS_MAX, REPLY_RING_ROWS, STORE_BATCH_RECORDS
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, receive, send
 from everwall.ports.port import close as close_port
 from everwall.ports.port import open_udp
-from everwall.rings import Ring, make_ring, ring_pop
+from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image, parking
 from everwall.session.state import Sessions
 from everwall.system import clear_signal, monotonic, poll_words, readable, signal, wait
@@ -177,6 +177,9 @@ def warm() -> None:
         worker = Worker(config, allow_all(), port, wake, store_wake)
         worker.loop.control[STOP] = 1
         run(worker.state, port, worker.loop)
+        # What the threads beside the loop call.
+        ring_push(worker.loop.replies, worker.loop.reply_rows, ring_length(worker.loop.replies))
+        drain_ring(worker.sessions.events)
     finally:
         close_port(port)
         os.close(wake)

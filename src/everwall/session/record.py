@@ -247,3 +247,12 @@ def open_records(rows, count, keys, values):
         rows[i, image.STATE] = np.int64(value[0]) & 0xF
         for j in range(_LAYOUT.shape[0]):
             rows[i, _LAYOUT[j, 0]] = _get(value, _LAYOUT[j, 1], _LAYOUT[j, 2])
+
+
+def warm() -> None:
+    """Compile sealing and opening by doing each once."""
+    rows = np.zeros((1, image.COLUMNS), np.int64)
+    fields, values = np.zeros((1, FIELD_BYTES), np.uint8), np.zeros((1, RECORD_BYTES), np.uint8)
+    keys = derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN))
+    seal(rows, 1, keys, fields, values)
+    open_records(rows, 1, keys, values)

@@ -1,0 +1,44 @@
+"""What a node says: its own log on standard error, and one traffic-log line per ended session."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+
+
+def configure(stream: TextIO | None = None) -> None:
+    """Log lines with time and level on standard error, readable where that is a terminal."""
+    target = stream or sys.stderr
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S.%f"),
+            structlog.dev.ConsoleRenderer(colors=target.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(target),
+    )
+
+
+class TrafficLog:
+    """One JSON object a line, written when a session ends; ``path`` None writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("a", buffering=1) if path is not None else None
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        """Append lines; one that cannot be written is lost, the traffic is not held up."""
+        if self._file is None:
+            return
+        for line in lines:
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

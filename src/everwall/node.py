@@ -1,0 +1,361 @@
+"""A firewall node put together: configuration -> engine, port and store, and the loop that minds them.
+
+The worker and the store have threads of their own; everything here is management and may be slow.
+A node joins traffic (its health listener opens) once the store answers, or when the join grace has
+passed; SIGTERM drains it: the load balancer is expected to deregister it, what still comes is
+forwarded until nothing comes any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from everwall import __version__
+from everwall.bootstrap.init_cfg import InitCfg
+from everwall.counters import Counter
+from everwall.engine import EngineConfig, describe_event, describe_sessions, drain_ring, verdict_counts
+from everwall.limits import DRAIN_QUIET_S, MAINTENANCE_S, SECOND_NS
+from everwall.management.control import Answer, ControlServer
+from everwall.management.health import HealthListener
+from everwall.management.logs import TrafficLog
+from everwall.policy.compile import Loaded, load_policy
+from everwall.ports import port as ports
+from everwall.session import state
+from everwall.session.record import derive_keys
+from everwall.store.protocol import buckets_for
+from everwall.store.redis import RedisStore, StoreConfig
+from everwall.worker import Worker
+
+log = structlog.get_logger()
+
+
+class NodeError(RuntimeError):
+    """The node cannot start; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class DataInterface:
+    """Where GENEVE and health checks arrive."""
+
+    name: str | None
+    address: str
+    networks: tuple[ipaddress.IPv4Network, ...]
+
+
+def owner_id(name: str) -> int:
+    """The 32-bit id of a node in records: of its name and this start, so that a restart is a new owner."""
+    digest = hashlib.blake2b(f"{name} {os.getpid()} {time.time_ns()}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def find_data_interface(config: InitCfg) -> DataInterface:
+    """The interface, address and subnets that the configuration means on this machine.
+
+    Raises NodeError when there is no such interface or it has no IPv4 address.
+    """
+    addresses = _addresses()
+    if config.data_interface is None and config.data_address is not None:
+        wanted = str(config.data_address)
+        for name, networks in addresses.items():
+            for interface in networks:
+                if str(interface.ip) == wanted or (name == "lo" and config.data_address in interface.network):
+                    return DataInterface(name, wanted, (interface.network,))
+        raise NodeError(f"everwall-data-address {wanted} is not an address of this machine")
+    present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
+    name = config.interfaces(present)[0]
+    if name is None:
+        raise NodeError("there is no network interface but loopback: set everwall-data-address")
+    own = addresses.get(name, [])
+    if not own:
+        raise NodeError(f"the data interface {name} is missing or has no IPv4 address")
+    address = str(config.data_address or own[0].ip)
+    return DataInterface(name, address, tuple(interface.network for interface in own))
+
+
+def _addresses() -> dict[str, list[ipaddress.IPv4Interface]]:
+    from pyroute2 import IPRoute  # slow to import, needed once
+
+    found: dict[str, list[ipaddress.IPv4Interface]] = {}
+    with IPRoute() as route:
+        for message in route.get_addr(family=socket.AF_INET):
+            name = socket.if_indextoname(message["index"])
+            text = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
+            found.setdefault(name, []).append(ipaddress.IPv4Interface(text))
+    return found
+
+
+def open_port(kind: str, data: DataInterface, whole_interface: bool) -> ports.Port:
+    """The port of ``everwall-port``; ``auto`` takes the raw one where that is permitted.
+
+    ``whole_interface``: receive on every address of the interface, not on one only.
+    """
+    address = "0.0.0.0" if whole_interface and data.name not in (None, "lo") else data.address
+    device = data.name if data.name != "lo" else None
+    try:
+        if kind in ("auto", "raw"):
+            try:
+                return ports.open_raw(address, device)
+            except PermissionError as error:
+                if kind == "raw":
+                    raise NodeError("everwall-port=raw needs root (CAP_NET_RAW)") from error
+        return ports.open_udp(data.address)
+    except OSError as error:
+        raise NodeError(f"cannot receive GENEVE on {data.address}: {error.strerror or error}") from error
+
+
+class Node:
+    """One running firewall; ``run`` returns when it has been told to stop."""
+
+    def __init__(self, config: InitCfg, control_path: Path | None, drain_timeout_s: float) -> None:
+        """Opens the port and allocates everything; raises NodeError or ConfigError."""
+        self.config = config
+        self.name = config.hostname or socket.gethostname()
+        self.policy: Loaded = load_policy(config.policy)
+        self.resiliency = config.resiliency
+        self._control_path = control_path or config.control_socket
+        self._drain_timeout_s = drain_timeout_s
+        self._data = find_data_interface(config)
+        sources = config.geneve_sources or self._data.networks
+        if config.geneve_sources is None:
+            log.warning(
+                "everwall-geneve-sources is not set: GENEVE is believed from the data interface's subnets",
+                sources=", ".join(map(str, sources)),
+            )
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._store_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        owner = owner_id(self.name)
+        engine = EngineConfig(
+            max_sessions=config.max_sessions,
+            inspect=config.gwlb_inspect,
+            resiliency=self.resiliency.enabled,
+            owner=owner,
+            geneve_sources=tuple(sources),
+            epoch_offset=time.time_ns() - time.monotonic_ns(),
+            seed=int.from_bytes(os.urandom(7), "big"),
+        )
+        port = open_port(config.port, self._data, config.data_address is None)
+        self.worker = Worker(engine, self.policy.compiled, port, self._wake, self._store_wake)
+        self.store = self._make_store(owner) if self.resiliency.enabled else None
+        self._traffic_log = TrafficLog(config.traffic_log)
+        self._state = "joining"
+        self._started_ns = time.monotonic_ns()
+        self._stopping = asyncio.Event()
+
+    def _make_store(self, owner: int) -> RedisStore:
+        config = self.config
+        assert config.redis_endpoint is not None
+        assert config.cluster_secret is not None
+        store = StoreConfig(
+            host=config.redis_endpoint.host,
+            port=config.redis_endpoint.port,
+            password=config.redis_auth.get_secret_value() if config.redis_auth else None,
+            tls=config.redis_tls,
+            ca_pem=config.redis_certificate,
+            server_name=config.redis_server_name,
+            owner=owner,
+        )
+        keys = derive_keys(config.cluster_secret.get_secret_value())
+        return RedisStore(
+            store,
+            keys,
+            self.worker.sessions.requests,
+            self.worker.loop.replies,
+            self._store_wake,
+            self._wake,
+            self.worker.sessions.clock,
+            buckets_for(config.max_sessions),
+        )
+
+    # Life -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until drained or stopped; returns the exit status."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGINT, self._stopping.set)
+        self.worker.start()
+        if self.store is not None:
+            self.store.start()
+        health = HealthListener(
+            self._data.address,
+            self.config.health_port,
+            lambda: self.state,
+            lambda: self.worker.heartbeat,
+        )
+        control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
+        maintenance = None
+        try:
+            await self._join()
+            try:
+                await health.start()
+            except OSError as error:
+                raise NodeError(
+                    f"cannot answer health checks on {self._data.address}:{self.config.health_port}: "
+                    f"{error.strerror or error}"
+                ) from error
+            if control is not None:
+                await control.start()
+            self._announce()
+            maintenance = asyncio.create_task(self._maintain())
+            await self._stopping.wait()
+        finally:
+            if maintenance is not None:
+                maintenance.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await maintenance
+            if control is not None:
+                await control.stop()
+            await health.stop()
+            failed = self.state == "failing"
+            self._close()
+        return 1 if failed else 0
+
+    @property
+    def state(self) -> str:
+        """``joining``, ``active``, ``draining`` or ``failing``."""
+        return self._state if self.worker.running else "failing"
+
+    async def _join(self) -> None:
+        """Wait for the store, but not longer than the grace: without it new sessions still work."""
+        deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
+        while self.store is not None and not self.store.status()["connected"] and not self._stopping.is_set():
+            if time.monotonic_ns() > deadline:
+                log.warning("the store does not answer: joining without it", **self._store_facts())
+                break
+            await asyncio.sleep(0.01)
+        if self._state == "joining":
+            self._state = "active"
+
+    def _announce(self) -> None:
+        for warning in self.policy.policy.warnings:
+            log.warning(warning)
+        log.info(
+            "ready",
+            name=self.name,
+            version=__version__,
+            data=f"{self._data.name or ''} {self._data.address}".strip(),
+            port=ports.kind_of(self.worker.port),
+            policy=self.policy.policy.summary,
+            health=f"{self._data.address}:{self.config.health_port}",
+            seconds=round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 2),
+        )
+        log.info("; ".join(self.config.notes))
+
+    def _terminate(self) -> None:
+        if self._state == "draining":
+            self._stopping.set()
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Answer health checks with ``draining`` and stop once nothing comes any more."""
+        if self._state != "draining":
+            self._state = "draining"
+            self._drain_ends_ns = time.monotonic_ns() + int(self._drain_timeout_s * SECOND_NS)
+            log.info("draining", sessions=self._count(Counter.SESSIONS), at_most_s=self._drain_timeout_s)
+
+    async def _maintain(self) -> None:
+        """Write the traffic log, watch the worker, end a drain."""
+        received, quiet_since = -1, time.monotonic_ns()
+        while True:
+            await asyncio.sleep(MAINTENANCE_S)
+            self._log_events()
+            now = time.monotonic_ns()
+            if not self.worker.running:
+                log.error("the worker has stopped")
+                self._stopping.set()
+                return
+            if self._count(Counter.RECEIVED) != received:
+                received, quiet_since = self._count(Counter.RECEIVED), now
+            if self._state == "draining":
+                quiet = now - max(quiet_since, self._started_ns) > DRAIN_QUIET_S * SECOND_NS
+                if quiet or now > self._drain_ends_ns or self._count(Counter.SESSIONS) == 0:
+                    log.info("drained", sessions=self._count(Counter.SESSIONS), quiet=quiet)
+                    self._stopping.set()
+                    return
+
+    def _log_events(self) -> None:
+        events = drain_ring(self.worker.sessions.events)
+        ended = [event for event in events if event[state.EVENT_KIND] == state.EVENT_ENDED]
+        self._traffic_log.write([self._named(describe_event(event)) for event in ended])
+
+    def _close(self) -> None:
+        self.worker.stop()
+        if self.store is not None:
+            self.store.stop()
+        self._log_events()
+        self._traffic_log.close()
+        ports.close(self.worker.port)
+        os.close(self._wake)
+        os.close(self._store_wake)
+
+    # What is seen from outside --------------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[str, Any]:
+        return {
+            "status": lambda _: self.status(),
+            "counters": lambda _: {"counters": self.counters()},
+            "sessions": self._sessions,
+            "store": lambda _: self._store_facts(),
+            "drain": self._drain_command,
+            "resiliency": lambda _: self._resiliency(),
+        }
+
+    def status(self) -> Answer:
+        """The node at a glance."""
+        return {
+            "name": self.name,
+            "version": __version__,
+            "state": self.state,
+            "sessions": self._count(Counter.SESSIONS),
+            "max_sessions": self.config.max_sessions,
+            "port": ports.kind_of(self.worker.port),
+            "data_address": self._data.address,
+            "resiliency": self._resiliency(),
+            "store": self._store_facts(),
+            "uptime_s": round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 1),
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Verdicts and counters by name."""
+        sessions = self.worker.sessions
+        counts = {which.label: int(sessions.counters[which]) for which in Counter}
+        return {**verdict_counts(sessions.verdicts), **counts}
+
+    def _sessions(self, arguments: Answer) -> Answer:
+        limit = arguments.get("limit", 100)
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limit must be a positive whole number, got {limit!r}")
+        rows = describe_sessions(self.worker.sessions, limit)
+        return {"sessions": [self._named(row) for row in rows], "total": self._count(Counter.SESSIONS)}
+
+    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A session row with names for what is known by a number only."""
+        names = self.policy.names
+        endpoint = f"vpce-{row['endpoint']:016x}"
+        return {**row, "endpoint": endpoint, "rule": names.rule(row["rule"]), "zone": names.zone(row["zone"])}
+
+    def _drain_command(self, _: Answer) -> Answer:
+        self.drain()
+        return {"state": self._state}
+
+    def _resiliency(self) -> Answer:
+        return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}
+
+    def _store_facts(self) -> Answer:
+        return self.store.status() if self.store is not None else {"connected": False}
+
+    def _count(self, which: Counter) -> int:
+        return int(self.worker.sessions.counters[which])
