@@ -38,7 +38,7 @@ class Verdict(IntEnum):
     GENEVE_REFUSED = 3, False, "GENEVE arrived although aws-gwlb-inspect is not enabled"
     GENEVE_TRUNCATED = 4, False, "shorter than its GENEVE header and options say"
     GENEVE_VERSION = 5, False, "GENEVE version is not 0"
-    GENEVE_OPTIONS = 6, False, "option lengths do not add up, or the endpoint option is malformed or repeated"
+    GENEVE_OPTIONS = 6, False, "options do not add up, or endpoint or cookie are malformed or repeated"
     GENEVE_CRITICAL_OPTION = 7, False, "an unknown option is marked critical"
     GENEVE_CONTROL = 8, False, "a control packet (O bit); there is no control channel"
     GENEVE_PROTOCOL = 9, False, "the payload is neither IPv4 nor IPv6"
@@ -53,14 +53,14 @@ class Verdict(IntEnum):
     IPV4_CHECKSUM = 23, True, "IPv4 header checksum is wrong"
     IPV6_EXTENSION = 24, True, "IPv6 extension headers are too many or do not fit"
     TCP_HEADER = 25, True, "TCP header is cut off or its length is impossible"
-    TCP_FLAGS = 26, True, "TCP flags that no stack sends: none, SYN with FIN, SYN with RST"
+    TCP_FLAGS = 26, True, "TCP flags that no stack sends: none of SYN ACK FIN RST, SYN with FIN, SYN with RST"
     UDP_HEADER = 27, True, "UDP header is cut off or its length is impossible"
     ICMP_HEADER = 28, True, "ICMP header is cut off"
     ICMP_ERROR_HEADER = 29, True, "an ICMP error quotes no readable packet, or not one of its receiver"
     FRAGMENT_HEADER = (
         30,
         True,
-        "a first fragment too small for its transport header, or one past 65,535 bytes",
+        "a first fragment too small for its transport header, a later one inside it, or one past 65,535 bytes",
     )
     FRAGMENT_UNMATCHED = 31, True, "a later fragment whose first one was not seen or not allowed"
     FRAGMENT_TABLE_FULL = 32, False, "no room to remember a first fragment"

@@ -41,9 +41,9 @@ def extensions(rng: Random) -> list[tuple[int, bytes]]:
         packets.ipv6_options(60, 2),
         packets.ipv6_authentication(),
     ]
-    chain = [rng.choice(choices) for _ in range(rng.choice([0, 0, 1, 2, 6]))]
+    chain = [rng.choice(choices) for _ in range(rng.choice([0, 0, 0, 1, 2, 8]))]
     if rng.random() < 0.2:
-        chain.append(packets.ipv6_fragment(rng.getrandbits(32)))
+        chain[7:] = [packets.ipv6_fragment(rng.getrandbits(32))]
     return chain
 
 
@@ -52,6 +52,26 @@ def around(rng: Random, source: str) -> dict[str, object]:
     if ":" in source:
         return {"extensions": extensions(rng)}
     return {"packet_id": rng.getrandbits(16), "ip_options": bytes([1] * 4 * rng.choice([0, 0, 0, 1, 10]))}
+
+
+def tcp_options(rng: Random) -> bytes:
+    """Real options, and pieces of them that lead past the header or nowhere."""
+    real = [b"\2\4\5\xb4", b"\4\2", b"\1", b"\1", b"\3\3\7", b"\3\3\x0f", b"\x08\x0a" + bytes(8)]
+    odd = [
+        b"\0",
+        b"\3",
+        b"\3\2",
+        b"\3\4\7\1",
+        b"\3\1\7",
+        b"\2\0",
+        b"\2\5",
+        b"\2\1",
+        bytes([0xFE, rng.randint(2, 9)]),
+    ]
+    pieces = [rng.choice(real) for _ in range(rng.randrange(4))]
+    if rng.random() < 0.4:
+        pieces.insert(rng.choice([0, len(pieces)]), rng.choice(odd))
+    return b"".join(pieces)
 
 
 def whole(rng: Random) -> bytes:
@@ -63,11 +83,12 @@ def whole(rng: Random) -> bytes:
     kind = rng.randrange(6)
     if kind <= 1:
         flags = rng.choice(["S", "SA", "A", "PA", "FA", "R", "RA", "AE", "F"])
-        options = rng.choice([b"", b"\1\3\3\7", b"\2\4\5\xb4\4\2\1\3\3\x0f", b"\3\3", rng.randbytes(8)])
+        options = tcp_options(rng)
         numbers = rng.getrandbits(32), rng.getrandbits(32), rng.getrandbits(16)
         return packets.tcp(source, destination, sport, dport, flags, *numbers, payload, options, **fields)
     if kind == 2:
-        return packets.udp(source, destination, sport, dport, payload, **fields)
+        length = rng.choice([None, None, 8 + len(payload) // 2])
+        return packets.udp(source, destination, sport, dport, payload, length=length, **fields)
     if kind == 3:
         return packets.icmp_echo(source, destination, dport, 1, rng.random() < 0.5, payload, **fields)
     if kind == 4:
@@ -278,7 +299,10 @@ def fragment_header(rng: Random) -> bytes:
         return wrapped(rng, part_of(cut, 0, more=True))
     body = bytes(rng.randrange(1, 64))
     if kind == 1:
-        return wrapped(rng, part_of(packets.ip(source, destination, 17, body), 65_528, more=False))
+        # The largest packet is of 65,535 bytes, and one byte more or less is worth trying.
+        header, offset = (0, 65_528) if ":" in source else (20, 65_496)
+        body = bytes(65_535 - header - offset + rng.choice([0, 1, 1, 1, 2, 9]))
+        return wrapped(rng, part_of(packets.ip(source, destination, 17, body), offset, more=False))
     if kind == 2:
         return wrapped(rng, part_of(packets.ip(source, destination, 6, body), rng.choice([8, 16]), more=True))
     options = b"\1" * 20
