@@ -129,3 +129,18 @@ def test_a_place_that_others_can_write_to_is_not_trusted(package: Package) -> No
     package.cache.mkdir()
     package.cache.chmod(0o777)
     assert package.run()[2].parent == package.home / ".cache" / "everwall"
+
+
+def test_a_numba_that_was_imported_before_uses_our_cache_all_the_same(package: Package) -> None:
+    package.write("caller.py", "import numba\nassert numba.config.CACHE_DIR == ''\n" + CALLER)
+    assert package.run()[:2] == (41, 0)
+    assert package.run()[:2] == (41, 1)
+    assert list(package.cache.rglob("*.nbc"))
+    assert not list(package.sources.rglob("*.nbc"))
+
+
+def test_constants_in_calls_do_not_multiply_the_compiled_code(package: Package) -> None:
+    body = "    return leaf(values[0]) + leaf(1) + leaf(2) + leaf(x=3)"
+    package.write("caller.py", CALLER.replace("    return leaf(values[0])", body))
+    assert package.run()[0] == 41 + 11 + 21 + 31
+    assert len(list(package.cache.rglob("leaf.leaf*.nbc"))) == 1

@@ -102,6 +102,9 @@ os.environ["NUMBA_CACHE_DIR"] = str(CACHE_DIRECTORY)
 import numba  # noqa: E402  (the cache directory has to be named before)
 from numba.extending import intrinsic  # noqa: E402
 
+# Somebody may have imported Numba before us, and it reads its environment only once.
+numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
+
 JIT = not numba.config.DISABLE_JIT
 """False where ``NUMBA_DISABLE_JIT=1`` makes every kernel plain Python."""
 
@@ -112,8 +115,17 @@ def kernel(function: Function) -> Function:
     Kernels do not own arrays (``_nrt=False``): the caller keeps them alive. Counting references instead, with
     atomic operations for every array of every call, took four fifths of the compiling and more than half of
     the running time (measured with Numba 0.68). A kernel that allocates no longer compiles, which is the rule anyway.
+
+    A constant in a call is an int64 like any other. Numba would compile its callee once more for
+    each constant, and for each of those all that it calls.
     """
     compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    if JIT:
+        template = compiled.get_call_template
+        compiled.get_call_template = lambda arguments, named: template(
+            tuple(numba.types.unliteral(argument) for argument in arguments),
+            {name: numba.types.unliteral(argument) for name, argument in named.items()},
+        )
     return compiled
 
 
