@@ -43,6 +43,8 @@ class Connection:
     corrupt: str = ""
     lost: str = ""
     stall_ms: float = 0.0
+    stall_began_ms: float = 0.0
+    """When the longest stall began, from the event."""
     answered_ms: float | None = None
     """From its probe after the event to the answer."""
 

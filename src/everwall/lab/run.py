@@ -180,7 +180,7 @@ class Experiment:
 
     def _after(self, traffic: Traffic, event: int, effective: int) -> None:
         report = traffic.report(effective)
-        self._judge_connections(report)
+        self._judge_connections(report, event)
         self._judge_probes(report, event)
         replies = report["icmp"]
         self.run.icmp_flows = len(replies)
@@ -193,7 +193,7 @@ class Experiment:
             each.target_after = carried.get((_TCP, each.client), "")
         self._judge_nodes(list(carried.values()))
 
-    def _judge_connections(self, report: dict[str, Any]) -> None:
+    def _judge_connections(self, report: dict[str, Any], event: int) -> None:
         seen = {row["number"]: row for row in report["connections"]}
         far = {row["number"]: row for row in report.get("server", [])}
         for each in self.run.connections:
@@ -204,6 +204,7 @@ class Experiment:
             each.corrupt = row["corrupt"] or other.get("corrupt", "")
             each.lost = row["lost"]
             each.stall_ms = row["stall_ns"] / 1e6
+            each.stall_began_ms = (row["stall_began_ns"] - event) / 1e6
             if row["answered_ns"]:
                 each.answered_ms = (row["answered_ns"] - row["probed_ns"]) / 1e6
 

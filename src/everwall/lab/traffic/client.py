@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
         self.sequence = 0
         self.exchanges = 0
         self.stall_ns = 0
+        self.stall_began_ns = 0
         self.corrupt = ""
         self.error = ""
         self.probed_ns = 0
@@ -72,7 +73,8 @@ class Connection(asyncio.Protocol):
                     raise Corrupt(f"answer {received.sequence} instead of {sequence}")
                 self.down.verify(received.payload)
                 self.exchanges += 1
-                self.stall_ns = max(self.stall_ns, now - sent)
+                if now - sent > self.stall_ns:
+                    self.stall_ns, self.stall_began_ns = now - sent, sent
                 if not self.answered_ns and 0 <= self.probe_sequence <= sequence:
                     self.answered_ns = now
         except Corrupt as error:
@@ -114,7 +116,10 @@ class Connection(asyncio.Protocol):
         return "answered too late" if self.answered_ns else "no answer"
 
     def summary(self, now: int) -> dict[str, Any]:
-        outstanding = now - self.waiting[0][1] if self.waiting else 0
+        stall, began = self.stall_ns, self.stall_began_ns
+        if self.waiting and now - self.waiting[0][1] > stall:
+            began = self.waiting[0][1]
+            stall = now - began
         return {
             "number": self.number,
             "kind": self.kind.name,
@@ -123,7 +128,8 @@ class Connection(asyncio.Protocol):
             "verified": self.down.position,
             "corrupt": self.corrupt,
             "lost": self.lost(now),
-            "stall_ns": max(self.stall_ns, outstanding),
+            "stall_ns": stall,
+            "stall_began_ns": began,
             "probed_ns": self.probed_ns,
             "answered_ns": self.answered_ns,
         }

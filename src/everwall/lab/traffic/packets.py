@@ -66,6 +66,7 @@ class Flow:
         self.rto_ns = RTO_NS
         self.exchanges = 0
         self.stall_ns = 0
+        self.stall_began_ns = 0
         self.corrupt = ""
         self.error = ""
         self.probed_ns = 0
@@ -136,7 +137,8 @@ class Flow:
         self.request = None
         self.resend_ns = 0
         self.exchanges += 1
-        self.stall_ns = max(self.stall_ns, now - self.sent_ns)
+        if now - self.sent_ns > self.stall_ns:
+            self.stall_ns, self.stall_began_ns = now - self.sent_ns, self.sent_ns
         self._send_up(ACK, b"")
         if self.probe_waiting:
             self.probe_waiting = False
@@ -193,7 +195,10 @@ class Flow:
         return "answered too late" if self.answered_ns else "no answer"
 
     def summary(self, now: int) -> dict[str, Any]:
-        outstanding = now - self.sent_ns if self.request is not None else 0
+        stall, began = self.stall_ns, self.stall_began_ns
+        if self.request is not None and now - self.sent_ns > stall:
+            began = self.sent_ns
+            stall = now - began
         return {
             "number": self.number,
             "kind": "packets",
@@ -202,7 +207,8 @@ class Flow:
             "verified": self.down_check.position + self.up_check.position,
             "corrupt": self.corrupt,
             "lost": self.lost(now),
-            "stall_ns": max(self.stall_ns, outstanding),
+            "stall_ns": stall,
+            "stall_began_ns": began,
             "probed_ns": self.probed_ns,
             "answered_ns": self.answered_ns,
         }
