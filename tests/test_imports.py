@@ -47,7 +47,6 @@ MAY_TOUCH_THE_SYSTEM = {
     "ports",
     "store.connection",
     "store.redis",
-    "store.connection",
     "balancer.probes",
     "bootstrap.sources",
     "management",

@@ -74,14 +74,14 @@ def find_data_interface(config: InitCfg) -> DataInterface:
                     return DataInterface(name, wanted, (interface.network,))
         raise NodeError(f"everwall-data-address {wanted} is not an address of this machine")
     present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
-    name = config.interfaces(present)[0]
-    if name is None:
+    data = config.interfaces(present)[0]
+    if data is None:
         raise NodeError("there is no network interface but loopback: set everwall-data-address")
-    own = addresses.get(name, [])
+    own = addresses.get(data, [])
     if not own:
-        raise NodeError(f"the data interface {name} is missing or has no IPv4 address")
+        raise NodeError(f"the data interface {data} is missing or has no IPv4 address")
     address = str(config.data_address or own[0].ip)
-    return DataInterface(name, address, tuple(interface.network for interface in own))
+    return DataInterface(data, address, tuple(interface.network for interface in own))
 
 
 def _addresses() -> dict[str, list[ipaddress.IPv4Interface]]:

@@ -22,9 +22,8 @@ from everwall.engine import EngineConfig, drain_ring, make_state
 from everwall.kernels import kernel
 from everwall.limits import BATCH_PACKETS, MS_NS, POLL_MS_MAX, REPLY_RING_ROWS, STORE_BATCH_RECORDS
 from everwall.policy.match import CompiledPolicy, allow_all
-from everwall.ports.port import Port, descriptor, receive, send
+from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
-from everwall.ports.port import open_udp
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image, parking
 from everwall.session.state import Sessions

@@ -118,7 +118,8 @@ def snapshot(flows: Flows, limit: int) -> npt.NDArray[np.int64]:
     slots = np.flatnonzero(flows.tags.reshape(-1))[:limit]
     before = flows.rows[slots]
     whole = before[:, SINCE] == flows.rows[slots, SINCE]
-    return before[whole & (flows.tags.reshape(-1)[slots] != 0)]
+    rows: npt.NDArray[np.int64] = before[whole & (flows.tags.reshape(-1)[slots] != 0)]
+    return rows
 
 
 class FlowKey(NamedTuple):

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from everwall import limits
 from everwall.counters import COUNTERS
+from everwall.limits import BUCKET_SLOTS
 from everwall.rings import Ring, make_ring
 from everwall.session import image, tcp
-from everwall.session.table import BUCKET_SLOTS, Table, make_table
+from everwall.session.table import Table, make_table
 from everwall.verdict import VERDICTS
 from everwall.wire.meta import COLUMNS, Batch, make_batch
 
