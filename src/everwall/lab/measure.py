@@ -13,7 +13,7 @@ from typing import Any
 
 CPU_SHARE_WANTED = 0.40
 """The part of the machine that traffic is paced to."""
-_PACE_MIN, _PACE_MAX = 0.05, 4.0
+_PACE_MIN, _PACE_MAX = 0.25, 4.0
 
 PROBES_ON_VICTIM = 20
 VICTIM_SHARE_MIN = 0.25

@@ -64,29 +64,34 @@ def _things(run: Run) -> str:
 
 
 def _figures(runs: Sequence[Run]) -> Table:
-    table = Table(title="Figures", title_justify="left")
-    table.add_column("")
+    things = _things(runs[0])
+    caption = (
+        "gap: from the event to the first UDP probe delivered after it, flows of the victim\n"
+        f"stall: longest time that data of one of the {things} waited for its answer, all {things}"
+    )
+    table = Table(title="Figures", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column(things)
     for run in runs:
         table.add_column(f"resiliency {run.resiliency}", justify="right")
 
     def row(name: str, values: Sequence[str]) -> None:
         table.add_row(name, *values)
 
-    row("connections before the event", [str(len(run.connections)) for run in runs])
-    row("connections after", [str(len(run.connections) - len(run.lost)) for run in runs])
-    row("  of them on the victim", [str(len(run.on_victim)) for run in runs])
-    row("lost", [str(len(run.lost)) for run in runs])
-    row("  of them on the victim", [str(sum(bool(c.lost) for c in run.on_victim)) for run in runs])
+    row("before the event", [str(len(run.connections)) for run in runs])
+    row("after it", [str(len(run.connections) - len(run.lost)) for run in runs])
+    row("  on the victim", [str(len(run.on_victim)) for run in runs])
+    row("lost in all", [str(len(run.lost)) for run in runs])
+    row("  on the victim", [str(sum(bool(c.lost) for c in run.on_victim)) for run in runs])
     row("bytes verified", [_bytes(sum(c.verified for c in run.connections)) for run in runs])
-    row("connections with wrong bytes", [str(sum(bool(c.corrupt) for c in run.connections)) for run in runs])
-    row("detection", [_ms(run.detection_ms) for run in runs])
-    row("gap, UDP on the victim: median / 99 % / longest", [_three(run.gap_ms) for run in runs])
-    row("stall, all TCP: median / 99 % / longest", [_three(run.stall_ms) for run in runs])
-    row("UDP probe flows on the victim", [str(len(run.probes_on_victim)) for run in runs])
+    row("with wrong bytes", [str(sum(bool(c.corrupt) for c in run.connections)) for run in runs])
+    row("detection by health checks", [_ms(run.detection_ms) for run in runs])
+    row("gap (median / 99 % / longest)", [_three(run.gap_ms) for run in runs])
+    row("stall (median / 99 % / longest)", [_three(run.stall_ms) for run in runs])
+    row("UDP probes on the victim", [str(len(run.probes_on_victim)) for run in runs])
     if any(run.icmp_flows for run in runs):
         row("ICMP echo flows that went on", [f"{run.icmp_recovered} of {run.icmp_flows}" for run in runs])
-    row("sessions restored from the store", [f"{run.restored:,}" for run in runs])
-    row("processors busy during traffic", [f"{run.cpu_share:.0%}" for run in runs])
+    row("sessions restored", [f"{run.restored:,}" for run in runs])
+    row("processors busy", [f"{run.cpu_share:.0%}" for run in runs])
     row("store", [_store(run.store) for run in runs])
     return table
 
@@ -94,7 +99,7 @@ def _figures(runs: Sequence[Run]) -> Table:
 def _stalls(run: Run) -> Table:
     """Bars of how long connections waited for an answer at the longest."""
     table = Table(
-        title=f"Longest wait of each connection for an answer, resiliency {run.resiliency}",
+        title=f"Stalls, resiliency {run.resiliency}",
         title_justify="left",
         show_header=False,
         box=None,
@@ -114,25 +119,31 @@ def _stalls(run: Run) -> Table:
 
 
 def _nodes(runs: Sequence[Run]) -> Table:
-    table = Table(title="What each firewall carried", title_justify="left")
-    for name in ("resiliency", "firewall", "health at the end"):
-        table.add_column(name)
-    for name in ("flows before", "flows after", "packets returned", "sessions", "restored"):
+    table = Table(
+        title="What each firewall carried",
+        title_justify="left",
+        caption="* the victim",
+        caption_justify="left",
+    )
+    table.add_column("resiliency")
+    table.add_column("")
+    for name in ("flows before", "after", "packets", "sessions", "restored"):
         table.add_column(name, justify="right")
+    table.add_column("health")
     for run in runs:
         for node in run.nodes:
-            name = f"{node.name} (victim)" if node.victim else node.name
             table.add_row(
-                run.resiliency,
-                name,
-                node.health,
+                run.resiliency if node is run.nodes[0] else "",
+                f"{node.name} *" if node.victim else node.name,
                 f"{node.flows_before:,}",
                 f"{node.flows_after:,}",
                 f"{node.packets:,}",
                 "-" if node.sessions is None else f"{node.sessions:,}",
                 "-" if node.restored is None else f"{node.restored:,}",
+                node.health,
                 style="bold" if node.victim else "",
             )
+        table.add_section()
     return table
 
 

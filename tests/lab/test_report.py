@@ -1,0 +1,67 @@
+"""The report says in words what the figures say, and evidence has a row for everybody."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from everwall.lab import report
+from everwall.lab.measure import Node, Run
+from tests.lab.test_measure import a_run, without_resiliency
+
+
+def told(*runs: Run) -> str:
+    console = Console(width=100, record=True, force_terminal=False)
+    with console.capture() as captured:
+        report.show(console, runs)
+    return captured.get()
+
+
+def test_the_report_tells_the_difference_and_the_verdict() -> None:
+    on, off = a_run(), without_resiliency()
+    on.nodes = [Node("fw1", packets=1234), Node("fw2", victim=True, restored=150)]
+    on.store = {"server": "redis 7.0.15", "tls": True, "auth": True}
+    text = told(on, off)
+    assert "fw2 was killed (SIGKILL) while it carried 150 of 300 connections." in text
+    assert "With resiliency on: all 300 connections went on, none was lost." in text
+    assert "With resiliency off: 150 connections lost, 150 went on." in text
+    assert "redis 7.0.15, TLS, AUTH" in text
+    assert "600 to 1000 ms  150" in text, "the histogram has the victim's connections in one bar"
+    assert "fw2 *" in text
+    assert "first TCP packet of an unknown session is not SYN" in text
+    assert "Every promise was kept." in text
+
+
+def test_the_report_names_what_was_broken() -> None:
+    run = a_run()
+    run.on_victim[0].lost = "no answer"
+    text = told(run)
+    assert "Broken promises" in text
+    assert "resiliency on: 1 of the victim's 150 connections were lost" in text
+
+
+def test_nothing_measured_is_no_report() -> None:
+    assert told() == ""
+
+
+def test_the_json_is_written_with_the_error_when_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lab.json"
+    report.write_json(path, [a_run()], "interrupted")
+    found = json.loads(path.read_text())
+    assert found["error"] == "interrupted"
+    assert [run["resiliency"] for run in found["runs"]] == ["on"]
+    report.write_json(path, [])
+    assert json.loads(path.read_text()) == {"runs": []}
+
+
+def test_evidence_has_a_row_per_connection_and_per_probe(tmp_path: Path) -> None:
+    report.write_evidence(tmp_path, a_run())
+    with open(tmp_path / "connections-on.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == 300
+    assert rows[1]["target"] == "fw2"
+    assert float(rows[1]["stall_ms"]) == 700.0
+    assert len((tmp_path / "probes-on.csv").read_text().splitlines()) == 26
