@@ -27,7 +27,7 @@ from everwall.policy.match import CompiledPolicy
 from everwall.rings import Ring, ring_pop
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
-from everwall.session.ageing import write_all
+from everwall.session.ageing import release_session, write_all
 from everwall.session.state import Sessions, make_sessions
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -129,6 +129,10 @@ class Engine:
     def offer_all(self, now: int) -> None:
         """Hand every live session to the store, in whatever state it is."""
         write_all(self.state.sessions, now)
+
+    def hand_over(self, slot: int, now: int) -> None:
+        """Offer the session in a slot to the store, in whatever state it is, and let go of it without a word."""
+        release_session(self.state.sessions, slot, now)
 
     def replace_policy(self, policy: CompiledPolicy) -> None:
         """Decide new and restored sessions by another policy from now on."""

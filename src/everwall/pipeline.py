@@ -22,7 +22,7 @@ from everwall.opening import open_flow
 from everwall.policy.match import CompiledPolicy
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
-from everwall.session.ageing import age, end_session, worth_storing
+from everwall.session.ageing import age, end_if_over, end_session, worth_storing
 from everwall.session.fragments import complete_later_fragment, remember_first_fragment
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, write
@@ -73,27 +73,27 @@ class State(NamedTuple):
 def receive(state_, batch, count, now):
     """Judge the first ``count`` packets of a batch: fills VERDICT and SESSION of each row."""
     for i in range(count):
-        verdict = batch.meta[i, m.VERDICT]
-        batch.meta[i, m.SESSION] = _NONE
-        if verdict == FORWARD:
-            verdict = _process(state_, batch, i, now)
-            batch.meta[i, m.VERDICT] = verdict
-        state_.sessions.verdicts[verdict] += 1
-    state_.sessions.counters[_RECEIVED] += count
+        judge(state_, batch, i, now)
+
+
+@kernel
+def judge(state_, batch, i, now):
+    """Judge packet ``i`` and count it: fills VERDICT and SESSION of its row."""
+    verdict = batch.meta[i, m.VERDICT]
+    batch.meta[i, m.SESSION] = _NONE
+    if verdict == FORWARD:
+        verdict = _process(state_, batch, i, now)
+        batch.meta[i, m.VERDICT] = verdict
+    state_.sessions.verdicts[verdict] += 1
+    state_.sessions.counters[_RECEIVED] += 1
 
 
 @kernel
 def _process(state_, batch, i, now):
     sessions, meta = state_.sessions, batch.meta
-    verdict = _unwrap(state_, batch, i)
+    verdict, slot = identify(state_, batch, i, now)
     if verdict != FORWARD:
         return verdict
-    if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
-        verdict = complete_later_fragment(sessions, meta, i, now)
-        if verdict != FORWARD:
-            return verdict
-    make_key(meta, i, sessions.words[state.SEED])
-    slot = t.find_session(sessions.table, meta, i)
     if slot >= 0:
         verdict = _hit(state_, batch, slot, i, now)
     else:
@@ -103,6 +103,27 @@ def _process(state_, batch, i, now):
         if remembered != FORWARD and verdict == FORWARD:
             return remembered
     return verdict
+
+
+@kernel
+def identify(state_, batch, i, now):
+    """What packet ``i`` is and whose: FORWARD and the slot of its session, -1 for none; or a drop.
+
+    A session whose time is over is ended here, also when the ageing hand has not come by yet.
+    """
+    sessions, meta = state_.sessions, batch.meta
+    verdict = _unwrap(state_, batch, i)
+    if verdict != FORWARD:
+        return verdict, _NONE
+    if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
+        verdict = complete_later_fragment(sessions, meta, i, now)
+        if verdict != FORWARD:
+            return verdict, _NONE
+    make_key(meta, i, sessions.words[state.SEED])
+    slot = t.find_session(sessions.table, meta, i)
+    if slot >= 0 and end_if_over(sessions, slot, now):
+        slot = _NONE
+    return FORWARD, slot
 
 
 @kernel

@@ -38,13 +38,16 @@ def restore(state_, rows, k, own, now):
     scratch = sessions.scratch
     _flow_of_image(scratch, rows, k, sessions.words[state.SEED])
     existing = t.find_session(sessions.table, scratch, 0)
-    if existing >= 0:
-        _adopt(sessions, rows, k, existing, now)
+    if existing >= 0 and not _adoptable(sessions, rows, k, existing):
         return _FORWARD
     verdict, rule, zone = decide(state_, scratch, 0, rows[k, image.FLAGS] & image.INITIATOR_UPPER)
     if verdict != _FORWARD:
         sessions.counters[_RESTORE_DENIED] += 1
         return verdict
+    if existing >= 0:
+        apply_rule(state_, existing, rule, zone)
+        _adopt(sessions, rows, k, existing, now)
+        return _FORWARD
     if not own:
         return _FORWARD
     verdict, slot = add(sessions, scratch, 0, now)
@@ -96,14 +99,19 @@ def _inherit(sessions, rows, k, slot):
 
 
 @kernel
-def _adopt(sessions, rows, k, slot, now):
-    """A flow without handshake went on before the answer came: give it its past.
+def _adoptable(sessions, rows, k, slot):
+    """Whether the session that a look-up found here still lacks its past.
 
     A TCP session that exists by now was opened by a SYN and is a newer connection.
     """
+    local = np.int64(sessions.table.small[slot, t.LOCAL])
+    return protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP and local & t.STORED == 0
+
+
+@kernel
+def _adopt(sessions, rows, k, slot, now):
+    """A flow without handshake went on before the answer came: give it its past."""
     small = sessions.table.small
-    if protocol_of(rows[k, image.KEY2]) == m.PROTOCOL_TCP or np.int64(small[slot, t.LOCAL]) & t.STORED != 0:
-        return
     small[slot, t.FLAGS] = rows[k, image.FLAGS]
     small[slot, t.APPLICATION] = rows[k, image.APPLICATION]
     small[slot, t.HOST] = rows[k, image.HOST]

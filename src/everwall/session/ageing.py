@@ -30,6 +30,17 @@ def end_session(sessions, slot, reason, now):
 
 
 @kernel
+def end_if_over(sessions, slot, now):
+    """End a session that was idle for its time-out; returns whether it was."""
+    small = sessions.table.small
+    if now - sessions.table.cold[slot, t.LAST_SEEN] < sessions.timeouts[np.int64(small[slot, t.STATE])]:
+        return False
+    reason = np.int64(small[slot, t.END_REASON])
+    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
+    return True
+
+
+@kernel
 def worth_storing(sessions, slot):
     """Whether a session is one the cluster must not lose: established, or answered."""
     current = np.int64(sessions.table.small[slot, t.STATE])
@@ -47,17 +58,12 @@ def worth_storing(sessions, slot):
 @kernel
 def _age(sessions, slot, now):
     small, cold = sessions.table.small, sessions.table.cold
-    limit = sessions.timeouts[np.int64(small[slot, t.STATE])]
-    if now - cold[slot, t.LAST_SEEN] >= limit:
-        reason = np.int64(small[slot, t.END_REASON])
-        end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
-        return
-    if sessions.words[state.RESILIENCY] == 0:
+    if end_if_over(sessions, slot, now) or sessions.words[state.RESILIENCY] == 0:
         return
     if np.int64(small[slot, t.LOCAL]) & t.DIRTY != 0:
         write(sessions, slot, now)
         return
-    due = limit // sessions.words[state.REFRESH_DIVISOR]
+    due = sessions.timeouts[np.int64(small[slot, t.STATE])] // sessions.words[state.REFRESH_DIVISOR]
     written = cold[slot, t.WRITTEN]
     if now - written >= due and cold[slot, t.LAST_SEEN] > written and worth_storing(sessions, slot):
         write(sessions, slot, now)
@@ -89,3 +95,11 @@ def write_all(sessions, now):
     for slot in range(sessions.table.hot.shape[0]):
         if sessions.table.hot[slot, t.KEY2] != 0:
             write(sessions, slot, now)
+
+
+@kernel
+def release_session(sessions, slot, now):
+    """Hand a session to the store and free its slot; no log, no delete: it goes on elsewhere."""
+    write(sessions, slot, now)
+    t.remove_session(sessions.table, slot)
+    sessions.counters[_SESSIONS] -= 1

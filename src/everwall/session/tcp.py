@@ -288,6 +288,12 @@ def _learn(small, slot, meta, i, end, last):
         acknowledged = meta[i, m.TCP_ACKNOWLEDGEMENT]
         allowed = (acknowledged + max(window, 1)) & 0xFFFFFFFF
         if local & (t.LEARNED_LOWER << other) == 0:
+            if local & t.RELEARNING == 0:
+                return
+            # What is acknowledged was sent: the other end is known before it is heard.
+            small[slot, t.SEQUENCE_END + other] = acknowledged
+            small[slot, t.SEQUENCE_MAX + other] = allowed
+            small[slot, t.LOCAL] = local | (t.LEARNED_LOWER << other)
             return
         if after(allowed, np.int64(small[slot, t.SEQUENCE_MAX + other])):
             small[slot, t.SEQUENCE_MAX + other] = allowed
