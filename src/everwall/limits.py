@@ -117,6 +117,12 @@ DRAIN_QUIET_S = 10
 MAINTENANCE_S = 0.1
 """Period of a node's management loop."""
 
+# Captures --------------------------------------------------------------------------------------
+CAPTURED_BYTES_MAX = 1 << 18
+"""Longest frame that a capture may hold; more is damage (libpcap allows no larger snapshot length)."""
+CAPTURE_FRAME_BYTES = 65_600
+"""Bytes of one packet slot for captures: any IP packet, as offloading hosts show them, behind a link header."""
+
 # Load balancer ---------------------------------------------------------------------------------
 GWLB_FLOWS_DEFAULT = 100_000
 GWLB_TARGETS_MAX = 300
@@ -136,6 +142,7 @@ GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
 assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the packet"
+assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
 assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS

@@ -37,8 +37,9 @@ ENTRY_POINTS = [
     EntryPoint("the store's records", "everwall.store.redis"),
     EntryPoint("the firewall's worker", "everwall.worker"),
     EntryPoint("the load balancer's worker", "everwall.gwlb_worker"),
+    EntryPoint("the replay of captures", "everwall.replay"),
 ]
-"""In the order of their start; the long ones last, so that they run beside each other."""
+"""In the order of their start; the replay last, because most of it is compiled for the worker already."""
 
 
 class WarmError(RuntimeError):
