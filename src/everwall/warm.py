@@ -23,7 +23,6 @@ from typing import NamedTuple
 from everwall.kernels import CACHE_DIRECTORY, JIT
 
 FIREWALL = ("everwall.store.redis", "everwall.worker")
-GWLB = ("everwall.gwlb_worker",)
 
 
 class EntryPoint(NamedTuple):

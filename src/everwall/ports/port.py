@@ -265,8 +265,9 @@ def _sender_for(port, local_address, source_port):
     opened = np.int64(_socket(2, _SOCK_DGRAM_NONBLOCK, 17))
     if opened < 0:
         return -1
-    _write_name(port.names, 0, local_address, source_port)
-    if _bind(np.int32(opened), port.names.ctypes.data, 16) != 0:
+    # Not in ``names``: messages that wait to be sent have theirs there.
+    _write_name(port.control, 0, local_address, source_port)
+    if _bind(np.int32(opened), port.control.ctypes.data, 16) != 0:
         _close(np.int32(opened))
         return -1
     sockets[count, 0] = local_address
