@@ -1,0 +1,120 @@
+"""No established session is lost.
+
+Every round trip of a live conversation has to end within ``BOUND`` of its beginning, or of the moment at
+which the cluster was whole again, where a fault came between. A live connection may not be reset or given up.
+Excused is only
+
+* a conversation whose node died, hung or was cut off before the store had acknowledged its record;
+* one that a rulebook in force somewhere does not allow any more.
+
+A fault of the store alone excuses nothing: traffic goes on without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from everwall.sim.checkers import PromiseBroken
+from everwall.sim.flows import Flow
+from everwall.sim.hosts import Conversation, Phase
+from everwall.sim.loop import MS, SECOND, Loop
+from everwall.sim.node import Node
+
+BOUND = 12 * SECOND
+"""Five retransmissions at the slowest pace and more; packets are lost at random as well."""
+_SKEW_MS = 200
+
+
+@dataclass
+class Disturbance:
+    """From a fault to the moment when the balancer knew of it and the store was there."""
+
+    begin: int
+    end: int
+
+
+class Liveness:
+    """Waits for the end of every round."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        epoch: int,
+        acknowledged: dict[Flow, int],
+        carriers: dict[Flow, Node],
+        allowed: Callable[[Flow], bool],
+    ) -> None:
+        self.excused: dict[Conversation, str] = {}
+        self.lost: list[Conversation] = []
+        """Conversations that broke and were excused."""
+        self.disturbances: list[Disturbance] = []
+        self.rounds = 0
+        self._loop = loop
+        self._epoch = epoch
+        self._acknowledged = acknowledged
+        self._carriers = carriers
+        self._allowed = allowed
+        self._current: dict[Conversation, int] = {}
+
+    # Told by conversations -----------------------------------------------------------------------------------
+
+    def round_began(self, conversation: Conversation, push: bool) -> None:
+        """From now on an answer is owed."""
+        self._current[conversation] = self._loop.now
+        self._loop.after(BOUND, self._owed, conversation, self._loop.now)
+
+    def round_ended(self, conversation: Conversation) -> None:
+        """It came."""
+        self.rounds += 1
+        self._current.pop(conversation, None)
+
+    def broke(self, conversation: Conversation, why: str) -> None:
+        """A host gave the conversation up, or found it reset."""
+        self._current.pop(conversation, None)
+        self._judge(conversation, why)
+
+    # Told by faults --------------------------------------------------------------------------------------------
+
+    def struck(self, conversations: list[Conversation], node: Node, until: int) -> None:
+        """A fault hits a node; at ``until`` all is well again as far as others are concerned."""
+        self.disturbances.append(Disturbance(self._loop.now, until))
+        for conversation in conversations:
+            if self._carriers.get(conversation.flow.key) is node and not self.is_stored(conversation):
+                self.excused.setdefault(conversation, f"not acknowledged when {node.name} failed")
+
+    def is_stored(self, conversation: Conversation) -> bool:
+        """Whether the store acknowledged a record of this conversation, not of an older one."""
+        start = self._acknowledged.get(conversation.flow.key)
+        return start is not None and start >= (self._epoch + conversation.opened) // MS - _SKEW_MS
+
+    # Judging ---------------------------------------------------------------------------------------------------
+
+    def _deadline(self, began: int) -> int:
+        base = began
+        for disturbance in self.disturbances:
+            if disturbance.begin <= base + BOUND and disturbance.end > base:
+                base = disturbance.end
+        return base + BOUND
+
+    def _owed(self, conversation: Conversation, began: int) -> None:
+        if self._current.get(conversation) != began:
+            return
+        if conversation.phase not in (Phase.OPEN, Phase.OPENING):
+            return
+        deadline = self._deadline(began)
+        if deadline > self._loop.now:
+            self._loop.at(deadline, self._owed, conversation, began)
+            return
+        self._judge(conversation, f"no round trip in {(self._loop.now - began) / SECOND:.1f} s")
+
+    def _judge(self, conversation: Conversation, why: str) -> None:
+        if "corrupt" not in why:
+            if not self._allowed(conversation.flow):
+                self.excused.setdefault(conversation, "policy")
+            if conversation in self.excused:
+                conversation.phase = Phase.BROKEN
+                self.lost.append(conversation)
+                conversation.forget()
+                return
+        raise PromiseBroken(f"{conversation} was lost: {why}", conversation.flow)

@@ -1,0 +1,455 @@
+"""One run: the plan of a seed carried out on engines, balancer and store, under the eyes of the checkers."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from everwall.balancer.gateway import Gateway
+from everwall.balancer.targets import State, Targets
+from everwall.counters import Counter
+from everwall.engine import Engine, EngineConfig
+from everwall.limits import LB_IDLE_TCP_S
+from everwall.session import image, record, tcp
+from everwall.sim import packets
+from everwall.sim import plan as plans
+from everwall.sim.balance import Balancer
+from everwall.sim.checkers import PromiseBroken, books
+from everwall.sim.checkers.liveness import Liveness
+from everwall.sim.checkers.order import SessionOrder, StoreOrder, flow_of_row
+from everwall.sim.checkers.passage import Passage
+from everwall.sim.flows import Flow, flow_of
+from everwall.sim.hosts import Conversation, Hosts, TcpConnection
+from everwall.sim.loop import MS, SECOND, Loop
+from everwall.sim.network import Link
+from everwall.sim.node import Node
+from everwall.sim.packets import ICMP, ICMPV6, TCP, UDP
+from everwall.sim.plan import Fault, Kind, Plan
+from everwall.sim.rulebook import Rulebook
+from everwall.sim.storage import StoreLink, StoreServer, named
+from everwall.sim.traffic import Traffic
+from everwall.store.protocol import Protocol
+from everwall.verdict import Verdict
+
+EPOCH = 1_750_000_000 * SECOND
+"""Store time at the beginning of every run."""
+SETTLING = 8 * SECOND
+"""After the last word of the hosts: by then nothing is on its way any more."""
+BUCKETS = 64
+_SECRET = b"a secret that every node of a simulated cluster knows"
+_BALANCER = int(IPv4Address("10.9.0.1"))
+_FIRST_NODE = int(IPv4Address("10.9.1.1"))
+
+
+class SimulationFailure(Exception):
+    """A run broke a promise; the message says how to see it again."""
+
+    def __init__(self, seed: int, when: int, what: str, story: list[str]) -> None:
+        self.seed = seed
+        self.what = what
+        lines = [f"seed {seed}, after {when / SECOND:.6f} s: {what}"]
+        lines += [f"    {line}" for line in story]
+        lines.append(f"see it again: make sim SEED={seed}")
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run that kept all promises did."""
+
+    seed: int
+    seconds: float
+    nodes: int
+    flows: int
+    packets: int
+    rounds: int
+    faults: tuple[str, ...]
+    restored: int
+    restored_after_kill: int
+    adopted: int
+    denied: int
+    """Stored sessions that a changed policy kept out."""
+    excused: int
+    lost: int
+    """Excused conversations that broke indeed."""
+    drops: dict[str, int]
+
+    def __str__(self) -> str:
+        return (
+            f"seed {self.seed}: {self.nodes} nodes, {self.seconds:.0f} s, {self.flows} flows, "
+            f"{self.packets} packets, {self.rounds} rounds; {', '.join(self.faults)}; "
+            f"restored {self.restored}, denied {self.denied}, excused {self.excused}, lost {self.lost}"
+        )
+
+
+class Cluster:
+    """A simulated cluster; ``engine`` is the class of its nodes' engines."""
+
+    def __init__(self, plan: Plan, engine: type[Engine] = Engine) -> None:
+        self.plan = plan
+        self.loop = loop = Loop()
+        self.story: deque[str] = deque(maxlen=30)
+        """What happened lately, for whoever has to understand a failure."""
+        self._engine = engine
+        self._random = Random(f"{plan.seed}/cluster")
+        self._rulebook = plan.rulebook
+        self._rulebooks = [plan.rulebook]
+        self._keys = record.derive_keys(_SECRET)
+        self.server = StoreServer(loop, EPOCH, Random(f"{plan.seed}/store"), plan.store_delay)
+        self.store_order = self.server.witness = StoreOrder(self.server)
+        self.session_order = SessionOrder()
+        targets = Targets(rebalance=True, deregistration_delay=plan.deregistration_delay)
+        self.gateway = Gateway(
+            address=_BALANCER,
+            endpoints=list(plan.endpoints),
+            targets=targets,
+            now=0,
+            max_flows=512,
+            idle_tcp=LB_IDLE_TCP_S * SECOND,
+            seed=self._random.getrandbits(62),
+        )
+        self._network = Random(f"{plan.seed}/network")
+        self.balancer = Balancer(loop, self.gateway, self._to_node, self._to_hosts)
+        self.edge_in = Link(loop, self._network, plan.edge, self.balancer.enter)
+        self.hosts = Hosts(self.edge_in.send)
+        self.edge_out = Link(loop, self._network, plan.edge, self.hosts.receive)
+        self.passage = Passage(loop, self.hosts.by_flow.get, self.store_order.ever.__contains__, self._idle())
+        self.liveness = Liveness(
+            loop, EPOCH, self.store_order.acknowledged, self.passage.carriers, self._allowed_everywhere
+        )
+        self.traffic = Traffic(loop, plan, self.hosts, self.edge_in.send, self.liveness, self._forge)
+        self.nodes: list[Node] = []
+        """Every life of every node."""
+        self.current: dict[str, Node] = {}
+        self.to_nodes: dict[int, Link] = {}
+        self.from_nodes: dict[int, Link] = {}
+        self._withheld: dict[Flow, deque[str]] = {}
+        self._faults_done: list[str] = []
+        self._restored_before: int | None = None
+        for i in range(plan.nodes):
+            address = _FIRST_NODE + i
+            self.to_nodes[address] = Link(loop, self._network, plan.data, self._arrive_at(address))
+            self.from_nodes[address] = Link(loop, self._network, plan.data, self.balancer.returned)
+            name = f"fw{i + 1}"
+            self._start(name, address)
+            targets.register(name, str(IPv4Address(address)), 0)
+            self.gateway.set_target_state(name, State.HEALTHY, 0)
+
+    def _idle(self) -> dict[int, int]:
+        timeouts = {**_DEFAULT_IDLE, **self.plan.timeouts}
+        tcp_longest = max(value for which, value in timeouts.items() if which not in _DATAGRAMS)
+        icmp = timeouts[tcp.ICMP]
+        return {TCP: tcp_longest, UDP: timeouts[tcp.UDP], ICMP: icmp, ICMPV6: icmp}
+
+    def _allowed_everywhere(self, flow: Flow) -> bool:
+        return all(book.allows(flow) for book in self._rulebooks)
+
+    def tell(self, what: str) -> None:
+        """A line of the story."""
+        self.story.append(f"{self.loop.now / SECOND:12.6f}  {what}")
+
+    # The network ---------------------------------------------------------------------------------------------
+
+    def _to_node(self, address: int, outer: bytes) -> None:
+        self.to_nodes[address].send(outer)
+
+    def _from_node(self, address: int, outer: bytes) -> None:
+        self.from_nodes[address].send(address, outer)
+
+    def _to_hosts(self, endpoint: int, packet: bytes) -> None:
+        self.edge_out.send(endpoint, packet)
+
+    def _arrive_at(self, address: int) -> Any:
+        name = f"fw{address - _FIRST_NODE + 1}"
+        return lambda outer: self.current[name].receive(outer)
+
+    # Witness of nodes ------------------------------------------------------------------------------------------
+
+    def arrived(self, node: Node, outer: bytes) -> None:
+        """A node takes a packet in."""
+        self.passage.arrived(node, outer)
+
+    def forwarded(self, node: Node, outer: bytes) -> None:
+        """A node lets a packet out."""
+        self.passage.forwarded(node, outer)
+
+    def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None:
+        """A node parks a packet or drops it; remembered for the story of a failure."""
+        flow = flow_of(int.from_bytes(outer[12:20], "big"), packets.read(packets.inner_of(outer)))
+        when = f"{self.loop.now / SECOND:12.6f}"
+        self._withheld.setdefault(flow.key, deque(maxlen=8)).append(
+            f"{when}  {node.name} {verdict.label}: {flow}"
+        )
+
+    def stepped(self, node: Node) -> None:
+        """A node's engine has done something."""
+        self.session_order.stepped(node)
+
+    # Nodes -----------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, address: int) -> None:
+        random = self._random
+        offset = random.randint(1, 10**6) * SECOND
+        skew = random.randint(-2, 2) * MS
+        config = EngineConfig(
+            max_sessions=256,
+            owner=random.getrandbits(32),
+            timeouts=self.plan.timeouts,
+            parked_packets=256,
+            lookups=64,
+            ring_rows=1024,
+            epoch_offset=EPOCH - offset + skew,
+            seed=random.getrandbits(62),
+        )
+        node = Node(
+            self.loop,
+            name,
+            address,
+            self._engine(config, self._rulebook.compiled()),
+            offset,
+            self._rulebook,
+            self.server,
+            Protocol(self._keys, buckets=BUCKETS),
+            self._from_node,
+            self,
+        )
+        self.nodes.append(node)
+        self.current[name] = node
+
+    def _active(self) -> list[Node]:
+        """Nodes that new flows go to."""
+        return [
+            node
+            for node in self.current.values()
+            if node.alive
+            and not node.hung
+            and not self.to_nodes[node.address].cut
+            and self.gateway.targets[node.name].state is State.HEALTHY
+        ]
+
+    def _mark(self, node: Node, healthy: bool) -> None:
+        """What the health checks find out about a node, if it still is so."""
+        if self.current[node.name] is not node:
+            return
+        well = node.alive and not node.hung and not self.to_nodes[node.address].cut
+        if well is healthy and self.gateway.targets[node.name].state is not State.UNUSED:
+            self.gateway.set_target_state(node.name, State.HEALTHY if healthy else State.UNHEALTHY, self.loop.now)
+            self.tell(f"{node.name} is {'healthy' if healthy else 'unhealthy'} for the balancer")
+
+    def _restart(self, node: Node) -> None:
+        self._start(node.name, node.address)
+        if self.gateway.targets[node.name].state is State.UNUSED:
+            self.gateway.targets.register(node.name, str(IPv4Address(node.address)), self.loop.now)
+        self.loop.after(self._random.randint(300, 1_000) * MS, self._mark, self.current[node.name], True)
+        self.tell(f"{node.name} is started again")
+
+    # Faults ----------------------------------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.kind is Kind.STORE_DOWN or fault.kind is Kind.STORE_SLOW:
+            self._hurt_store(fault)
+            return
+        active = self._active()
+        if len(active) < 2:
+            self.tell(f"no {fault.kind}: too few nodes are left")
+            if fault.kind is Kind.KILL:
+                raise PromiseBroken("the plan left no node to kill")
+            return
+        node = max(active, key=self._stored_connections)
+        self.tell(f"{fault.kind} {node.name}, which carries {self._stored_connections(node)} stored connections")
+        self._faults_done.append(f"{fault.kind} {node.name}")
+        until = self.loop.now + fault.detection
+        for other in self.plan.faults:
+            over = other.at + other.lasts
+            store = other.kind in (Kind.STORE_DOWN, Kind.STORE_SLOW)
+            if store and other.at <= until + SECOND and over > self.loop.now:
+                until = max(until, over)
+        self.liveness.struck(self.traffic.live, node, until)
+        {Kind.KILL: self._kill, Kind.HANG: self._hang, Kind.DRAIN: self._drain, Kind.PARTITION: self._cut}[
+            fault.kind
+        ](node, fault)
+        self.traffic.probe()
+
+    def _stored_connections(self, node: Node) -> int:
+        return sum(
+            isinstance(one, TcpConnection)
+            and one.live
+            and self.passage.carriers.get(one.flow.key) is node
+            and self.liveness.is_stored(one)
+            and self._allowed_everywhere(one.flow)
+            for one in self.traffic.live
+        )
+
+    def _kill(self, node: Node, fault: Fault) -> None:
+        if self._restored_before is None:
+            if not self._stored_connections(node):
+                raise PromiseBroken("the first kill hits no node with stored connections")
+            self._restored_before = self._restored()
+        node.kill()
+        self.loop.after(fault.detection, self._mark, node, False)
+        if fault.back:
+            self.loop.after(fault.detection + fault.back, self._restart, node)
+
+    def _hang(self, node: Node, fault: Fault) -> None:
+        node.hang()
+        self.loop.after(fault.detection, self._mark, node, False)
+        if fault.lasts:
+            self.loop.after(fault.lasts, self._resume, node)
+        else:
+            self.loop.after(fault.detection + SECOND, node.kill)
+            self.loop.after(fault.detection + fault.back, self._restart, node)
+
+    def _resume(self, node: Node) -> None:
+        self.tell(f"{node.name} goes on")
+        node.resume()
+        self.loop.after(self._random.randint(200, 800) * MS, self._mark, node, True)
+
+    def _drain(self, node: Node, fault: Fault) -> None:
+        self.gateway.targets.deregister(node.name, self.loop.now)
+        self.loop.after(self.plan.deregistration_delay + 3 * SECOND, node.kill)
+        self.loop.after(fault.back, self._restart, node)
+
+    def _cut(self, node: Node, fault: Fault) -> None:
+        links = self.to_nodes[node.address], self.from_nodes[node.address]
+        for link in links:
+            link.cut = True
+        self.loop.after(fault.detection, self._mark, node, False)
+        self.loop.after(fault.lasts, self._heal, node, links)
+
+    def _heal(self, node: Node, links: tuple[Link, Link]) -> None:
+        self.tell(f"{node.name} is connected again")
+        for link in links:
+            link.cut = False
+        self.loop.after(self._random.randint(200, 800) * MS, self._mark, node, True)
+
+    def _hurt_store(self, fault: Fault) -> None:
+        self.tell(f"{fault.kind} for {fault.lasts / SECOND:.1f} s")
+        self._faults_done.append(str(fault.kind))
+        self.server.down = fault.kind is Kind.STORE_DOWN
+        self.server.extra_delay = fault.delay
+        self.loop.after(fault.lasts, self._mend_store)
+
+    def _mend_store(self) -> None:
+        self.server.down = False
+        self.server.extra_delay = 0
+
+    def _change_policy(self, rulebook: Rulebook, apart: int) -> None:
+        self._rulebook = rulebook
+        self._rulebooks.append(rulebook)
+        self.tell(f"policy changes: {rulebook.rules[0]}")
+        for i, node in enumerate(self.current.values()):
+            if node.alive:
+                self.loop.after(i * apart, node.replace_policy, rulebook)
+
+    def _forge(self, flow: Flow, random: Random) -> None:
+        """Somebody who can write to the store puts a record of another flow there, or makes one up."""
+        row = np.zeros((1, image.COLUMNS), np.int64)
+        row[0, image.OP] = image.LOOKUP
+        key = flow.key
+        row[0, image.ENDPOINT] = key.endpoint
+        for column, address in ((image.LOWER_HIGH, key.client), (image.UPPER_HIGH, key.server)):
+            wide = address.rjust(16, b"\0")
+            row[0, column] = int.from_bytes(wide[:8], "big", signed=True)
+            row[0, column + 1] = int.from_bytes(wide[8:], "big", signed=True)
+        family = 4 if len(key.client) == 4 else 6
+        row[0, image.KEY2] = key.cport | key.sport << 16 | key.protocol << 32 | family << 40
+        assert flow_of_row(row[0]) == key
+        batch = Protocol(self._keys, buckets=BUCKETS).encode(row, self.server.now_s)
+        ((_, bucket, field),) = named(batch)
+        genuine = [
+            value
+            for found in self.server.memory.keys.values()
+            if isinstance(found, dict)
+            for value in found.values()
+        ]
+        value = random.choice(genuine) if genuine else random.randbytes(record.RECORD_BYTES)
+        found = self.server.memory.keys.setdefault(bucket, {})
+        assert isinstance(found, dict)
+        found[field] = value
+
+    # The run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Everything of the plan; raises SimulationFailure when a promise is broken."""
+        try:
+            self._run()
+        except PromiseBroken as broken:
+            story = list(self.story)
+            if broken.flow is not None:
+                story += self._withheld.get(broken.flow.key, ())
+            raise SimulationFailure(self.plan.seed, self.loop.now, str(broken), story) from broken
+        return self._report()
+
+    def _run(self) -> None:
+        plan = self.plan
+        self.traffic.begin()
+        for fault in plan.faults:
+            self.loop.at(fault.at, self._strike, fault)
+        if plan.change:
+            change = plan.change
+            self.loop.at(change.at, self._change_policy, change.rulebook, change.apart)
+        step = plan.duration // 8
+        for part in range(1, 9):
+            self.loop.run(part * step)
+            for node in self.nodes:
+                books.check_engine(node)
+        self.traffic.stop()
+        self.loop.run(self.loop.now + SETTLING)
+        for node in self.nodes:
+            node.read_events()
+            books.check_engine(node)
+            books.check_events(node)
+        books.check_network(
+            self.gateway, self.nodes, self.edge_in, self.edge_out, self.to_nodes, self.from_nodes
+        )
+        before = self._restored_before
+        if before is None or self._restored() <= before:
+            raise PromiseBroken("after the kill no session was restored")
+
+    def _restored(self) -> int:
+        return sum(node.engine.counters["sessions-restored"] for node in self.nodes)
+
+    def _total(self, which: Counter) -> int:
+        return sum(node.engine.counters[which.label] for node in self.nodes)
+
+    def _report(self) -> Report:
+        drops: dict[str, int] = {}
+        for node in self.nodes:
+            for name, times in node.engine.verdicts.items():
+                if name not in ("forward", "park"):
+                    drops[name] = drops.get(name, 0) + times
+        assert self._restored_before is not None
+        faults = list(self._faults_done)
+        if self.plan.change:
+            faults.insert(0, "policy change")
+        return Report(
+            seed=self.plan.seed,
+            seconds=self.plan.duration / SECOND,
+            nodes=self.plan.nodes,
+            flows=len(self.traffic.conversations),
+            packets=self._total(Counter.RECEIVED),
+            rounds=self.liveness.rounds,
+            faults=tuple(faults),
+            restored=self._restored(),
+            restored_after_kill=self._restored() - self._restored_before,
+            adopted=self._total(Counter.SESSIONS_ADOPTED),
+            denied=self._total(Counter.RESTORE_DENIED),
+            excused=len(self.liveness.excused),
+            lost=len(self.liveness.lost),
+            drops=drops,
+        )
+
+
+_DATAGRAMS = (tcp.UDP, tcp.ICMP, tcp.OTHER)
+# The operator's defaults, said again because the checkers ask the engine for nothing.
+_DEFAULT_IDLE = {tcp.TCP_HALF_CLOSED_CLIENT: 120 * SECOND, tcp.UDP: 30 * SECOND, tcp.ICMP: 6 * SECOND}
+
+
+def simulate(seed: int, engine: type[Engine] = Engine) -> Report:
+    """Run one seed; raises SimulationFailure."""
+    return Cluster(plans.draw(seed), engine).run()

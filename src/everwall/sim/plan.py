@@ -1,0 +1,200 @@
+"""What happens in a run: all of it drawn from the seed, before the first packet."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from everwall.session import tcp
+from everwall.sim.loop import MS, SECOND, US
+from everwall.sim.network import Quality
+from everwall.sim.packets import ICMP, TCP, UDP
+from everwall.sim.rulebook import Rule, Rulebook
+
+WEB, ALT, PUSH, DNS = 443, 8080, 5353, 53
+CLOSED_TCP, CLOSED_UDP = 23, 69
+SPARE_FIRST, SPARE_LAST = 5000, 5010
+
+CLIENT_NETWORKS = ("10.1.0.0/16", "2001:db8:1::/64")
+SERVER_NETWORKS = ("10.2.0.0/16", "2001:db8:2::/64")
+
+RECOVERY = 14 * SECOND
+"""Between two faults, beyond what the first one lasts: connections have found their new node by then."""
+
+
+class Kind(StrEnum):
+    """Faults, by the name they are reported with."""
+
+    KILL = "kill"
+    HANG = "hang"
+    DRAIN = "drain"
+    PARTITION = "partition"
+    STORE_SLOW = "store-slow"
+    STORE_DOWN = "store-down"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault; times in ns."""
+
+    kind: Kind
+    at: int
+    detection: int = 0
+    """Until the load balancer has noticed."""
+    lasts: int = 0
+    """A hang, a partition, a bad store; a hang of 0 ends in death."""
+    back: int = 0
+    """When a killed or drained node is started again, after the fault; 0: it stays away."""
+    delay: int = 0
+    """Additional delay of a slow store, one way."""
+
+
+@dataclass(frozen=True)
+class PolicyChange:
+    """From ``at`` on, node after node decides by another rulebook."""
+
+    at: int
+    apart: int
+    rulebook: Rulebook
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    nodes: int
+    endpoints: tuple[int, ...]
+    rulebook: Rulebook
+    change: PolicyChange | None
+    faults: tuple[Fault, ...]
+    """In order; the first kill is the one that every run has."""
+    duration: int
+    long: bool
+    """Flows live beyond the expiry of the record that was written when they were opened."""
+    edge: Quality
+    data: Quality
+    store_delay: int
+    deregistration_delay: int
+    timeouts: dict[int, int]
+    steady: int
+    """TCP connections that live all the time."""
+    passing: int
+    """TCP connections that come and go, some on the tuple of one before."""
+    datagrams: int
+    pings: int
+
+
+def draw(seed: int) -> Plan:
+    """The plan of a seed."""
+    random = Random(f"{seed}/plan")
+    long = random.random() < 0.35
+    timeouts = {
+        tcp.TCP_ESTABLISHED: random.choice((120, 200, 300)) * SECOND,
+        tcp.TCP_HALF_CLOSED_CLIENT: 60 * SECOND,
+        tcp.TCP_HALF_CLOSED_SERVER: 60 * SECOND,
+    }
+    endpoints = (101,) if random.random() < 0.5 else (101, 202)
+    rulebook = _rulebook(random, endpoints)
+    # A record is good for 350 s and 120 s after the flow was last seen, or longer.
+    first = random.randint(520, 640) * SECOND if long else random.randint(6_000, 14_000) * MS
+    faults, end = _faults(random, first)
+    change = _change(random, rulebook, faults) if random.random() < 0.4 else None
+    return Plan(
+        seed=seed,
+        nodes=random.choice((2, 3, 3, 4)),
+        endpoints=endpoints,
+        rulebook=rulebook,
+        change=change,
+        faults=faults,
+        duration=end + RECOVERY,
+        long=long,
+        edge=_quality(random, 1 * MS),
+        data=_quality(random, 300 * US),
+        store_delay=random.choice((100, 200, 500, 2_000)) * US,
+        deregistration_delay=random.randint(500, 4_000) * MS,
+        timeouts=timeouts,
+        steady=random.randint(10, 16),
+        passing=random.randint(3, 7),
+        datagrams=random.randint(3, 6),
+        pings=random.randint(1, 2),
+    )
+
+
+def _quality(random: Random, delay: int) -> Quality:
+    bad = random.random() < 0.6
+    return Quality(
+        delay=delay,
+        jitter=random.choice((0, delay // 10, delay)),
+        loss=random.choice((0.001, 0.003, 0.006)) if bad else 0.0,
+        straggle=random.choice((0.0, 0.005, 0.01)) if bad else 0.0,
+        straggle_delay=random.randint(2, 30) * MS,
+    )
+
+
+def _rulebook(random: Random, endpoints: tuple[int, ...]) -> Rulebook:
+    servers = tuple(ipaddress.ip_network(text) for text in SERVER_NETWORKS)
+    rules = (
+        Rule("web", True, TCP, WEB, WEB, servers),
+        Rule("alternative", True, TCP, ALT, ALT, servers),
+        Rule("spare", True, TCP, SPARE_FIRST, SPARE_LAST),
+        Rule("push", True, UDP, PUSH, PUSH),
+        Rule("names", True, UDP, DNS, DNS, servers),
+        Rule("ping", True, ICMP),
+    )
+    zones = tuple((f"zone-{endpoint}", endpoint) for endpoint in endpoints)
+    return Rulebook(rules, zones if random.random() < 0.6 else ())
+
+
+def _change(random: Random, rulebook: Rulebook, faults: tuple[Fault, ...]) -> PolicyChange:
+    """Something that is allowed is not any more, shortly before a node fails."""
+    kill = next(fault for fault in faults if fault.kind is Kind.KILL)
+    port, protocol = random.choice(((WEB, TCP), (ALT, TCP), (ALT, TCP), (PUSH, UDP)))
+    zone = random.choice(rulebook.zones)[0] if rulebook.zones and random.random() < 0.5 else None
+    stop = Rule("stop", False, protocol, port, port, zone=zone)
+    before = random.randint(500, 3_000) * MS
+    return PolicyChange(kill.at - before, random.randint(0, 100) * MS, rulebook.with_first(stop))
+
+
+def _faults(random: Random, first: int) -> tuple[tuple[Fault, ...], int]:
+    """The faults in order, and when the last of them is over."""
+    kinds: list[Kind] = [Kind.KILL]
+    for _ in range(random.choice((0, 1, 1, 2))):
+        other = random.choice((Kind.KILL, Kind.HANG, Kind.HANG, Kind.DRAIN, Kind.PARTITION, Kind.PARTITION))
+        kinds.insert(random.randint(0, len(kinds)), other)
+    faults: list[Fault] = []
+    at = first
+    for kind in kinds:
+        detection = random.randint(100, 900) * MS
+        fault = _fault(random, kind, at, detection)
+        over = at + max(fault.detection, fault.lasts, fault.back)
+        if random.random() < 0.3:
+            faults.append(_store_trouble(random, at))
+            over = max(over, faults[-1].at + faults[-1].lasts)
+        faults.append(fault)
+        at = over + RECOVERY + random.randint(0, 3_000) * MS
+    return tuple(sorted(faults, key=lambda fault: fault.at)), over
+
+
+def _fault(random: Random, kind: Kind, at: int, detection: int) -> Fault:
+    if kind is Kind.KILL:
+        return Fault(kind, at, detection, back=random.randint(1_500, 6_000) * MS)
+    if kind is Kind.HANG:
+        # Shorter than it takes to be noticed, longer, or for ever.
+        lasts = random.choice((detection // 2, detection + random.randint(500, 4_000) * MS, 0))
+        back = 0 if lasts else random.randint(2_000, 6_000) * MS
+        return Fault(kind, at, detection, lasts=lasts, back=back)
+    if kind is Kind.PARTITION:
+        return Fault(kind, at, detection, lasts=detection + random.randint(500, 5_000) * MS)
+    return Fault(kind, at, back=random.randint(8_000, 10_000) * MS)
+
+
+def _store_trouble(random: Random, at: int) -> Fault:
+    """A bad moment of the store: some time before a fault, or around it."""
+    begin = at - random.choice((4_000, 100, 0)) * MS
+    lasts = random.randint(300, 2_500) * MS
+    if random.random() < 0.5:
+        return Fault(Kind.STORE_DOWN, begin, lasts=lasts)
+    return Fault(Kind.STORE_SLOW, begin, lasts=lasts, delay=random.choice((5, 20, 60, 300)) * MS)
