@@ -72,6 +72,8 @@ LOOKUP_DEADLINE_NS = 50 * MS_NS
 NEGATIVE_NS = 100 * MS_NS
 """A miss is remembered this long, so that a stray flow asks the store at most ten times a second."""
 NEGATIVE_ENTRIES = 4096
+DOUBT_NS = 250 * MS_NS
+"""A session quiet for longer here may live on elsewhere: a packet that does not fit it asks the store."""
 LOOKUPS_MAX = 4096
 """Look-ups under way at once."""
 PARKED_PACKETS_MAX = 8192

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import kernel
+from everwall.limits import DOUBT_NS
 from everwall.opening import open_flow
 from everwall.policy.match import CompiledPolicy
 from everwall.session import image, parking, state, tcp
@@ -40,6 +41,8 @@ _GENEVE_REFUSED = int(Verdict.GENEVE_REFUSED)
 _NON_SYN_TCP = int(Verdict.NON_SYN_TCP)
 _POLICY_DENY = int(Verdict.POLICY_DENY)
 _TCP_STATE = int(Verdict.TCP_STATE)
+_TCP_WINDOW = int(Verdict.TCP_WINDOW)
+_TCP_RST_WINDOW = int(Verdict.TCP_RST_WINDOW)
 _ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
 _ICMP_UNSOLICITED = int(Verdict.ICMP_UNSOLICITED)
 _LOOKUP_TIMEOUT = int(Verdict.LOOKUP_TIMEOUT)
@@ -96,6 +99,8 @@ def _process(state_, batch, i, now):
         return verdict
     if slot >= 0:
         verdict = _hit(state_, batch, slot, i, now)
+        if verdict != FORWARD and now - sessions.table.cold[slot, t.LAST_SEEN] > DOUBT_NS:
+            verdict = _doubt(state_, batch, i, verdict, now)
     else:
         verdict = _miss(state_, batch, i, now)
     if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and (verdict == FORWARD or verdict == PARK):
@@ -169,6 +174,18 @@ def _hit(state_, batch, slot, i, now):
         _note_reply(sessions, meta, slot, i, now)
     _count(sessions, meta, slot, i, now)
     return FORWARD
+
+
+@kernel
+def _doubt(state_, batch, i, refusal, now):
+    """A packet does not fit a session that was quiet here: it may have gone on at another node meanwhile.
+
+    After a hang or a partition its flow can come back to a node that still has the session as it was
+    before; the store knows better.
+    """
+    if refusal != _TCP_WINDOW and refusal != _TCP_RST_WINDOW and refusal != _TCP_STATE:
+        return refusal
+    return _ask_or_refuse(state_, batch, i, refusal, now)
 
 
 @kernel
@@ -386,7 +403,10 @@ def _resume(state_, row, verdict, now):
     arena, meta = sessions.arena, sessions.arena.meta
     slot = t.find_session(sessions.table, meta, row)
     if slot >= 0:
-        return _hit(state_, arena, slot, row, now)
+        final = _hit(state_, arena, slot, row, now)
+        if final != FORWARD:
+            parking.remember_miss(sessions, meta, row, now)  # asked in doubt, and the session is as it was
+        return final
     if meta[row, m.ICMP_KIND] == m.ICMP_ERROR:
         return _ICMP_ERROR_UNMATCHED if verdict == _NON_SYN_TCP else verdict
     if verdict != _NON_SYN_TCP and verdict != FORWARD:

@@ -38,6 +38,9 @@ def restore(state_, rows, k, own, now):
     scratch = sessions.scratch
     _flow_of_image(scratch, rows, k, sessions.words[state.SEED])
     existing = t.find_session(sessions.table, scratch, 0)
+    if existing >= 0 and own and _went_on_elsewhere(sessions, rows, k, existing):
+        _give_up(sessions, existing)
+        existing = -1
     if existing >= 0 and not _adoptable(sessions, rows, k, existing):
         return _FORWARD
     verdict, rule, zone = decide(state_, scratch, 0, rows[k, image.FLAGS] & image.INITIATOR_UPPER)
@@ -135,6 +138,22 @@ def demote(sessions, rows, k):
         or np.int64(table.small[slot, t.GENERATION]) != rows[k, image.GENERATION]
     ):
         return
-    t.remove_session(table, slot)
+    _give_up(sessions, slot)
+
+
+@kernel
+def _went_on_elsewhere(sessions, rows, k, slot):
+    """Whether the stored session is a later one than ours: a newer connection, or taken over since."""
+    start = sessions.table.cold[slot, t.START]
+    if protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP or rows[k, image.START] < start:
+        return False
+    generation = np.int64(sessions.table.small[slot, t.GENERATION])
+    return rows[k, image.START] > start or rows[k, image.GENERATION] > generation
+
+
+@kernel
+def _give_up(sessions, slot):
+    """End a session that is another node's: nothing is logged and nothing deleted."""
+    t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1
     sessions.counters[_SESSIONS_DEMOTED] += 1
