@@ -238,7 +238,9 @@ class Cluster:
             return
         well = node.alive and not node.hung and not self.to_nodes[node.address].cut
         if well is healthy and self.gateway.targets[node.name].state is not State.UNUSED:
-            self.gateway.set_target_state(node.name, State.HEALTHY if healthy else State.UNHEALTHY, self.loop.now)
+            self.gateway.set_target_state(
+                node.name, State.HEALTHY if healthy else State.UNHEALTHY, self.loop.now
+            )
             self.tell(f"{node.name} is {'healthy' if healthy else 'unhealthy'} for the balancer")
 
     def _restart(self, node: Node) -> None:
@@ -261,7 +263,9 @@ class Cluster:
                 raise PromiseBroken("the plan left no node to kill")
             return
         node = max(active, key=self._stored_connections)
-        self.tell(f"{fault.kind} {node.name}, which carries {self._stored_connections(node)} stored connections")
+        self.tell(
+            f"{fault.kind} {node.name}, which carries {self._stored_connections(node)} stored connections"
+        )
         self._faults_done.append(f"{fault.kind} {node.name}")
         until = self.loop.now + fault.detection
         for other in self.plan.faults:

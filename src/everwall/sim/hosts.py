@@ -257,5 +257,7 @@ class Hosts:
         if seen.protocol == TCP and not seen.flags & RST:
             self._enter(
                 endpoint,
-                packets.tcp(flow.server, flow.sport, flow.client, flow.cport, RST, seen.acknowledgement, 0, 0),
+                packets.tcp(
+                    flow.server, flow.sport, flow.client, flow.cport, RST, seen.acknowledgement, 0, 0
+                ),
             )

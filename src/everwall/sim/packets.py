@@ -114,9 +114,7 @@ def read(packet: bytes) -> Packet:
         )
     if protocol == UDP:
         sport, dport = struct.unpack_from("!HH", packet, at)
-        return Packet(
-            protocol, source, sport, destination, dport, 0, 0, 0, 0, -1, False, packet[at + 8 :]
-        )
+        return Packet(protocol, source, sport, destination, dport, 0, 0, 0, 0, -1, False, packet[at + 8 :])
     kind, identifier = packet[at], int.from_bytes(packet[at + 4 : at + 6], "big")
     return Packet(
         protocol,

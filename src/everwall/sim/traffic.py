@@ -106,7 +106,12 @@ class Traffic:
         for _ in range(plan.pings):
             flow = self._flow(ICMP, 0)
             begin = max(0, plan.faults[0].at - 6 * SECOND)
-            self._loop.after(random.randint(begin, begin + 3 * SECOND), self._exchange, flow, Pace((SECOND, 4 * SECOND), 56))
+            self._loop.after(
+                random.randint(begin, begin + 3 * SECOND),
+                self._exchange,
+                flow,
+                Pace((SECOND, 4 * SECOND), 56),
+            )
         for _ in range(2):
             self._loop.after(random.randint(0, plan.duration), self._try_closed)
         for _ in range(6):

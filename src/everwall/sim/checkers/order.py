@@ -74,7 +74,9 @@ class StoreOrder:
                 continue
             if new is None:
                 if _order(value) < _order(old):
-                    raise PromiseBroken(f"a record {_order(old)} was deleted for an older one {_order(value)}")
+                    raise PromiseBroken(
+                        f"a record {_order(old)} was deleted for an older one {_order(value)}"
+                    )
             elif _order(new) < _order(old):
                 how = command[0].decode()
                 raise PromiseBroken(f"{how} took a record back from {_order(old)} to {_order(new)}")
@@ -116,7 +118,9 @@ class SessionOrder:
 
     def __init__(self) -> None:
         self.changes = 0
-        self._before: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self._before: dict[
+            int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+        ] = {}
 
     def stepped(self, node: Node) -> None:
         """Compare every session that is still there with what it was."""

@@ -104,9 +104,7 @@ class Passage:
         stay.admitted, stay.passed = True, self._loop.now
         self.carriers[flow.key] = node
 
-    def _admit(
-        self, node: Node, stay: _Stay, conversation: Conversation, flow: Flow, opens: bool
-    ) -> None:
+    def _admit(self, node: Node, stay: _Stay, conversation: Conversation, flow: Flow, opens: bool) -> None:
         asked = conversation.flow
         allowed = self._allowed(node, asked, stay.arrived)
         if not allowed and flow != asked and flow.protocol == UDP:

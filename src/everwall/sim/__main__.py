@@ -1,0 +1,85 @@
+"""``python -m everwall.sim``: one seed again, or many.
+
+python -m everwall.sim --seed 17             the run of a seed; ends with 1 when a promise is broken
+python -m everwall.sim --seeds 200           seeds 1 to 200, two at a time
+python -m everwall.sim                       a seed that nobody has chosen
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from random import SystemRandom
+
+from everwall.sim.cluster import Report, SimulationFailure, simulate
+
+JOBS = 2
+
+
+def _run(seed: int) -> Report | str:
+    """The report of a seed, or the words of its failure."""
+    try:
+        return simulate(seed)
+    except SimulationFailure as failure:
+        return str(failure)
+    except Exception as error:
+        raise RuntimeError(
+            f"seed {seed}: the simulator itself failed; see it again: make sim SEED={seed}"
+        ) from error
+
+
+def _runs(seeds: range, jobs: int) -> Iterator[Report | str]:
+    """The outcome of each seed, in order."""
+    if jobs == 1 or len(seeds) == 1:
+        yield from map(_run, seeds)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_run, seeds)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every seed kept all promises, 1 when one did not."""
+    parser = argparse.ArgumentParser(
+        prog="everwall.sim", description="Simulated clusters, judged by checkers."
+    )
+    parser.add_argument("--seed", type=int, help="run this seed only")
+    parser.add_argument("--seeds", type=int, metavar="N", help="run N seeds")
+    parser.add_argument("--first", type=int, default=1, metavar="SEED", help="the first of them (1)")
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"processes ({JOBS})")
+    options = parser.parse_args(arguments)
+    if options.seeds is not None:
+        seeds = range(options.first, options.first + options.seeds)
+        print(f"seeds {seeds.start} to {seeds.stop - 1}, {options.jobs} at a time", flush=True)
+    else:
+        seed = SystemRandom().randrange(10**6) if options.seed is None else options.seed
+        seeds = range(seed, seed + 1)
+        print(f"seed {seed}", flush=True)
+
+    reports: list[Report] = []
+    failures = 0
+    for number, outcome in enumerate(_runs(seeds, options.jobs), 1):
+        print(f"[{number}/{len(seeds)}] {outcome}", flush=True)
+        if isinstance(outcome, Report):
+            reports.append(outcome)
+        else:
+            failures += 1
+    if len(seeds) > 1:
+        print(_summary(reports, failures))
+    return 1 if failures else 0
+
+
+def _summary(reports: list[Report], failures: int) -> str:
+    hours = sum(report.seconds for report in reports) / 3600
+    return (
+        f"{len(reports) + failures} seeds, {failures} failed; {hours:.1f} simulated hours, "
+        f"{sum(report.packets for report in reports)} packets, "
+        f"{sum(report.restored for report in reports)} sessions restored, "
+        f"{sum(report.denied for report in reports)} kept out by a changed policy, "
+        f"{sum(report.excused for report in reports)} flows not stored or not allowed when their node failed"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
