@@ -24,14 +24,14 @@ from everwall.sim.checkers.liveness import Liveness
 from everwall.sim.checkers.order import SessionOrder, StoreOrder, flow_of_row
 from everwall.sim.checkers.passage import Passage
 from everwall.sim.flows import Flow, flow_of
-from everwall.sim.hosts import Conversation, Hosts, TcpConnection
+from everwall.sim.hosts import Hosts, TcpConnection
 from everwall.sim.loop import MS, SECOND, Loop
 from everwall.sim.network import Link
 from everwall.sim.node import Node
 from everwall.sim.packets import ICMP, ICMPV6, TCP, UDP
 from everwall.sim.plan import Fault, Kind, Plan
 from everwall.sim.rulebook import Rulebook
-from everwall.sim.storage import StoreLink, StoreServer, named
+from everwall.sim.storage import StoreServer, named
 from everwall.sim.traffic import Traffic
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict

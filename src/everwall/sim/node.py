@@ -26,6 +26,7 @@ QUEUE_PACKETS = 256
 TIMER = SECOND
 """How often a quiet node lets time pass; the ageing hand makes up for what it missed."""
 _FORWARD = int(Verdict.FORWARD)
+_VERDICTS = {int(which): which for which in Verdict}
 _ANSWERED = [
     int(Counter.LOOKUP_HITS),
     int(Counter.LOOKUP_MISSES),
@@ -161,7 +162,7 @@ class Node:
             if verdict == _FORWARD:
                 self._forward(data[i, meta[i, m.START] : meta[i, m.END]].tobytes())
             else:
-                self._witness.withheld(self, taken[i], Verdict(verdict))
+                self._witness.withheld(self, taken[i], _VERDICTS[verdict])
         self._stepped()
         self._wake()
 

@@ -111,7 +111,7 @@ class Liveness:
     def _judge(self, conversation: Conversation, why: str) -> None:
         if "corrupt" not in why:
             if not self._allowed(conversation.flow):
-                self.excused.setdefault(conversation, "policy")
+                self.excused.setdefault(conversation, "not allowed")
             if conversation in self.excused:
                 conversation.phase = Phase.BROKEN
                 self.lost.append(conversation)
