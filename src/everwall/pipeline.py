@@ -40,7 +40,6 @@ _GENEVE_SOURCE = int(Verdict.GENEVE_SOURCE)
 _GENEVE_REFUSED = int(Verdict.GENEVE_REFUSED)
 _NON_SYN_TCP = int(Verdict.NON_SYN_TCP)
 _POLICY_DENY = int(Verdict.POLICY_DENY)
-_TCP_STATE = int(Verdict.TCP_STATE)
 _TCP_WINDOW = int(Verdict.TCP_WINDOW)
 _TCP_RST_WINDOW = int(Verdict.TCP_RST_WINDOW)
 _ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
@@ -166,10 +165,8 @@ def _hit(state_, batch, slot, i, now):
         return FORWARD
     if meta[i, m.PROTOCOL] == m.PROTOCOL_TCP and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         verdict = _tcp(state_, batch, slot, i, now)
-        if verdict != FORWARD:
-            return verdict
-        if sessions.table.hot[slot, t.KEY2] == 0:  # the old connection ended, the new one was refused
-            return _TCP_STATE
+        if verdict != FORWARD or sessions.table.hot[slot, t.KEY2] == 0:
+            return verdict  # a connection that was opened anew in another slot has counted its packet
     else:
         _note_reply(sessions, meta, slot, i, now)
     _count(sessions, meta, slot, i, now)

@@ -10,7 +10,8 @@ Filter" (2001): for each end the highest sequence sent, the highest allowed by i
 largest window it offered. After a takeover none of these is known: the session *relearns* them from
 both directions for a while before it judges again. RST is treated with the care of RFC 5961: only
 an exact one ends the session at once, one inside the window is passed on (the receiver will
-challenge it) and shortens the session's life, any other is dropped.
+challenge it), any other is dropped. One that was passed on shortens the life of an established session
+until the next segment; the other states live shortly anyway, and must not be taken back.
 """
 
 from __future__ import annotations
@@ -385,6 +386,8 @@ def track(small, slot, meta, i, scale):
         follows = _judge_rst(small, slot, meta, i, end, who)
         if follows == _DROP:
             return _TCP_RST_WINDOW, state
+        if follows == TCP_UNVERIFIED_RST and state != TCP_ESTABLISHED:
+            return _FORWARD, state
         return _FORWARD, follows
     last = _segment_end(meta, i)
     opening = state == TCP_INIT or state == TCP_HANDSHAKE
