@@ -45,6 +45,8 @@ class GatewayPlace:
     endpoint: dict[str, Any]
     """How packets come in and out: the keys of the endpoint beside its id."""
     health_port: int
+    port: str
+    """The value of ``transport``: the same kind of port as the nodes have."""
 
 
 def new_secret() -> str:
@@ -103,6 +105,7 @@ def gateway(place: GatewayPlace, nodes: list[NodePlace]) -> dict[str, Any]:
     """The load balancer's YAML: lab-quick health checks, flows of a failed target move."""
     return {
         "address": place.address,
+        "transport": place.port,
         "endpoints": [{"id": ENDPOINT_ID, **place.endpoint}],
         "targets": [{"id": node.name, "address": node.data_address} for node in nodes],
         "health_check_protocol": "HTTP",

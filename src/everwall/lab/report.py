@@ -120,14 +120,14 @@ def _stalls(run: Run) -> Table:
 
 def _nodes(runs: Sequence[Run]) -> Table:
     table = Table(
-        title="What each firewall carried",
+        title="What each firewall carried, before and after the event",
         title_justify="left",
         caption="* the victim",
         caption_justify="left",
     )
-    table.add_column("resiliency")
-    table.add_column("")
-    for name in ("flows before", "after", "packets", "sessions", "restored"):
+    table.add_column("run")
+    table.add_column("firewall")
+    for name in ("flows", "after", "packets", "sessions", "restored"):
         table.add_column(name, justify="right")
     table.add_column("health")
     for run in runs:

@@ -47,6 +47,7 @@ class LoopbackSite:
             address=f"{net}.1.1",
             endpoint={"udp": {"listen": self._endpoint, "peer": self._own}},
             health_port=HEALTH_PORT,
+            port="udp",
         )
 
     def build(self) -> None:

@@ -44,6 +44,7 @@ class NamespaceSite:
             address=topology.GATEWAY_DATA,
             endpoint={"tun": topology.ENDPOINT_DEVICE},
             health_port=HEALTH_PORT,
+            port="raw",
         )
 
     def build(self) -> None:
