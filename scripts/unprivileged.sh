@@ -27,7 +27,9 @@ as_nobody() {
         --inh-caps="-all$capabilities" --ambient-caps="-all$capabilities" --bounding-set="-all$capabilities" "$@"
 }
 
-if as_nobody "" "$1" -c 'import everwall' >/dev/null 2>&1; then
+# The command starts programs itself: what setpriv could still open, nobody may not be able to.
+probe='import subprocess, sys, everwall; subprocess.run([sys.executable, "-c", "import everwall"], check=True)'
+if as_nobody "" "$1" -c "$probe" >/dev/null 2>&1; then
     as_nobody "" "$@"
 else
     echo "unprivileged: nobody cannot read $(pwd) or its Python, so the command may read any file, and nothing else"
