@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from everwall.kernels import CACHE_DIRECTORY, JIT
 
@@ -41,6 +42,13 @@ ENTRY_POINTS = [
 """In the order of their start; the replay last, because most of it is compiled for the worker already."""
 
 
+class _Running(NamedTuple):
+    process: subprocess.Popen[bytes]
+    said: IO[str]
+    """What it printed: a file, because nobody reads a pipe while the process runs."""
+    began: float
+
+
 class WarmError(RuntimeError):
     """An entry point did not compile; the message holds what it printed."""
 
@@ -57,31 +65,32 @@ def warm(progress: Callable[[str], None], jobs: int | None = None, modules: Coll
     """
     began = time.monotonic()
     waiting = _missing(modules)
-    running: dict[EntryPoint, tuple[subprocess.Popen[str], float]] = {}
+    running: dict[EntryPoint, _Running] = {}
     try:
         while waiting or running:
             while waiting and len(running) < (jobs or os.cpu_count() or 1):
                 entry = waiting.pop(0)
                 command = [sys.executable, "-m", "everwall.warm", entry.module]
-                process = subprocess.Popen(
-                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-                )
-                running[entry] = (process, time.monotonic())
+                said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed when the process has ended)
+                process = subprocess.Popen(command, stdout=said, stderr=said)
+                running[entry] = _Running(process, said, time.monotonic())
                 progress(f"compiling {entry.title}")
             time.sleep(0.05)
-            for entry, (process, start) in list(running.items()):
-                if process.poll() is None:
+            for entry, compiler in list(running.items()):
+                if compiler.process.poll() is None:
                     continue
                 del running[entry]
-                _, errors = process.communicate()
-                if process.returncode:
-                    raise WarmError(f"{entry.title}: {errors.strip()}")
+                with compiler.said:
+                    compiler.said.seek(0)
+                    if compiler.process.returncode:
+                        raise WarmError(f"{entry.title}: {compiler.said.read().strip()}")
                 _stamp(entry).touch()
-                progress(f"compiled {entry.title} in {time.monotonic() - start:.1f} s")
+                progress(f"compiled {entry.title} in {time.monotonic() - compiler.began:.1f} s")
     finally:
-        for process, _ in running.values():
-            process.kill()
-            process.communicate()
+        for compiler in running.values():
+            compiler.process.kill()
+            compiler.process.wait()
+            compiler.said.close()
     return time.monotonic() - began
 
 
