@@ -228,7 +228,10 @@ class Node:
         return self._state if self.worker.running else "failing"
 
     async def _join(self) -> None:
-        """Wait for the store, but not longer than the grace: without it new sessions still work."""
+        """Wait for the worker to be in its loop, and for the store as long as the grace allows: without
+        it new sessions still work."""
+        while self.worker.running and self.worker.heartbeat == 0:
+            await asyncio.sleep(0.01)
         deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
         while self.store is not None and not self.store.status()["connected"] and not self._stopping.is_set():
             if time.monotonic_ns() > deadline:
