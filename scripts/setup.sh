@@ -116,19 +116,25 @@ find_python() {
     done
 }
 
-wanted_stamp() {
-    # An editable installation belongs to its place; a copied checkout makes its own.
-    { cat pyproject.toml; echo "$checkout $extras $("$python" --version)"; } | cksum
-}
+# An editable installation belongs to its place; a copied checkout makes its own.
+made_for() { echo "$checkout $("$python" --version)"; }
+
+wanted_stamp() { { cat pyproject.toml; made_for; echo "$extras"; } | cksum; }
 
 make_environment() {
     if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(wanted_stamp)" ]; then
         return 0
     fi
     log="$checkout/.venv-setup.log"
-    say "making .venv with $("$python" --version)"
-    "$python" -m venv --clear "$venv" >"$log" 2>&1 ||
-        { cat "$log" >&2; die "cannot make a virtual environment; the package python3-venv is what is missing on Debian and Ubuntu"; }
+    # New dependencies go into the environment that is there, unless it is of another Python or place.
+    if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$(made_for)" ]; then
+        say "making .venv with $("$python" --version)"
+        "$python" -m venv --clear "$venv" >"$log" 2>&1 || {
+            cat "$log" >&2
+            die "cannot make a virtual environment; on Debian and Ubuntu the package python3-venv makes it possible"
+        }
+        made_for >"$venv/made-for"
+    fi
     say "installing Python packages (numba and numpy are the large ones)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
         --editable ".[$extras]" >>"$log" 2>&1 ||
