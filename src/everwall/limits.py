@@ -26,7 +26,8 @@ SESSIONS_DEFAULT = 100_000
 SESSIONS_MIN = 64
 SESSIONS_MAX = 16_000_000
 TABLE_LOAD_MAX = 0.8
-"""Sessions over slots at which a table is sized: two-choice buckets of 8 practically never overflow there."""
+"""Sessions over slots at which a table is sized. With two choices of 8 slots, one insertion in several
+thousand finds both full there, and none below 70 % (measured up to a million slots)."""
 
 TCP_INIT_NS = 5 * SECOND_NS
 TCP_HANDSHAKE_NS = 10 * SECOND_NS
