@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from random import SystemRandom
@@ -71,13 +72,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(reports: list[Report], failures: int) -> str:
-    hours = sum(report.seconds for report in reports) / 3600
-    return (
-        f"{len(reports) + failures} seeds, {failures} failed; {hours:.1f} simulated hours, "
-        f"{sum(report.packets for report in reports)} packets, "
-        f"{sum(report.restored for report in reports)} sessions restored, "
-        f"{sum(report.denied for report in reports)} kept out by a changed policy, "
-        f"{sum(report.excused for report in reports)} flows not stored or not allowed when their node failed"
+    def total(name: str) -> int:
+        return sum(getattr(report, name) for report in reports)
+
+    drops = Counter[str]()
+    for report in reports:
+        drops.update(report.drops)
+    return "\n".join(
+        [
+            f"{len(reports) + failures} seeds, {failures} failed: {total('seconds') / 3600:.1f} simulated hours, "
+            f"{total('flows')} flows, {total('packets')} packets, {total('rounds')} round trips",
+            f"sessions: {total('restored')} restored, {total('adopted')} adopted, {total('demoted')} demoted, "
+            f"{total('denied')} kept out by a changed policy; "
+            f"{total('lost')} flows lost that were not stored or not allowed when their node failed",
+            "dropped: " + ", ".join(f"{name} {times}" for name, times in drops.most_common()),
+        ]
     )
 
 

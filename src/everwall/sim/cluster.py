@@ -77,6 +77,7 @@ class Report:
     excused: int
     lost: int
     """Excused conversations that broke indeed."""
+    demoted: int
     drops: dict[str, int]
 
     def __str__(self) -> str:
@@ -445,6 +446,7 @@ class Cluster:
             denied=self._total(Counter.RESTORE_DENIED),
             excused=len(self.liveness.excused),
             lost=len(self.liveness.lost),
+            demoted=self._total(Counter.SESSIONS_DEMOTED),
             drops=drops,
         )
 

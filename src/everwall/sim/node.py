@@ -23,7 +23,7 @@ from everwall.wire.meta import make_batch
 POLL = 30 * US
 QUEUE_PACKETS = 256
 """The socket buffer: what a hanging node lets pile up."""
-TIMER = SECOND
+TIMER = 2 * SECOND
 """How often a quiet node lets time pass; the ageing hand makes up for what it missed."""
 _FORWARD = int(Verdict.FORWARD)
 _VERDICTS = {int(which): which for which in Verdict}

@@ -137,9 +137,9 @@ class Traffic:
 
     def _steady_pace(self) -> Pace:
         random = self._random
-        most = random.choice((200, 2_000, 12_000))
+        most = random.choice((200, 1_000, 5_000))
         if not self._plan.long:
-            return Pace((300 * MS, random.choice((1, 4, 8)) * SECOND), most)
+            return Pace((500 * MS, random.choice((2, 4, 9)) * SECOND), most)
         # Keep-alives of an idle connection, well inside the idle time-outs of firewall and load balancer.
         timeout = max(self._plan.timeouts.values())
         longest = min(timeout, 350 * SECOND) * 8 // 10
@@ -165,7 +165,7 @@ class Traffic:
         random = self._random
         return Style(
             initial=random.choice((random.getrandbits(32), 0xFFFFFFFF - random.randint(0, 3_000))),
-            segment=random.choice((200, 536, 1_000)),
+            segment=random.choice((400, 700, 1_300)),
             window=random.choice((2_048, 8_192, 65_535)),
             scale=random.choice((-1, 0, 2, 7)),
         )
@@ -192,7 +192,7 @@ class Traffic:
         self._pace[conversation] = pace
 
     def _pass_by(self, flow: Flow) -> None:
-        pace = Pace((50 * MS, 2 * SECOND), self._random.choice((300, 4_000)))
+        pace = Pace((50 * MS, 2 * SECOND), self._random.choice((300, 3_000)))
         self._connect(flow, pace, self._random.randint(1, 6))
 
     def _speak(self, conversation: Conversation) -> None:

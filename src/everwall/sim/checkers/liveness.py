@@ -46,6 +46,8 @@ class Liveness:
         allowed: Callable[[Flow], bool],
     ) -> None:
         self.excused: dict[Conversation, str] = {}
+        self.refused = 0
+        """Conversations that no rulebook ever allowed, and that did not come about."""
         self.lost: list[Conversation] = []
         """Conversations that broke and were excused."""
         self.disturbances: list[Disturbance] = []
@@ -110,6 +112,11 @@ class Liveness:
 
     def _judge(self, conversation: Conversation, why: str) -> None:
         if "corrupt" not in why:
+            if conversation.phase is Phase.OPENING and not self._allowed(conversation.flow):
+                self.refused += 1
+                conversation.phase = Phase.BROKEN
+                conversation.forget()
+                return
             if not self._allowed(conversation.flow):
                 self.excused.setdefault(conversation, "not allowed")
             if conversation in self.excused:
