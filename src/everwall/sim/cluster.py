@@ -31,7 +31,7 @@ from everwall.sim.node import Node
 from everwall.sim.packets import ICMP, ICMPV6, TCP, UDP
 from everwall.sim.plan import Fault, Kind, Plan
 from everwall.sim.rulebook import Rulebook
-from everwall.sim.storage import StoreServer, named
+from everwall.sim.storage import Rows, StoreServer, named
 from everwall.sim.traffic import Traffic
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict
@@ -180,12 +180,21 @@ class Cluster:
         self.passage.forwarded(node, outer)
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None:
-        """A node parks a packet or drops it; remembered for the story of a failure."""
+        """A node parks a packet or drops it."""
         flow = flow_of(int.from_bytes(outer[12:20], "big"), packets.read(packets.inner_of(outer)))
-        when = f"{self.loop.now / SECOND:12.6f}"
-        self._withheld.setdefault(flow.key, deque(maxlen=8)).append(
-            f"{when}  {node.name} {verdict.label}: {flow}"
-        )
+        self._remember(flow, f"{node.name} {verdict.label}: {flow}")
+
+    def answered(self, node: Node, rows: Rows) -> None:
+        """The store answers a node."""
+        for row in rows:
+            if row[image.OP] != image.WRITTEN:
+                outcome = _OUTCOMES[int(row[image.OP])]
+                self._remember(flow_of_row(row), f"{node.name} is told by the store: {outcome}")
+
+    def _remember(self, flow: Flow, what: str) -> None:
+        """Keep the last of what happened to a flow, for the story of a failure."""
+        lines = self._withheld.setdefault(flow.key, deque(maxlen=10))
+        lines.append(f"{self.loop.now / SECOND:12.6f}  {what}")
 
     def stepped(self, node: Node) -> None:
         """A node's engine has done something."""
@@ -451,6 +460,13 @@ class Cluster:
         )
 
 
+_OUTCOMES = {
+    image.FOUND: "found",
+    image.MISSING: "missing",
+    image.REFUSED: "refused",
+    image.FAILED: "failed",
+    image.LOST: "lost, another node owns it",
+}
 _DATAGRAMS = (tcp.UDP, tcp.ICMP, tcp.OTHER)
 # The operator's defaults, said again because the checkers ask the engine for nothing.
 _DEFAULT_IDLE = {tcp.TCP_HALF_CLOSED_CLIENT: 120 * SECOND, tcp.UDP: 30 * SECOND, tcp.ICMP: 6 * SECOND}

@@ -44,6 +44,8 @@ class NodeWitness(Protocol):
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None: ...
 
+    def answered(self, node: Node, rows: Rows) -> None: ...
+
     def stepped(self, node: Node) -> None: ...
 
 
@@ -173,6 +175,7 @@ class Node:
 
     def _replied(self, rows: Rows) -> None:
         self.found += int((rows[:, image.OP] == image.FOUND).sum())
+        self._witness.answered(self, rows)
         for _, outer in self.engine.inbox(rows, self.local_now):
             self._forward(outer)
         self._stepped()

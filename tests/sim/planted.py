@@ -1,0 +1,49 @@
+"""Engines with a bug in them, to see that the simulator would find it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.engine import Engine
+from everwall.policy.match import allow_all
+from everwall.session import image
+
+Rows = npt.NDArray[np.int64]
+
+
+class NoRestore(Engine):
+    """Does not believe the store."""
+
+    def inbox(self, replies: Rows, now: int) -> list[tuple[int, bytes]]:
+        replies = replies.copy()
+        replies[replies[:, image.OP] == image.FOUND, image.OP] = image.MISSING
+        return super().inbox(replies, now)
+
+
+class NoPolicyCheck(Engine):
+    """Believes the store too much: a restored session is let in whatever policy says."""
+
+    def inbox(self, replies: Rows, now: int) -> list[tuple[int, bytes]]:
+        policy = self.state.policy
+        self.replace_policy(allow_all())
+        released = super().inbox(replies, now)
+        self.replace_policy(policy)
+        return released
+
+
+class NeverRefreshed(Engine):
+    """Writes a session when it changes, and never because time has passed."""
+
+    def outbox(self) -> Rows:
+        rows = super().outbox()
+        told = self.__dict__.setdefault("told", {})
+        news = []
+        for row in rows:
+            key = tuple(row[image.ENDPOINT : image.KEY2 + 1].tolist())
+            said = tuple(row[[image.START, image.GENERATION, image.STATE]].tolist())
+            refresh = row[image.OP] == image.WRITE and told.get(key) == said
+            if row[image.OP] in (image.WRITE_FIRST, image.WRITE):
+                told[key] = said
+            news.append(not refresh)
+        return rows[np.array(news, np.bool_)] if len(rows) else rows

@@ -1,0 +1,84 @@
+"""The simulator keeps its own promises: it can fail, it repeats itself, every run has its kill."""
+
+from __future__ import annotations
+
+import pytest
+
+from everwall.engine import Engine
+from everwall.sim.__main__ import main
+from everwall.sim.cluster import SimulationFailure, simulate
+from everwall.sim.plan import Kind, draw
+from tests.sim.planted import NeverRefreshed, NoPolicyCheck, NoRestore
+
+SEEDS = range(1, 201)
+
+
+def first_failure(engine: type[Engine]) -> SimulationFailure:
+    for seed in SEEDS:
+        try:
+            simulate(seed, engine)
+        except SimulationFailure as failure:
+            return failure
+    raise AssertionError(f"{engine.__name__} went through all seeds")
+
+
+def test_an_engine_that_restores_nothing_is_found() -> None:
+    failure = first_failure(NoRestore)
+    assert "no round trip" in failure.what
+    assert "park: " in str(failure), "the story says what became of the flow's packets"
+
+
+def test_an_engine_that_restores_against_todays_policy_is_found() -> None:
+    assert "which policy does not allow" in first_failure(NoPolicyCheck).what
+
+
+def test_an_engine_that_lets_records_grow_old_is_found() -> None:
+    failure = first_failure(NeverRefreshed)
+    assert "no round trip" in failure.what
+    assert draw(failure.seed).long, "only flows that outlive the first expiry can tell"
+
+
+@pytest.mark.kernel
+def test_a_failure_says_how_to_see_it_again() -> None:
+    with pytest.raises(SimulationFailure) as caught:
+        simulate(4, NoRestore)
+    first, last = str(caught.value).split("\n")[0], str(caught.value).split("\n")[-1]
+    assert first.startswith("seed 4, after ")
+    assert last == "see it again: make sim SEED=4"
+    with pytest.raises(SimulationFailure) as again:
+        simulate(4, NoRestore)
+    assert str(again.value) == str(caught.value)
+
+
+@pytest.mark.kernel
+def test_a_run_is_its_seed() -> None:
+    report = simulate(7)
+    assert report == simulate(7)
+    assert report.restored_after_kill > 0
+
+
+def test_the_command_names_the_seed_before_anything_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "18"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "seed 18"
+    assert lines[1].startswith("[1/1] seed 18: ")
+
+
+def test_many_seeds_end_with_a_summary(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--first", "18", "--seeds", "2", "--jobs", "2"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "seeds 18 to 19, 2 at a time"
+    assert lines[3].startswith("2 seeds, 0 failed")
+
+
+def test_every_plan_has_a_kill_and_every_fault_has_its_turn() -> None:
+    plans = [draw(seed) for seed in SEEDS]
+    assert all(any(fault.kind is Kind.KILL for fault in plan.faults) for plan in plans)
+    seen = {fault.kind for plan in plans for fault in plan.faults}
+    assert seen == set(Kind)
+    assert 0.2 < sum(plan.long for plan in plans) / len(plans) < 0.5
+    assert 0.2 < sum(plan.change is not None for plan in plans) / len(plans) < 0.6
+    for plan in plans:
+        nodes = [fault for fault in plan.faults if fault.kind not in (Kind.STORE_SLOW, Kind.STORE_DOWN)]
+        for before, after in zip(nodes, nodes[1:], strict=False):
+            assert after.at > before.at + before.lasts + before.back, "one node fails at a time"
