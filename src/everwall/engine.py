@@ -188,13 +188,15 @@ def describe_flow(
 
 
 def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows for people from a live table; a row may be torn while a worker writes it."""
+    """Rows for people from a live table; a row may be torn while a worker writes it, one just begun is left out."""
     hot, cold, small = sessions.table.hot, sessions.table.cold, sessions.table.small
     rows = []
     for slot in np.flatnonzero(hot[:, t.KEY2])[:limit]:
-        flags = int(small[slot, t.FLAGS])
+        flags, key2, which = int(small[slot, t.FLAGS]), int(hot[slot, t.KEY2]), int(small[slot, t.STATE])
+        if not key2 or which not in tcp.STATE_NAMES:
+            continue
         protocol, client, server = describe_flow(
-            int(hot[slot, t.KEY2]),
+            key2,
             cold[slot, t.LOWER_HIGH : t.UPPER_LOW + 1],
             bool(flags & image.INITIATOR_UPPER),
         )
@@ -207,7 +209,7 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
                 "sport": client[1],
                 "dst": server[0],
                 "dport": server[1],
-                "state": tcp.STATE_NAMES[int(small[slot, t.STATE])],
+                "state": tcp.STATE_NAMES[which],
                 "end": tcp.END_NAMES.get(int(small[slot, t.END_REASON])),
                 "rule": int(small[slot, t.RULE]),
                 "zone": int(small[slot, t.FROM_ZONE]),

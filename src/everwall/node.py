@@ -9,7 +9,6 @@ forwarded until nothing comes any more.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import ipaddress
 import os
@@ -209,12 +208,15 @@ class Node:
                 await control.start()
             self._announce()
             maintenance = asyncio.create_task(self._maintain())
+            # Whatever ends it: without it a drain would never end.
+            maintenance.add_done_callback(lambda _: self._stopping.set())
             await self._stopping.wait()
         finally:
             if maintenance is not None:
                 maintenance.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await maintenance
+                await asyncio.wait([maintenance])
+                if not maintenance.cancelled() and (failure := maintenance.exception()):
+                    log.error("the management loop has failed", error=repr(failure))
             if control is not None:
                 await control.stop()
             await health.stop()

@@ -20,14 +20,14 @@ from everwall.flow import make_key
 from everwall.kernels import kernel
 from everwall.limits import DOUBT_NS
 from everwall.opening import open_flow
-from everwall.policy.match import CompiledPolicy
+from everwall.policy.match import CompiledPolicy, zone_of
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session, worth_storing
 from everwall.session.fragments import complete_later_fragment, remember_first_fragment
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, write
-from everwall.takeover import demote, restore
+from everwall.takeover import demote, restore, write_waiting
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.geneve import decapsulate
@@ -43,6 +43,8 @@ _POLICY_DENY = int(Verdict.POLICY_DENY)
 _TCP_WINDOW = int(Verdict.TCP_WINDOW)
 _TCP_RST_WINDOW = int(Verdict.TCP_RST_WINDOW)
 _TCP_STATE = int(Verdict.TCP_STATE)
+_ENDPOINT_UNMAPPED = int(Verdict.ENDPOINT_UNMAPPED)
+_FRAGMENT_UNMATCHED = int(Verdict.FRAGMENT_UNMATCHED)
 _ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
 _ICMP_UNSOLICITED = int(Verdict.ICMP_UNSOLICITED)
 _LOOKUP_TIMEOUT = int(Verdict.LOOKUP_TIMEOUT)
@@ -204,7 +206,12 @@ def _note_reply(sessions, meta, slot, i, now):
     if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
         sessions.table.small[slot, t.FLAGS] = flags | image.REPLIED
         sessions.table.cold[slot, t.LAST_SEEN] = now
-        if sessions.words[state.RESILIENCY] != 0 and meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
+        if sessions.words[state.RESILIENCY] == 0 or meta[i, m.PROTOCOL] == m.PROTOCOL_TCP:
+            return
+        if parking.find_pending(sessions, meta, i) >= 0:
+            # Written now, the record would hide the past that the store is being asked for.
+            sessions.table.small[slot, t.LOCAL] |= t.DIRTY
+        else:
             write(sessions, slot, now)
 
 
@@ -278,7 +285,9 @@ def _reuse(state_, batch, slot, i, scale, now):
 
 @kernel
 def _miss(state_, batch, i, now):
-    _sessions, meta = state_.sessions, batch.meta
+    meta = batch.meta
+    if zone_of(state_.policy, meta[i, m.ENDPOINT]) < 0:
+        return _ENDPOINT_UNMAPPED  # whatever the store holds for it: no policy speaks of this endpoint
     is_tcp = meta[i, m.PROTOCOL] == m.PROTOCOL_TCP and meta[i, m.ICMP_KIND] != m.ICMP_ERROR
     if is_tcp and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         if tcp.event_of(meta[i, m.TCP_FLAG_BITS]) == tcp.SYN:
@@ -286,6 +295,9 @@ def _miss(state_, batch, i, now):
         return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
     if is_tcp:
         return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
+    if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
+        # The first fragment waits for an answer, or was refused by one: a session is not opened by the rest.
+        return _ask_or_refuse(state_, batch, i, _FRAGMENT_UNMATCHED, now)
     if meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
         return _ask_or_refuse(state_, batch, i, _ICMP_ERROR_UNMATCHED, now)
     if meta[i, m.ICMP_KIND] == m.ICMP_REPLY:
@@ -362,7 +374,9 @@ def _answer(state_, rows, k, released, now):
     if status == image.MISSING:
         sessions.counters[_LOOKUP_MISSES] += 1
         parking.charge_miss(sessions)
-        return _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
+        released = _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
+        write_waiting(sessions, rows, k, now)
+        return released
     if status == image.REFUSED:
         sessions.counters[_RECORDS_REFUSED] += 1
         return _settle(state_, pending, rows, _NONE, _RESTORE_REFUSED, released, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -36,9 +37,11 @@ class TrafficLog:
         if self._file is None:
             return
         for line in lines:
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            with contextlib.suppress(OSError):
+                self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()

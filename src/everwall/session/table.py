@@ -44,7 +44,6 @@ SYN_NEXT = 11  # sequence after a SYN that arrived in the middle of a connection
 SEQUENCE_END = 12  # by end (lower, upper): sequence after the last byte sent
 SEQUENCE_MAX = 14  # by end: sequence up to which the peer's window allows sending
 WINDOW_MAX = 16  # by end: largest window advertised
-RULE_ROW = 18  # row in the compiled policy
 SMALL_COLUMNS = 20
 
 # Columns of the cold half seen as int64 -----------------------------------------------------------
@@ -67,7 +66,6 @@ LEARNED_LOWER = 4  # sequence numbers of the lower end are known
 LEARNED_UPPER = 8
 RELEARNING = 16  # taken over: windows are being learnt again
 SYN_PENDING = 32  # SYN_NEXT holds
-DEMOTED = 64  # another node owns it: ends silently
 
 
 class Table(NamedTuple):

@@ -63,14 +63,12 @@ END_TCP_RST_CLIENT = 2
 END_TCP_RST_SERVER = 3
 END_TCP_REUSE = 4
 END_AGED_OUT = 5
-END_POLICY_DENY = 6
 END_NAMES = {
     END_TCP_FIN: "tcp-fin",
     END_TCP_RST_CLIENT: "tcp-rst-from-client",
     END_TCP_RST_SERVER: "tcp-rst-from-server",
     END_TCP_REUSE: "tcp-reuse",
     END_AGED_OUT: "aged-out",
-    END_POLICY_DENY: "policy-deny",
 }
 
 CLIENT = 0
@@ -276,6 +274,10 @@ def _learn(small, slot, meta, i, end, last):
     other = 1 - end
     known = t.LEARNED_LOWER << end
     local = np.int64(small[slot, t.LOCAL])
+    if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and local & known != 0:
+        # The rest of the segment comes without a TCP header: it may reach as far as the peer allows.
+        reach = np.int64(small[slot, t.SEQUENCE_MAX + end])
+        last = reach if after(reach, last) else last
     if local & known == 0 or after(last, np.int64(small[slot, t.SEQUENCE_END + end])):
         small[slot, t.SEQUENCE_END + end] = last
     if local & known == 0:

@@ -52,7 +52,7 @@ __all__ = ["CLOCK_CONNECTIONS", "CLOCK_OFFSET", "RedisStore", "StoreConfig", "ma
 CLOCK_OFFSET = 0
 """Index into ``clock``: store time minus monotonic time, nanoseconds."""
 CLOCK_CONNECTIONS = 1
-"""Index into ``clock``: connections made so far; whoever sees it grow offers its live sessions again."""
+"""Index into ``clock``: connections made so far."""
 
 _TIMEOUT_NS = int(STORE_TIMEOUT_S * SECOND_NS)
 _PROBE_NS = SECOND_NS
