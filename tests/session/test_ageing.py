@@ -1,0 +1,235 @@
+"""Time: every state's time-out, the refresh of what the store holds, and how long a record is true."""
+
+from __future__ import annotations
+
+import pytest
+
+from everwall.limits import SECOND_NS
+from everwall.session import image
+from everwall.verdict import Verdict
+from tests import packets
+from tests.cluster import Cluster, Node
+from tests.conversations import Connection
+
+pytestmark = pytest.mark.kernel
+
+FORWARD = Verdict.FORWARD
+CLIENT, SERVER = "10.0.0.1", "10.0.1.1"
+ASK = packets.udp(CLIENT, SERVER, 5000, 53)
+ANSWER = packets.udp(SERVER, CLIENT, 53, 5000)
+
+
+def unverified(connection: Connection) -> list[bytes]:
+    inside = connection.segment(connection.client, "R", seq=connection.client.next + 100)
+    return [*connection.handshake(), inside]
+
+
+def lives() -> dict[str, tuple[list[bytes], float, str]]:
+    """Packets that lead to a state, its time-out in seconds, and the reason in the log."""
+    stories = {
+        "init": ([Connection().syn()], 5, "aged-out"),
+        "handshake": (Connection().handshake()[:2], 10, "aged-out"),
+        "established": (Connection().handshake(), 3600, "aged-out"),
+        "udp": ([ASK], 30, "aged-out"),
+        "icmp": ([packets.icmp_echo(CLIENT, SERVER, 7)], 6, "aged-out"),
+        "other": ([packets.ip(CLIENT, SERVER, 47, b"gre")], 30, "aged-out"),
+        "unverified rst": (unverified(Connection()), 30, "tcp-rst-from-client"),
+        "time-wait": (Connection().whole_life(0), 15, "tcp-fin"),
+    }
+    half, reset = Connection(), Connection()
+    stories["half-closed"] = ([*half.handshake(), half.fin()], 120, "aged-out")
+    stories["half-closed by the server"] = ([*half.handshake(), half.fin(half.server)], 120, "aged-out")
+    stories["closed"] = ([*reset.handshake(), reset.rst(reset.server)], 15, "tcp-rst-from-server")
+    return stories
+
+
+@pytest.mark.parametrize(("story", "seconds", "reason"), lives().values(), ids=lives())
+def test_every_state_has_its_time_out(story: list[bytes], seconds: float, reason: str) -> None:
+    node = Cluster().node(resiliency=False)
+    assert set(node.receive(*story)) == {FORWARD}
+    node.tick(seconds - 0.001)
+    assert len(node.sessions()) == 1
+    node.tick(1)
+    assert node.sessions() == []
+    assert node.ends() == [reason]
+    assert node.engine.counters["sessions-ended"] == 1
+
+
+def test_time_outs_are_exact_for_whoever_touches_the_session() -> None:
+    # The ageing hand may be up to a second late; a packet of the flow is not fooled by that.
+    node = Cluster().node(resiliency=False)
+    connection = Connection()
+    node.receive(*connection.whole_life(0))
+    node.cluster.wait(15)
+    assert node.receive(connection.ack()) == [Verdict.NON_SYN_TCP]
+    assert node.ends() == ["tcp-fin"]
+
+
+def test_every_packet_begins_the_time_out_anew() -> None:
+    node = Cluster().node(resiliency=False)
+    for _ in range(5):
+        assert node.receive(ASK) == [FORWARD]
+        node.tick(29)
+    assert node.only_session()["packets"] == 5
+
+
+def test_a_dropped_packet_keeps_nothing_alive() -> None:
+    node = Cluster().node(resiliency=False)
+    connection = Connection()
+    node.receive(*connection.handshake(), connection.fin())
+    node.tick(100)
+    beyond = connection.segment(connection.server, "A", seq=connection.server.next + 200_000)
+    assert node.receive(beyond) == [Verdict.TCP_WINDOW]
+    node.tick(21)
+    assert node.sessions() == []
+
+
+def test_own_time_outs_take_the_place_of_the_defaults() -> None:
+    from everwall.session import tcp
+
+    node = Cluster().node(resiliency=False, timeouts={tcp.UDP: 2 * SECOND_NS})
+    node.receive(ASK)
+    node.tick(2.1)
+    assert node.ends() == ["aged-out"]
+
+
+def test_the_hand_passes_the_whole_table_in_a_second_of_slices() -> None:
+    node = Cluster().node(resiliency=False, max_sessions=400)
+    for sport in range(300):
+        node.receive(packets.udp(CLIENT, SERVER, sport, 53))
+    node.tick()  # from here on the hand is wound up
+    node.cluster.wait(29)
+    node.tick()
+    assert len(node.sessions()) == 300
+    node.cluster.wait(1)
+    for _ in range(64):
+        node.tick(1 / 64)
+    assert node.sessions() == []
+
+
+def test_the_next_timer_is_the_next_slice() -> None:
+    node = Cluster().node(resiliency=False)
+    node.tick()
+    due = node.engine.next_timer() - node.now
+    assert 0 < due <= SECOND_NS // 64
+
+
+# The store ---------------------------------------------------------------------------------------------
+
+
+def requests(node: Node, operation: int) -> list[dict[str, int]]:
+    """What the node has asked of the store since the last call, of one kind."""
+    return [
+        {"state": int(row[image.STATE]), "expiry": int(row[image.EXPIRY]), "packets": int(row[image.PACKETS])}
+        for row in node.engine.outbox()
+        if row[image.OP] == operation
+    ]
+
+
+REFRESHED = {
+    "tcp": (Connection().handshake(), 1200.0),
+    "udp": ([ASK, ANSWER], 10.0),
+    "icmp": ([packets.icmp_echo(CLIENT, SERVER, 7), packets.icmp_echo(SERVER, CLIENT, 7, reply=True)], 2.0),
+}
+
+
+@pytest.mark.parametrize(("story", "third"), REFRESHED.values(), ids=REFRESHED)
+def test_a_live_session_is_written_again_after_a_third_of_its_time_out(
+    story: list[bytes], third: float
+) -> None:
+    node = Cluster().node()
+    node.receive(*story)
+    assert len(requests(node, image.WRITE_FIRST)) == 1
+    node.tick(third / 2)
+    node.receive(story[-1])
+    node.tick(third / 2 - 0.1)
+    assert requests(node, image.WRITE) == []
+    node.tick(1)
+    (written,) = requests(node, image.WRITE)
+    assert written["packets"] == len(story) + 1
+    assert node.engine.counters["refreshes"] == 1
+
+
+def test_a_silent_session_is_not_written_again() -> None:
+    # Its record is still true: expiry counts from the last packet.
+    node = Cluster().node()
+    node.receive(*Connection().handshake())
+    assert len(requests(node, image.WRITE_FIRST)) == 1
+    node.tick(3000)
+    assert requests(node, image.WRITE) == []
+
+
+@pytest.mark.parametrize(
+    ("story", "life"),
+    [
+        (Connection().handshake(), 3600 + 120),
+        (Connection().whole_life(0), 350 + 120),  # the load balancer keeps a TCP flow longer than time-wait
+        ([ASK, ANSWER], 120 + 120),
+        ([packets.icmp_echo(CLIENT, SERVER, 7), packets.icmp_echo(SERVER, CLIENT, 7, reply=True)], 120 + 120),
+    ],
+    ids=["established", "time-wait", "udp", "icmp"],
+)
+def test_a_record_is_true_for_the_longer_time_out_and_the_failover(story: list[bytes], life: int) -> None:
+    node = Cluster().node()
+    node.receive(*story)
+    written = [row for row in node.engine.outbox() if row[image.OP] in (image.WRITE, image.WRITE_FIRST)]
+    assert int(written[-1][image.EXPIRY]) - node.cluster.time // SECOND_NS == life
+
+
+def test_only_what_must_not_be_lost_is_written() -> None:
+    node = Cluster().node()
+    connection = Connection()
+    node.receive(connection.syn(), connection.syn_ack(), ASK, packets.icmp_echo(CLIENT, SERVER, 7))
+    assert requests(node, image.WRITE_FIRST) == []
+    node.receive(connection.ack(), ANSWER)
+    assert len(requests(node, image.WRITE_FIRST)) == 2
+
+
+def test_an_ended_session_is_deleted_from_the_store() -> None:
+    cluster = Cluster()
+    node = cluster.node()
+    aged, reset = Connection(sport=1), Connection(sport=2)
+    node.judge(*aged.whole_life(0), *reset.handshake())
+    assert len(cluster.records()) == 2
+    node.judge(reset.rst())  # at once: nothing of it is worth a takeover
+    assert len(cluster.records()) == 1
+    node.tick(16)
+    node.serve()
+    assert cluster.records() == {}
+    assert node.engine.counters["deletes"] == 2
+
+
+def test_a_doubtful_rst_stays_a_private_doubt() -> None:
+    node = Cluster().node()
+    node.receive(*unverified(Connection()))
+    assert [row["state"] for row in requests(node, image.WRITE_FIRST)] == [3]
+    node.engine.offer_all(node.now)
+    assert [row["state"] for row in requests(node, image.WRITE)] == [3]
+    assert node.only_session()["state"] == "unverified-rst"
+
+
+def test_what_a_full_queue_delayed_is_written_later() -> None:
+    node = Cluster().node(ring_rows=4)
+    for sport in range(6):
+        node.receive(*Connection(sport=sport).handshake())
+    assert len(requests(node, image.WRITE_FIRST)) == 4
+    assert node.engine.counters["requests-delayed"] == 2
+    node.tick(1)
+    assert len(requests(node, image.WRITE_FIRST)) == 2
+
+
+def test_all_sessions_are_offered_when_resiliency_begins() -> None:
+    node = Cluster().node(resiliency=False)
+    node.receive(*Connection().handshake(), Connection(sport=2).syn(), ASK)
+    assert len(node.engine.outbox()) == 0
+    node.engine.offer_all(node.now)
+    assert len(requests(node, image.WRITE_FIRST)) == 3
+
+
+def test_a_session_handed_over_leaves_no_trace_here() -> None:
+    node = Cluster().node(resiliency=False)
+    node.receive(Connection().syn())
+    node.engine.hand_over(int(node.engine.state.sessions.table.hot[:, 2].argmax()), node.now)
+    assert (node.sessions(), node.ends()) == ([], [])
+    assert len(requests(node, image.WRITE_FIRST)) == 1
+    assert node.engine.counters["sessions"] == 0
