@@ -6,14 +6,13 @@ monotonic clocks do); the store is the twin in memory behind the real protocol a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from everwall.engine import Engine, EngineConfig
 from everwall.limits import SECOND_NS
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.session import image, record, state, tcp
+from everwall.session import table as t
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict
@@ -122,6 +121,13 @@ class Node:
         self.cluster.wait(seconds)
         self.released += [packet for _, packet in self.engine.handle_timer(self.now)]
 
+    def forget_everything(self) -> None:
+        """What a restart does to sessions: they are gone, and nobody was told."""
+        table = self.engine.state.sessions.table
+        for slot in np.flatnonzero(table.hot[:, t.KEY2]):
+            self.engine.hand_over(int(slot), self.now)
+        self.engine.outbox()
+
     # What is known ------------------------------------------------------------------------------
 
     def sessions(self) -> list[dict]:
@@ -138,8 +144,3 @@ class Node:
             for event in self.engine.events()
             if event[state.EVENT_KIND] == state.EVENT_ENDED
         ]
-
-
-def verdicts_of(node: Node, inners: Iterable[bytes]) -> set[Verdict]:
-    """The set of final verdicts on some packets: ``{FORWARD}`` when all passed."""
-    return set(node.judge(*inners))

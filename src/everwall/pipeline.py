@@ -421,11 +421,17 @@ def _resume(state_, row, verdict, now):
         return final
     if meta[row, m.ICMP_KIND] == m.ICMP_ERROR:
         return _ICMP_ERROR_UNMATCHED if verdict == _NON_SYN_TCP else verdict
-    if verdict != _NON_SYN_TCP and verdict != FORWARD:
-        return verdict
+    unknown = verdict == _NON_SYN_TCP or verdict == FORWARD
     if meta[row, m.PROTOCOL] == m.PROTOCOL_TCP:
-        return _NON_SYN_TCP
-    return _ICMP_UNSOLICITED if meta[row, m.ICMP_KIND] == m.ICMP_REPLY else _POLICY_DENY
+        return _NON_SYN_TCP if unknown else verdict
+    if meta[row, m.ICMP_KIND] == m.ICMP_REPLY:
+        return _ICMP_UNSOLICITED if unknown else verdict
+    # Not every packet in the list asked: one that policy allows only waited with the others.
+    opened, slot = open_flow(state_, meta, row, meta[row, m.DIRECTION], now)
+    if opened == FORWARD:
+        _count(sessions, meta, slot, row, now)
+        return FORWARD
+    return opened if unknown else verdict
 
 
 @kernel

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from everwall.limits import SECOND_NS
-from everwall.session import image
+from everwall.session import image, tcp
+from everwall.session import table as t
 from everwall.verdict import Verdict
 from tests import packets
 from tests.cluster import Cluster, Node
@@ -85,8 +87,6 @@ def test_a_dropped_packet_keeps_nothing_alive() -> None:
 
 
 def test_own_time_outs_take_the_place_of_the_defaults() -> None:
-    from everwall.session import tcp
-
     node = Cluster().node(resiliency=False, timeouts={tcp.UDP: 2 * SECOND_NS})
     node.receive(ASK)
     node.tick(2.1)
@@ -229,7 +229,8 @@ def test_all_sessions_are_offered_when_resiliency_begins() -> None:
 def test_a_session_handed_over_leaves_no_trace_here() -> None:
     node = Cluster().node(resiliency=False)
     node.receive(Connection().syn())
-    node.engine.hand_over(int(node.engine.state.sessions.table.hot[:, 2].argmax()), node.now)
+    (slot,) = np.flatnonzero(node.engine.state.sessions.table.hot[:, t.KEY2])
+    node.engine.hand_over(int(slot), node.now)
     assert (node.sessions(), node.ends()) == ([], [])
     assert len(requests(node, image.WRITE_FIRST)) == 1
     assert node.engine.counters["sessions"] == 0

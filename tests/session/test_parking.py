@@ -180,7 +180,7 @@ def test_a_syn_clears_what_was_missed(node: Node) -> None:
     connection = Connection()
     node.judge(stray())
     assert node.receive(connection.syn()) == [FORWARD]
-    node.engine.state.sessions.table.hot[:] = 0  # the node forgets it, the store will know it in a moment
+    node.forget_everything()
     assert node.receive(stray()) == [PARK]
 
 
