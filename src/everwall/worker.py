@@ -35,7 +35,6 @@ from everwall.wire.meta import Batch, make_batch
 # Indices of the control words
 STOP = 0  # set from outside: leave the loop
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
-PASSES = 9
 _CONTROL_WORDS = 16
 
 _FORWARD = int(Verdict.FORWARD)
@@ -64,7 +63,6 @@ def run(state_, port, loop):
     while control[STOP] == 0:
         now = monotonic(loop.scratch)
         control[HEARTBEAT] = now
-        control[PASSES] += 1
         asked = sessions.requests.index[_TAIL]
 
         count = receive(port, batch, limit)

@@ -38,6 +38,7 @@ def command(
         warm(log.info, modules=FIREWALL)
         node = Node(config, control, drain_timeout)
         status = asyncio.run(node.run())
-    except (ConfigError, NodeError, WarmError) as error:
+    except (ConfigError, NodeError, WarmError, OSError) as error:
+        # OSError: traffic log or control socket cannot be where they were asked for.
         fail(str(error))
     raise typer.Exit(status)
