@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from everwall.engine import Engine
@@ -80,5 +82,5 @@ def test_every_plan_has_a_kill_and_every_fault_has_its_turn() -> None:
     assert 0.2 < sum(plan.change is not None for plan in plans) / len(plans) < 0.6
     for plan in plans:
         nodes = [fault for fault in plan.faults if fault.kind not in (Kind.STORE_SLOW, Kind.STORE_DOWN)]
-        for before, after in zip(nodes, nodes[1:], strict=False):
+        for before, after in pairwise(nodes):
             assert after.at > before.at + before.lasts + before.back, "one node fails at a time"

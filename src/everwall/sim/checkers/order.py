@@ -124,10 +124,13 @@ class SessionOrder:
         ] = {}
 
     def stepped(self, node: Node) -> None:
-        """Compare every session that is still there with what it was."""
+        """The engine has done something."""
         self._steps += 1
-        if self._steps % self.EVERY:
-            return
+        if self._steps % self.EVERY == 0:
+            self.look(node)
+
+    def look(self, node: Node) -> None:
+        """Compare every session that is still there with what it was."""
         table = node.engine.sessions_state.table
         ids = np.where(table.hot[:, t.KEY2] != 0, table.cold[:, t.ID], 0)
         states = table.small[:, t.STATE].astype(np.int64)

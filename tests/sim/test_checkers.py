@@ -1,0 +1,185 @@
+"""Each checker speaks up when its promise is broken, and only then."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from everwall.counters import Counter
+from everwall.session import table as t
+from everwall.session import tcp
+from everwall.sim import packets
+from everwall.sim.checkers import PromiseBroken, books
+from everwall.sim.checkers.order import SessionOrder
+from everwall.sim.cluster import Cluster
+from everwall.sim.flows import Flow
+from everwall.sim.hosts import Phase, TcpConnection
+from everwall.sim.loop import SECOND
+from everwall.sim.node import Node
+from everwall.sim.packets import ACK
+from everwall.sim.plan import draw
+
+pytestmark = pytest.mark.kernel
+
+SEED = 18
+"""A short run without change of policy."""
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    """A cluster five seconds after its beginning: nothing has failed yet."""
+    running = Cluster(draw(SEED))
+    running.traffic.begin()
+    running.loop.run(5 * SECOND)
+    return running
+
+
+def busy(cluster: Cluster) -> Node:
+    return max(cluster.nodes, key=lambda node: node.engine.counters["sessions"])
+
+
+def stored_connection(cluster: Cluster) -> TcpConnection:
+    return next(
+        one
+        for one in cluster.traffic.live
+        if isinstance(one, TcpConnection) and one.live and cluster.liveness.is_stored(one)
+    )
+
+
+def test_books_of_a_running_cluster_add_up(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        books.check_engine(node)
+
+
+@pytest.mark.parametrize(
+    ("counter", "complaint"),
+    [
+        (Counter.RECEIVED, "received = forwarded"),
+        (Counter.SESSIONS, "sessions begun"),
+        (Counter.SESSIONS_ENDED, "sessions begun"),
+        (Counter.LOOKUP_HITS, "look-ups"),
+    ],
+)
+def test_a_counter_that_is_off_by_one_is_noticed(cluster: Cluster, counter: Counter, complaint: str) -> None:
+    node = busy(cluster)
+    node.engine.sessions_state.counters[counter] += 1
+    with pytest.raises(PromiseBroken, match=complaint):
+        books.check_engine(node)
+
+
+def test_a_lost_packet_that_nobody_counted_is_noticed(cluster: Cluster) -> None:
+    cluster.traffic.stop()
+    cluster.loop.run(15 * SECOND)
+
+    def check() -> None:
+        links = cluster.edge_in, cluster.edge_out, cluster.to_nodes, cluster.from_nodes
+        books.check_network(cluster.gateway, cluster.nodes, *links)
+
+    check()
+    next(iter(cluster.to_nodes.values())).lost -= 1
+    with pytest.raises(PromiseBroken, match="sent, lost and delivered"):
+        check()
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "forbidden"),
+    [
+        (tcp.TCP_ESTABLISHED, tcp.TCP_HANDSHAKE, True),
+        (tcp.TCP_TIME_WAIT, tcp.TCP_ESTABLISHED, True),
+        (tcp.TCP_HALF_CLOSED_CLIENT, tcp.TCP_ESTABLISHED, True),
+        (tcp.TCP_ESTABLISHED, tcp.UDP, True),
+        (tcp.TCP_INIT, tcp.TCP_ESTABLISHED, False),
+        (tcp.TCP_UNVERIFIED_RST, tcp.TCP_ESTABLISHED, False),
+        (tcp.TCP_ESTABLISHED, tcp.TCP_CLOSED, False),
+    ],
+)
+def test_a_session_that_goes_back_is_noticed(cluster: Cluster, was: int, now: int, forbidden: bool) -> None:
+    node, order = busy(cluster), SessionOrder()
+    table = node.engine.sessions_state.table
+    slot = int(table.hot[:, t.KEY2].argmax())
+    table.small[slot, t.STATE] = was
+    order.look(node)
+    table.small[slot, t.STATE] = now
+    if forbidden:
+        with pytest.raises(PromiseBroken, match="went from state"):
+            order.look(node)
+    else:
+        order.look(node)
+
+
+def test_a_generation_that_falls_is_noticed(cluster: Cluster) -> None:
+    node, order = busy(cluster), SessionOrder()
+    table = node.engine.sessions_state.table
+    slot = int(table.hot[:, t.KEY2].argmax())
+    table.small[slot, t.GENERATION] = 3
+    order.look(node)
+    table.small[slot, t.GENERATION] = 2
+    with pytest.raises(PromiseBroken, match="generation"):
+        order.look(node)
+
+
+def test_a_record_that_is_taken_back_is_noticed(cluster: Cluster) -> None:
+    (bucket, records) = next((k, v) for k, v in cluster.server.memory.keys.items() if isinstance(v, dict))
+    field, value = next(iter(records.items()))
+    older = value[:21] + (int.from_bytes(value[21:27], "big") - 1).to_bytes(6, "big") + value[27:]
+    with pytest.raises(PromiseBroken, match="took a record back"):
+        cluster.server.execute([(b"HSET", bucket, field, older)])
+
+
+def test_a_packet_that_nobody_sent_is_noticed(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    node = cluster.passage.carriers[connection.flow.key]
+    strange = connection.flow._replace(cport=1, sport=1)
+    outer = wrapped(strange)
+    with pytest.raises(PromiseBroken, match="nobody began it"):
+        cluster.passage.forwarded(node, outer)
+
+
+def test_another_node_may_not_let_in_what_its_policy_denies(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    other = next(n for n in cluster.nodes if n is not cluster.passage.carriers[connection.flow.key])
+    outer = wrapped(connection.flow)
+    closed = type(cluster.plan.rulebook)(())
+    other.rulebooks = [(cluster.loop.now - 1, closed)]
+    cluster.passage.arrived(other, outer)
+    with pytest.raises(PromiseBroken, match="policy does not allow"):
+        cluster.passage.forwarded(other, outer)
+
+
+def test_a_flow_without_syn_needs_a_record(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    other = next(n for n in cluster.nodes if n is not cluster.passage.carriers[connection.flow.key])
+    outer = wrapped(connection.flow)
+    cluster.store_order.ever.discard(connection.flow.key)
+    cluster.passage.arrived(other, outer)
+    with pytest.raises(PromiseBroken, match="the store never had it"):
+        cluster.passage.forwarded(other, outer)
+
+
+def test_a_stored_connection_that_falls_silent_is_lost(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    cluster.edge_out.cut = True
+    with pytest.raises(PromiseBroken, match="was lost: no round trip"):
+        cluster.loop.run(40 * SECOND)
+    assert connection.phase is Phase.OPEN
+
+
+def test_an_unstored_connection_of_a_node_that_fails_is_excused(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    node = cluster.passage.carriers[connection.flow.key]
+    del cluster.store_order.acknowledged[connection.flow.key]
+    cluster.liveness.struck([connection], node, cluster.loop.now)
+    cluster.liveness.broke(connection, "client: reset")
+    assert cluster.liveness.lost == [connection]
+    stored = next(
+        one for one in itertools.islice(cluster.traffic.live, 50) if one is not connection and one.live
+    )
+    with pytest.raises(PromiseBroken, match="was lost: client: reset"):
+        cluster.liveness.broke(stored, "client: reset")
+
+
+def wrapped(flow: Flow) -> bytes:
+    """A segment as a gateway wraps it: 8 bytes of options before the endpoint id, 20 after."""
+    inner = packets.tcp(*flow[2:], ACK, 1, 1, 100)
+    return bytes([32 // 4]) + bytes(11) + flow.endpoint.to_bytes(8, "big") + bytes(20) + inner
