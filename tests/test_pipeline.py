@@ -1,4 +1,4 @@
-"""The way of a packet in its corners: fragments, endpoints without a zone, answers that come in between."""
+"""The way of a packet in its corners: fragments, endpoints without a zone, a takeover in an outage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from everwall.policy.compile import load_policy
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.session import image
 from everwall.session import table as t
+from everwall.session.tcp import RELEARN_NS
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from tests.conversations import Connection
-from tests.packets import batch_of, fragments, geneve, icmp_echo, tcp, udp
+from tests.packets import batch_of, fragments, geneve, icmp_echo, tcp
 
 pytestmark = pytest.mark.kernel
 
@@ -74,6 +75,16 @@ def test_the_rest_of_a_refused_datagram_opens_no_session() -> None:
     assert node.engine.counters["sessions"] == 0
 
 
+def test_the_rest_of_a_datagram_that_waited_with_a_refused_one_opens_no_session_either() -> None:
+    node = Node()
+    pieces = fragments(icmp_echo(SERVER, CLIENT, reply=True, payload=b"e" * 300), 104)
+    assert node.take_all(pieces) == [Verdict.PARK] * len(pieces)
+    (asked,) = node.engine.outbox()
+    assert node.answer(asked, image.MISSING) == 0
+    assert node.engine.verdicts["fragment-unmatched"] == len(pieces) - 1
+    assert node.engine.counters["sessions"] == 0
+
+
 # Endpoints ---------------------------------------------------------------------------------------------
 
 
@@ -95,31 +106,23 @@ rules:
     assert len(node.engine.outbox()) == 0
 
 
-# The store ---------------------------------------------------------------------------------------------
+# Takeover ---------------------------------------------------------------------------------------------
 
 
-def test_an_answered_flow_is_not_written_over_the_past_that_is_being_asked_for() -> None:
-    former = Node()
-    former.take(udp(CLIENT, SERVER, 5_000, 53))
-    former.take(udp(SERVER, CLIENT, 53, 5_000))
-    record = former.engine.outbox()[-1]
-    assert record[image.OP] == image.LOOKUP, "the first look-up is still under way"
-    former.answer(record, image.MISSING)
+def test_a_session_taken_over_in_an_outage_lets_the_lost_segments_be_sent_again() -> None:
+    former, talk = Node(), Connection(CLIENT, SERVER)
+    former.take_all(talk.handshake())
     (record,) = former.engine.outbox()
-    assert record[image.OP] == image.WRITE_FIRST, "nothing is there: written as soon as that is known"
-
     node = Node()
-    node.now += 5 * SECOND_NS
-    assert node.take(udp(CLIENT, SERVER, 5_000, 53)) is Verdict.FORWARD
-    assert node.take(udp(SERVER, CLIENT, 53, 5_000)) is Verdict.FORWARD
+    lost = [talk.data(), talk.data()]
+    assert node.take(lost[0]) is Verdict.PARK
     (asked,) = node.engine.outbox()
-    node.answer(asked, image.FOUND, record)
-    (written,) = node.engine.outbox()
-    assert written[image.OP] == image.WRITE
-    assert written[image.START] == record[image.START]
-    assert written[image.GENERATION] == record[image.GENERATION] + 1
-    assert written[image.PACKETS] == record[image.PACKETS] + 2
-    assert node.engine.counters["sessions-adopted"] == 1
+    assert node.answer(asked, image.FOUND, record) == 1
+    assert node.take(lost[1]) is Verdict.FORWARD
+    node.now += RELEARN_NS + SECOND_NS
+    node.engine.handle_timer(node.now)
+    assert node.take(lost[0]) is Verdict.FORWARD, "the server was not heard yet: nobody knows its window"
+    assert node.take(talk.ack(talk.server)) is Verdict.FORWARD
 
 
 # Looking inside ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from everwall.session.ageing import age, end_if_over, end_session, worth_storing
 from everwall.session.fragments import complete_later_fragment, remember_first_fragment
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, write
-from everwall.takeover import demote, restore, write_waiting
+from everwall.takeover import demote, restore
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.geneve import decapsulate
@@ -206,12 +206,7 @@ def _note_reply(sessions, meta, slot, i, now):
     if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
         sessions.table.small[slot, t.FLAGS] = flags | image.REPLIED
         sessions.table.cold[slot, t.LAST_SEEN] = now
-        if sessions.words[state.RESILIENCY] == 0 or meta[i, m.PROTOCOL] == m.PROTOCOL_TCP:
-            return
-        if parking.find_pending(sessions, meta, i) >= 0:
-            # Written now, the record would hide the past that the store is being asked for.
-            sessions.table.small[slot, t.LOCAL] |= t.DIRTY
-        else:
+        if sessions.words[state.RESILIENCY] != 0 and meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
             write(sessions, slot, now)
 
 
@@ -220,7 +215,7 @@ def _tcp(state_, batch, slot, i, now):
     """Track a TCP packet and act on the change of state."""
     sessions, meta = state_.sessions, batch.meta
     small = sessions.table.small
-    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0:
+    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0 and tcp.windows_known(small, slot):
         tcp.end_relearning(small, slot, now, sessions.table.cold[slot, t.WRITTEN])
     scale = window_scale(batch.data, meta, i) if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0 else -1
     before = np.int64(small[slot, t.STATE])
@@ -374,9 +369,7 @@ def _answer(state_, rows, k, released, now):
     if status == image.MISSING:
         sessions.counters[_LOOKUP_MISSES] += 1
         parking.charge_miss(sessions)
-        released = _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
-        write_waiting(sessions, rows, k, now)
-        return released
+        return _settle(state_, pending, rows, _NONE, _NON_SYN_TCP, released, now)
     if status == image.REFUSED:
         sessions.counters[_RECORDS_REFUSED] += 1
         return _settle(state_, pending, rows, _NONE, _RESTORE_REFUSED, released, now)
@@ -426,6 +419,8 @@ def _resume(state_, row, verdict, now):
         return _NON_SYN_TCP if unknown else verdict
     if meta[row, m.ICMP_KIND] == m.ICMP_REPLY:
         return _ICMP_UNSOLICITED if unknown else verdict
+    if meta[row, m.FRAGMENT] == m.LATER_FRAGMENT:
+        return _FRAGMENT_UNMATCHED if unknown else verdict
     # Not every packet in the list asked: one that policy allows only waited with the others.
     opened, slot = open_flow(state_, meta, row, meta[row, m.DIRECTION], now)
     if opened == FORWARD:

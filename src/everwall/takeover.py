@@ -125,15 +125,6 @@ def _adopt(sessions, rows, k, slot, now):
 
 
 @kernel
-def write_waiting(sessions, rows, k, now):
-    """The store knows nothing of the flow of reply row ``k``: a session that waited to hear that is written."""
-    _flow_of_image(sessions.scratch, rows, k, sessions.words[state.SEED])
-    slot = t.find_session(sessions.table, sessions.scratch, 0)
-    if slot >= 0 and np.int64(sessions.table.small[slot, t.LOCAL]) & t.DIRTY != 0:
-        write(sessions, slot, now)
-
-
-@kernel
 def demote(sessions, rows, k):
     """A comparison was lost: the session is another node's now and ends here without a word."""
     slot = rows[k, image.TAG]

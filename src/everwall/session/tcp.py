@@ -356,6 +356,12 @@ def _judge_rst(small, slot, meta, i, end, who):
 
 
 @kernel
+def windows_known(small, slot):
+    """Whether both ends have offered a window; one that was only acknowledged has not, and none can be judged by it."""
+    return small[slot, t.WINDOW_MAX] != 0 and small[slot, t.WINDOW_MAX + 1] != 0
+
+
+@kernel
 def end_relearning(small, slot, now, taken_over):
     """Judge windows again once both ends were heard and the time for learning is over."""
     local = np.int64(small[slot, t.LOCAL])
