@@ -16,6 +16,7 @@ from everwall.session import table as t
 from everwall.session.tcp import RELEARN_NS
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
+from tests.cluster import Cluster
 from tests.conversations import Connection
 from tests.packets import batch_of, fragments, geneve, icmp_echo, tcp
 
@@ -123,6 +124,20 @@ def test_a_session_taken_over_in_an_outage_lets_the_lost_segments_be_sent_again(
     node.engine.handle_timer(node.now)
     assert node.take(lost[0]) is Verdict.FORWARD, "the server was not heard yet: nobody knows its window"
     assert node.take(talk.ack(talk.server)) is Verdict.FORWARD
+
+
+def test_a_blind_rst_after_a_takeover_does_not_cost_the_connection_its_record() -> None:
+    cluster, talk = Cluster(), Connection(CLIENT, SERVER)
+    former, node = cluster.node(), cluster.node()
+    former.judge(*talk.handshake())
+    blind = talk.segment(talk.client, "R", seq=123_456_789)
+    assert node.judge(blind) == [Verdict.FORWARD], "the receiver knows what to think of it"
+    assert node.only_session()["state"] == "unverified-rst"
+    node.tick(31)
+    assert node.ends() == ["tcp-rst-from-client"]
+    node.serve()
+    assert node.judge(talk.data(), talk.data(talk.server)) == [Verdict.FORWARD] * 2
+    assert node.only_session()["state"] == "established"
 
 
 # Looking inside ------------------------------------------------------------------------------------------

@@ -31,10 +31,16 @@ def end_session(sessions, slot, reason, now):
 
 @kernel
 def end_if_over(sessions, slot, now):
-    """End a session that was idle for its time-out; returns whether it was."""
+    """End a session that was idle for its time-out; returns whether it was.
+
+    After an RST that could not be verified the record stays: right after a takeover anybody can send one, and a
+    connection that lives on is restored by its next packet.
+    """
     small = sessions.table.small
     if now - sessions.table.cold[slot, t.LAST_SEEN] < sessions.timeouts[np.int64(small[slot, t.STATE])]:
         return False
+    if np.int64(small[slot, t.STATE]) == tcp.TCP_UNVERIFIED_RST:
+        small[slot, t.LOCAL] = np.int64(small[slot, t.LOCAL]) & ~t.STORED
     reason = np.int64(small[slot, t.END_REASON])
     end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
     return True
