@@ -126,6 +126,28 @@ def test_a_session_taken_over_in_an_outage_lets_the_lost_segments_be_sent_again(
     assert node.take(talk.ack(talk.server)) is Verdict.FORWARD
 
 
+def test_a_syn_into_the_middle_of_a_connection_that_moved_does_not_cost_it() -> None:
+    former, talk = Node(), Connection(CLIENT, SERVER)
+    former.take_all(talk.handshake())
+    (record,) = former.engine.outbox()
+    node = Node()
+    assert node.take(
+        tcp(talk.client.address, talk.server.address, talk.client.port, talk.server.port, seq=77)
+    ) is (Verdict.FORWARD), "forged, or of a client that begins anew: nobody can tell yet"
+    assert node.take(talk.ack(talk.server)) is Verdict.FORWARD, "the server's challenge"
+    assert node.take(talk.data()) is Verdict.PARK, "the client goes on as if connected"
+    (asked,) = node.engine.outbox()
+    assert node.answer(asked, image.FOUND, record) == 1
+    assert node.engine.sessions()[0]["state"] == "established"
+    assert node.take(talk.ack(talk.server)) is Verdict.FORWARD
+    node.take(tcp(CLIENT, SERVER, 5, 6, seq=1))
+    node.engine.outbox()
+    assert node.take(tcp(CLIENT, SERVER, 5, 6, flags="A", seq=9, ack=9)) is Verdict.PARK
+    (asked,) = node.engine.outbox()
+    assert node.answer(asked, image.MISSING) == 0
+    assert node.engine.verdicts["tcp-state"] == 1, "a connection that never was stays refused by its name"
+
+
 def test_a_blind_rst_after_a_takeover_does_not_cost_the_connection_its_record() -> None:
     cluster, talk = Cluster(), Connection(CLIENT, SERVER)
     former, node = cluster.node(), cluster.node()

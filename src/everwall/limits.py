@@ -117,6 +117,8 @@ JOIN_GRACE_S_MAX = 3600.0
 DRAIN_TIMEOUT_S_DEFAULT = 300.0
 DRAIN_QUIET_S = 10
 """A draining node that receives nothing for this long has no flows any more."""
+DRAIN_EMPTY_S = 2
+"""The same for a node without a session: the load balancer may not have heard of the drain yet."""
 MAINTENANCE_S = 0.1
 """Period of a node's management loop."""
 

@@ -25,7 +25,7 @@ from everwall import __version__
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.counters import Counter
 from everwall.engine import EngineConfig, describe_event, describe_sessions, drain_ring, verdict_counts
-from everwall.limits import DRAIN_QUIET_S, MAINTENANCE_S, SECOND_NS
+from everwall.limits import DRAIN_EMPTY_S, DRAIN_QUIET_S, MAINTENANCE_S, SECOND_NS
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
@@ -268,7 +268,7 @@ class Node:
         """Answer health checks with ``draining`` and stop once nothing comes any more."""
         if self._state != "draining":
             self._state = "draining"
-            self._drain_ends_ns = time.monotonic_ns() + int(self._drain_timeout_s * SECOND_NS)
+            self._drain_began_ns = time.monotonic_ns()
             log.info("draining", sessions=self._count(Counter.SESSIONS), at_most_s=self._drain_timeout_s)
 
     async def _maintain(self) -> None:
@@ -285,8 +285,10 @@ class Node:
             if self._count(Counter.RECEIVED) != received:
                 received, quiet_since = self._count(Counter.RECEIVED), now
             if self._state == "draining":
-                quiet = now - max(quiet_since, self._started_ns) > DRAIN_QUIET_S * SECOND_NS
-                if quiet or now > self._drain_ends_ns or self._count(Counter.SESSIONS) == 0:
+                flowless = self._count(Counter.SESSIONS) == 0
+                enough_s = DRAIN_EMPTY_S if flowless else DRAIN_QUIET_S
+                quiet = now - max(quiet_since, self._drain_began_ns) > enough_s * SECOND_NS
+                if quiet or now - self._drain_began_ns > self._drain_timeout_s * SECOND_NS:
                     log.info("drained", sessions=self._count(Counter.SESSIONS), quiet=quiet)
                     self._stopping.set()
                     return

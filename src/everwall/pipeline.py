@@ -101,7 +101,7 @@ def _process(state_, batch, i, now):
         return verdict
     if slot >= 0:
         verdict = _hit(state_, batch, slot, i, now)
-        if verdict != FORWARD and now - sessions.table.cold[slot, t.LAST_SEEN] > DOUBT_NS:
+        if verdict != FORWARD and _is_doubtful(sessions, slot, now):
             verdict = _doubt(state_, batch, i, verdict, now)
     else:
         verdict = _miss(state_, batch, i, now)
@@ -177,8 +177,16 @@ def _hit(state_, batch, slot, i, now):
 
 
 @kernel
+def _is_doubtful(sessions, slot, now):
+    """Whether the store may know better: the session was quiet here, or is but a SYN that may have been
+    sent into the middle of a connection that another node carried."""
+    quiet = now - sessions.table.cold[slot, t.LAST_SEEN] > DOUBT_NS
+    return quiet or np.int64(sessions.table.small[slot, t.STATE]) == tcp.TCP_INIT
+
+
+@kernel
 def _doubt(state_, batch, i, refusal, now):
-    """A packet does not fit a session that was quiet here: it may have gone on at another node meanwhile.
+    """A packet does not fit a doubtful session: its flow may have gone on at another node meanwhile.
 
     After a hang or a partition its flow can come back to a node that still has the session as it was
     before; the store knows better.

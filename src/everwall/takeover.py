@@ -143,9 +143,16 @@ def demote(sessions, rows, k):
 
 @kernel
 def _went_on_elsewhere(sessions, rows, k, slot):
-    """Whether the stored session is a later one than ours: a newer connection, or taken over since."""
+    """Whether the stored session is a later one than ours: a newer connection, or taken over since.
+
+    A mere SYN of ours gives way in any case: a packet that only an established connection sends asked.
+    """
     start = sessions.table.cold[slot, t.START]
-    if protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP or rows[k, image.START] < start:
+    if protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP:
+        return False
+    if np.int64(sessions.table.small[slot, t.STATE]) == tcp.TCP_INIT:
+        return True
+    if rows[k, image.START] < start:
         return False
     generation = np.int64(sessions.table.small[slot, t.GENERATION])
     return rows[k, image.START] > start or rows[k, image.GENERATION] > generation
