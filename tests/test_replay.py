@@ -486,6 +486,16 @@ def test_nobody_judges_windows_right_after_a_handover(capture: Path) -> None:
     assert report_of(capture, handover_after=3).drops == {}
 
 
+def test_a_flow_that_moves_in_the_middle_of_a_datagram_loses_the_rest(capture: Path) -> None:
+    first, *rest = packets.fragments(packets.udp(CLIENT, SERVER, 5000, 53, b"x" * 3000), 1480)
+    between = packets.udp(CLIENT, SERVER, 5000, 53)
+    pcap(capture, spaced([first, between, *rest, between]))
+    assert report_of(capture).drops == {}
+    moved = report_of(capture, handover_after=1)
+    assert moved.drops == {"fragment-unmatched": 2}
+    assert moved.flows == [udp_flow(packets=5) | {"bytes": 3000 + 68 + 2 * 28}]
+
+
 def test_the_policy_is_asked_again_by_the_second_engine(capture: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)

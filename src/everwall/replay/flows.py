@@ -65,12 +65,14 @@ class FlowTable:
                 self._end(key, result[loop.ENDED])
             flow = self._open.get(key)
             refused = result[loop.STATE] == tcp.NONE
-            if flow is None or flow.refused != refused:
+            if flow is None or (flow.refused and not refused):
                 flow = self._open[key] = _Flow(result, refused)
                 self._flows.append(flow)
             flow.packets += 1
             flow.bytes += result[loop.BYTES]
             flow.verdict = verdict
+            if refused and not flow.refused:
+                continue  # where the packet went to, the session was not
             flow.state = result[loop.STATE]
             flow.rule = result[loop.RULE]
             flow.end_reason = result[loop.END_REASON]
