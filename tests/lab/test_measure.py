@@ -13,6 +13,7 @@ from everwall.lab.measure import (
     Run,
     broken_promises,
     choose_victim,
+    count_flaps,
     cpu_share,
     detection_ms,
     histogram,
@@ -173,6 +174,16 @@ def test_detection_is_the_first_unhealthy_mark_after_the_event() -> None:
     ]
     assert detection_ms(events, "fw2", 100) == 5.0
     assert detection_ms(events, "fw3", 100) is None
+
+
+def test_a_flap_is_an_unhealthy_mark_of_a_firewall_that_was_well() -> None:
+    events = [
+        {"time_ns": 10, "target": "fw1", "state": "unhealthy"},
+        {"time_ns": 110, "target": "fw1", "state": "unhealthy"},
+        {"time_ns": 120, "target": "fw1", "state": "healthy"},
+        {"time_ns": 130, "target": "fw2", "state": "unhealthy"},
+    ]
+    assert count_flaps(events, "fw2", 100) == 1
 
 
 def test_the_busy_share_counts_neither_idle_nor_waiting() -> None:

@@ -51,6 +51,9 @@ class Site(Protocol):
     def cut_data(self, name: str) -> None:
         """Cut a firewall off the data network; raises LabError where that is impossible."""
 
+    def lost_packets(self) -> dict[str, int]:
+        """Packets that the kernel dropped between the parts, by place."""
+
     def remove(self) -> None:
         """Remove whatever ``build`` made."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from everwall.lab import capabilities, rundir
@@ -98,9 +100,11 @@ def perform(
 
 def _look_inside(experiment: Experiment) -> list[str]:
     cluster = experiment.cluster
-    lines = [f"everwall show targets --control {cluster.control('gwlb')}"]
+    script = Path(sys.executable).parent / "everwall"
+    everwall = str(script) if script.exists() else f"{sys.executable} -m everwall"
+    lines = [f"{everwall} show targets --control {cluster.control('gwlb')}"]
     for name, program in cluster.firewalls.items():
         if program.running:
-            lines.append(f"everwall show sessions --control {cluster.control(name)}")
+            lines.append(f"{everwall} show sessions --control {cluster.control(name)}")
     lines.append(f"less {experiment.directory.path}/*.log")
     return lines + experiment.site.look_inside()

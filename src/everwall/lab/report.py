@@ -91,6 +91,8 @@ def _figures(runs: Sequence[Run]) -> Table:
     if any(run.icmp_flows for run in runs):
         row("ICMP flows went on", [f"{run.icmp_recovered} of {run.icmp_flows}" for run in runs])
     row("sessions restored", [f"{run.restored:,}" for run in runs])
+    if any(run.flaps for run in runs):
+        row("others marked unhealthy", [str(run.flaps) for run in runs])
     row("processors busy", [f"{run.cpu_share:.0%}" for run in runs])
     row("store", [_store(run.store) for run in runs])
     return table
@@ -200,8 +202,9 @@ def write_json(path: Path, runs: Sequence[Run], error: str | None = None) -> Non
 
 
 def write_evidence(directory: Path, run: Run) -> None:
-    """A row for each connection and for each UDP probe flow."""
+    """A row for each connection and for each UDP probe flow, and every counter that is not 0."""
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"counters-{run.resiliency}.json").write_text(json.dumps(run.counters, indent=2) + "\n")
     _table(directory / f"connections-{run.resiliency}.csv", Connection, run.connections)
     _table(directory / f"probes-{run.resiliency}.csv", Probe, run.probes)
 

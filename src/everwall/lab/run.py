@@ -18,6 +18,7 @@ from everwall.lab.measure import (
     Probe,
     Run,
     choose_victim,
+    count_flaps,
     cpu_share,
     detection_ms,
     next_pace,
@@ -81,6 +82,7 @@ class Experiment:
         traffic = self.site.start_traffic(self.programs, self.options.connections, probes)
         cpu = _processor_time()
         began = time.monotonic()
+        self.began_ns = time.monotonic_ns()
         traffic.start()
         self._establish(traffic, progress)
         victim = self._choose_probes(traffic)
@@ -187,6 +189,7 @@ class Experiment:
         self.run.icmp_recovered = sum(each["first_after_ns"] is not None for each in replies)
         events = self.cluster.target_events()
         drain = self.run.fail == "drain"
+        self.run.flaps = count_flaps(events, self.run.victim, self.began_ns)
         self.run.detection_ms = 0.0 if drain else detection_ms(events, self.run.victim, event)
         carried = self.cluster.flow_targets()
         for each in self.run.connections:
@@ -225,7 +228,7 @@ class Experiment:
         targets = {self.cluster.names[str(row["id"])]: row for row in self.cluster.targets()}
         for node in self.run.nodes:
             counted = self.cluster.counters(node.name) or self.counters[node.name]
-            self._add_drops(node.name, counted)
+            self._add_counters(node.name, counted)
             node.flows_after = sum(target == node.name for target in carried)
             node.sessions = counted.get("sessions")
             node.restored = sum(counted.get(label, 0) for label in _RESTORED)
@@ -233,9 +236,11 @@ class Experiment:
             row = targets.get(node.name, {})
             node.packets = int(row.get("packets_back", 0))
             node.health = str(row.get("state", ""))
-        self._add_drops("gwlb", self.cluster.counters("gwlb"))
+        self._add_counters("gwlb", self.cluster.counters("gwlb"))
+        self.run.kernel_drops = self.site.lost_packets()
 
-    def _add_drops(self, name: str, counted: dict[str, int]) -> None:
+    def _add_counters(self, name: str, counted: dict[str, int]) -> None:
+        self.run.counters[name] = {label: count for label, count in counted.items() if count}
         drops = {label: count for label, count in counted.items() if label in _DROPS and count}
         self.run.drops_by_node[name] = drops
         for label, count in drops.items():

@@ -64,6 +64,10 @@ class LoopbackSite:
     def cut_data(self, name: str) -> None:
         raise LabError("--fail partition needs network namespaces; on loopback nothing can be cut")
 
+    def lost_packets(self) -> dict[str, int]:
+        """Loopback loses nothing on the way; what a socket cannot take is lost uncounted."""
+        return {}
+
     def remove(self) -> None:
         """Nothing was made."""
 

@@ -64,6 +64,9 @@ class NamespaceSite:
     def cut_data(self, name: str) -> None:
         self.topology.cut_data(name)
 
+    def lost_packets(self) -> dict[str, int]:
+        return self.topology.lost_packets()
+
     def remove(self) -> None:
         self.topology.remove()
 

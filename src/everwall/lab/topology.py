@@ -39,6 +39,7 @@ GATEWAY_DATA = "10.40.0.1"
 STORE = "10.50.0.1"
 ENDPOINT_DEVICE = "gwlbe0"
 ENDPOINT_TABLE = 100
+_LOSSES = ("rx_dropped", "tx_dropped", "rx_errors", "tx_errors")
 DATA_MTU = 1700
 """Room for GENEVE over 1500 bytes inside (1568 are needed)."""
 
@@ -186,6 +187,18 @@ class Topology:
         """Cut a firewall off the management network, at the store's side; its data network stays."""
         with self._open("store") as store:
             store.link("set", index=_index(store, name), state="down")
+
+    def lost_packets(self) -> dict[str, int]:
+        """Packets that the kernel dropped at devices of the lab, by ``namespace/device``."""
+        found = {}
+        for role in ("clients", "servers", "gwlb", "store", *self.nodes):
+            with self._open(role) as side:
+                for link in side.get_links():
+                    counted = link.get_attr("IFLA_STATS64") or {}
+                    lost = sum(counted.get(name, 0) for name in _LOSSES)
+                    if lost:
+                        found[f"{role}/{link.get_attr('IFLA_IFNAME')}"] = lost
+        return found
 
     def remove(self) -> None:
         """Remove every namespace of this lab; links and routes go with them."""

@@ -16,12 +16,22 @@ from collections import deque
 from typing import Any
 
 from everwall.lab.traffic.control import Handler, serve
-from everwall.lab.traffic.kinds import PROBE_BYTES, TCP_PORT, kind_of
+from everwall.lab.traffic.kinds import (
+    GREETING_BYTES,
+    GREETING_EXCHANGES,
+    GREETING_INTERVAL_S,
+    PROBE_BYTES,
+    TCP_PORT,
+    kind_of,
+)
 from everwall.lab.traffic.pings import Pings
 from everwall.lab.traffic.stream import DOWN, UP, Corrupt, Frames, Stream, frame
 
 TICK_S = 0.005
-CONNECTS_AT_ONCE = 40
+CONNECTS_AT_ONCE = 8
+CONNECT_INTERVAL_S = 0.003
+CONNECT_SPREAD_S = 3.0
+"""Connections are opened one by one at that interval, but all of them within this time."""
 PROBE_SPREAD_S = 1.0
 """All connections are probed within this time after the event."""
 PROBE_DEADLINE_S = 10.0
@@ -57,7 +67,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         host, port = transport.get_extra_info("sockname")[:2]
         self.local = f"{host}:{port}"
-        self.exchange(self.kind.up_bytes, self.kind.down_bytes)
+        self.exchange(GREETING_BYTES, GREETING_BYTES)
         self.client.schedule(self)
 
     def data_received(self, data: bytes) -> None:
@@ -85,10 +95,18 @@ class Connection(asyncio.Protocol):
             self.error = type(error).__name__ if error else "closed by the server"
         self.transport = None
 
+    @property
+    def greeting(self) -> bool:
+        """Whether the dialogue at the beginning still goes on."""
+        return self.sequence < GREETING_EXCHANGES
+
     # From the tick -------------------------------------------------------------------------------
     def due(self) -> None:
         """The time of the next exchange has come; with a full window it is left out."""
-        if len(self.waiting) < self.kind.window:
+        if self.greeting:
+            if not self.waiting:
+                self.exchange(GREETING_BYTES, GREETING_BYTES)
+        elif len(self.waiting) < self.kind.window:
             self.exchange(self.kind.up_bytes, self.kind.down_bytes)
 
     def probe(self, now: int) -> None:
@@ -159,6 +177,8 @@ class Client:
         return {}
 
     async def _open(self, connection: Connection, gate: asyncio.Semaphore) -> None:
+        interval = min(CONNECT_INTERVAL_S, CONNECT_SPREAD_S / len(self.connections))
+        await asyncio.sleep(connection.number * interval)
         async with gate:
             try:
                 await asyncio.get_running_loop().create_connection(lambda: connection, self.server, TCP_PORT)
@@ -167,8 +187,9 @@ class Client:
 
     def schedule(self, connection: Connection) -> None:
         kind = connection.kind
-        interval = kind.interval_s * self._random.uniform(0.7, 1.3)
-        if kind.paced:
+        interval = GREETING_INTERVAL_S if connection.greeting else kind.interval_s
+        interval *= self._random.uniform(0.7, 1.3)
+        if kind.paced and not connection.greeting:
             interval /= self.pace
         heapq.heappush(self._queue, (time.monotonic() + interval, connection.number))
 

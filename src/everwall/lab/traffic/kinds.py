@@ -10,6 +10,12 @@ UDP_PORT = 5002
 UDP_INTERVAL_S = 0.010
 UDP_SLOW_INTERVAL_S = 0.100
 ICMP_INTERVAL_S = 0.100
+GREETING_EXCHANGES = 12
+GREETING_INTERVAL_S = 0.08
+GREETING_BYTES = 64
+"""Every connection begins with a short dialogue, as a log-in is one. It also gives the kernels of both ends
+enough round trips to know the path: the retransmission timer of a connection that was opened in a crowd and
+has hardly spoken since begins far above its minimum of 200 ms."""
 PROBE_BYTES = 48
 """A probe after the event: a small exchange on every connection, whatever its kind."""
 
