@@ -269,8 +269,6 @@ class Cluster:
         active = self._active()
         if len(active) < 2:
             self.tell(f"no {fault.kind}: too few nodes are left")
-            if fault.kind is Kind.KILL:
-                raise PromiseBroken("the plan left no node to kill")
             return
         node = max(active, key=self._stored_connections)
         self.tell(
@@ -349,6 +347,8 @@ class Cluster:
         self.loop.after(fault.lasts, self._mend_store)
 
     def _mend_store(self) -> None:
+        if self.server.down:
+            self.server.memory.scripts.clear()  # it was started again, with its data
         self.server.down = False
         self.server.extra_delay = 0
 

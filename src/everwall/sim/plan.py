@@ -85,6 +85,7 @@ class Plan:
     """TCP connections that come and go, some on the tuple of one before."""
     datagrams: int
     pings: int
+    intrusions: int
 
 
 def draw(seed: int) -> Plan:
@@ -100,11 +101,12 @@ def draw(seed: int) -> Plan:
     rulebook = _rulebook(random, endpoints)
     # A record is good for 350 s and 120 s after the flow was last seen, or longer.
     first = random.randint(520, 640) * SECOND if long else random.randint(6_000, 14_000) * MS
-    faults, end = _faults(random, first)
+    nodes = random.choice((2, 3, 3, 4))
+    faults, end = _faults(random, first, nodes)
     change = _change(random, rulebook, faults) if random.random() < 0.4 else None
     return Plan(
         seed=seed,
-        nodes=random.choice((2, 3, 3, 4)),
+        nodes=nodes,
         endpoints=endpoints,
         rulebook=rulebook,
         change=change,
@@ -120,6 +122,7 @@ def draw(seed: int) -> Plan:
         passing=random.randint(3, 7),
         datagrams=random.randint(3, 6),
         pings=random.randint(1, 2),
+        intrusions=random.choice((0, 5, 20)),
     )
 
 
@@ -158,8 +161,9 @@ def _change(random: Random, rulebook: Rulebook, faults: tuple[Fault, ...]) -> Po
     return PolicyChange(kill.at - before, random.randint(0, 100) * MS, rulebook.with_first(stop))
 
 
-def _faults(random: Random, first: int) -> tuple[tuple[Fault, ...], int]:
+def _faults(random: Random, first: int, nodes: int) -> tuple[tuple[Fault, ...], int]:
     """The faults in order, and when the last of them is over."""
+    twice = nodes > 2 and random.random() < 0.2
     kinds: list[Kind] = [Kind.KILL]
     for _ in range(random.choice((0, 1, 1, 2))):
         other = random.choice((Kind.KILL, Kind.HANG, Kind.HANG, Kind.DRAIN, Kind.PARTITION, Kind.PARTITION))
@@ -174,6 +178,12 @@ def _faults(random: Random, first: int) -> tuple[tuple[Fault, ...], int]:
             faults.append(_store_trouble(random, at))
             over = max(over, faults[-1].at + faults[-1].lasts)
         faults.append(fault)
+        if twice and kind is Kind.KILL:
+            # The next node dies while flows move to it.
+            again = _fault(random, kind, at + random.randint(0, 1_500) * MS, random.randint(100, 900) * MS)
+            faults.append(again)
+            over = max(over, again.at + again.detection + again.back)
+            twice = False
         at = over + RECOVERY + random.randint(0, 3_000) * MS
     return tuple(sorted(faults, key=lambda fault: fault.at)), over
 

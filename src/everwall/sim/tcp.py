@@ -137,6 +137,11 @@ class TcpEnd:
         """Something sent was not acknowledged yet."""
         return self._una < self._highest
 
+    @property
+    def expects(self) -> int:
+        """Sequence number of the next byte from the peer: what somebody who listens knows."""
+        return (self._peer_initial + self._expected) & _MASK
+
     # Sending ----------------------------------------------------------------------------------------------
 
     @property

@@ -11,7 +11,7 @@ from everwall.sim.checkers.liveness import Liveness
 from everwall.sim.flows import Flow
 from everwall.sim.hosts import Conversation, DatagramFlow, Hosts, Phase, TcpConnection
 from everwall.sim.loop import MS, SECOND, Loop
-from everwall.sim.packets import ACK, FIN, ICMP, ICMPV6, PSH, RST, TCP, UDP
+from everwall.sim.packets import ACK, FIN, ICMP, ICMPV6, PSH, RST, SYN, TCP, UDP
 from everwall.sim.plan import (
     ALT,
     CLIENT_NETWORKS,
@@ -116,6 +116,8 @@ class Traffic:
             self._loop.after(random.randint(0, plan.duration), self._try_closed)
         for _ in range(6):
             self._loop.after(random.randint(0, plan.duration), self._stray)
+        for _ in range(0 if plan.long else plan.intrusions):
+            self._loop.after(random.randint(0, plan.duration), self._intrude)
 
     def stop(self) -> None:
         """Nobody says anything more."""
@@ -262,4 +264,29 @@ class Traffic:
         flags = random.choice((ACK, ACK | PSH, ACK | FIN, RST, RST | ACK))
         numbers = random.getrandbits(32), random.getrandbits(32)
         packet = packets.tcp(*flow[2:], flags, *numbers, 4_096)
+        self._enter(flow.endpoint, packet)
+
+    def _intrude(self) -> None:
+        """Somebody who is not on the way, but guesses well, speaks into a live connection (RFC 5961).
+
+        Not into idle ones: an RST inside the window leaves a session 30 s for the answer of a live host.
+        """
+        random = self._random
+        chosen = [one for one in self.conversations if isinstance(one, TcpConnection) and one.live]
+        if self._stopped or not chosen:
+            return
+        connection = random.choice(chosen)
+        to_client = random.random() < 0.5
+        victim = connection.client if to_client else connection.server
+        flow = connection.flow.turned if to_client else connection.flow
+        near, far = victim.expects + random.randint(1, 1_500), random.getrandbits(32)
+        kind = random.choice(("near", "near", "far", "syn", "data"))
+        if kind == "data":
+            far = victim.expects + random.randint(1 << 24, 1 << 30)
+            packet = packets.tcp(*flow[2:], ACK | PSH, far, random.getrandbits(32), 4_096, b"not from here")
+        elif kind == "syn":
+            packet = packets.tcp(*flow[2:], SYN, far, 0, 4_096)
+        else:
+            flags = random.choice((RST, RST | ACK))
+            packet = packets.tcp(*flow[2:], flags, near if kind == "near" else far, random.getrandbits(32), 0)
         self._enter(flow.endpoint, packet)
