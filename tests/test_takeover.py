@@ -7,7 +7,7 @@ import pytest
 
 from everwall.engine import Engine, EngineConfig
 from everwall.limits import DOUBT_NS, SECOND_NS
-from everwall.policy.match import allow_all
+from everwall.policy.match import allow_all, deny_all
 from everwall.session import image
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -98,3 +98,12 @@ def test_a_busy_session_asks_nobody_about_a_packet_that_does_not_fit() -> None:
     node.now += DOUBT_NS
     assert node.take(client("PA", FAR, FAR, b"a guess")) is Verdict.TCP_WINDOW
     assert len(node.engine.outbox()) == 0
+
+
+def test_a_new_connection_on_an_old_session_asks_todays_policy() -> None:
+    """The SYN would be passed on unlearnt, as one that a live end challenges."""
+    node = Node(owner=1)
+    node.open()
+    node.engine.replace_policy(deny_all())
+    assert node.take(client("S", 77_000, 0)) is Verdict.POLICY_DENY
+    assert node.take(client("PA", 1, 1, b"the old one goes on")) is Verdict.FORWARD

@@ -19,7 +19,7 @@ from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import kernel
 from everwall.limits import DOUBT_NS
-from everwall.opening import open_flow
+from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
@@ -223,7 +223,12 @@ def _tcp(state_, batch, slot, i, now):
     """Track a TCP packet and act on the change of state."""
     sessions, meta = state_.sessions, batch.meta
     small = sessions.table.small
-    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0 and tcp.windows_known(small, slot):
+    if meta[i, m.TCP_FLAG_BITS] & (m.TCP_SYN | m.TCP_ACK) == m.TCP_SYN:
+        # A SYN into an old session is passed on unlearnt; it must not be one that policy has come to deny.
+        verdict, _, _ = decide(state_, meta, i, np.int64(small[slot, t.FLAGS]) & image.INITIATOR_UPPER)
+        if verdict != FORWARD:
+            return verdict
+    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0 and tcp.fits(small, slot, meta, i):
         tcp.end_relearning(small, slot, now, sessions.table.cold[slot, t.WRITTEN])
     scale = window_scale(batch.data, meta, i) if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0 else -1
     before = np.int64(small[slot, t.STATE])
