@@ -136,8 +136,12 @@ class Session:
             return self._answered(segment, follows)
         if self.state == names.TCP_INIT:
             return Verdict.FORWARD, follows
-        if not self.relearning and self.client.known and self.server.known and not self._fits(segment):
-            return Verdict.TCP_WINDOW, self.state
+        if self.client.known and self.server.known and not self._fits(segment):
+            if not self.relearning:
+                return Verdict.TCP_WINDOW, self.state
+            if self.client.offered and self.server.offered:
+                self._learn_anew(segment)
+                return Verdict.FORWARD, follows
         self._learn(segment)
         return Verdict.FORWARD, follows
 
@@ -231,6 +235,16 @@ class Session:
             return True
         behind = max(SLACK, sender.offered)
         return not is_after(segment.ack, receiver.sent) and not is_after(receiver.sent - behind, segment.ack)
+
+    def _learn_anew(self, segment: Segment) -> None:
+        """Two segments contradict each other while it learns: the later one is believed."""
+        sender, receiver = self._sides(segment)
+        sender.sent = segment.end
+        sender.allowed = (segment.end + receiver.offered) % MODULUS
+        window = segment.window if segment.flags & SYN else segment.window << sender.scale
+        sender.offered = max(sender.offered, window)
+        receiver.sent = segment.ack
+        receiver.allowed = (segment.ack + max(window, 1)) % MODULUS
 
     def _learn(self, segment: Segment) -> None:
         sender, receiver = self._sides(segment)

@@ -371,6 +371,20 @@ def test_windows_are_judged_again_after_ten_seconds(takeover: Node, connection: 
     assert takeover.receive(*connection.exchange(1), far) == [FORWARD, FORWARD, Verdict.TCP_WINDOW]
 
 
+@pytest.mark.parametrize("seconds", [0, 10.5])
+def test_an_intruder_who_speaks_while_windows_are_learnt_does_not_shut_the_ends_out(
+    takeover: Node, connection: Connection, seconds: float
+) -> None:
+    takeover.judge(*connection.exchange(2))
+    far = offset_segment(connection, connection.client, 10_000_000, ack=123_456_789)
+    assert takeover.judge(far) == [FORWARD], "nothing is judged yet, and the server will not take it"
+    takeover.cluster.wait(seconds)
+    assert takeover.judge(*connection.exchange(2)) == [FORWARD] * 4
+    takeover.cluster.wait(10.5)
+    assert takeover.judge(*connection.exchange(2)) == [FORWARD] * 4
+    assert takeover.receive(far) == [Verdict.TCP_WINDOW]
+
+
 def test_windows_are_not_judged_before_both_ends_are_known(takeover: Node, connection: Connection) -> None:
     # A segment without ACK flag does not exist here; an RST teaches nothing about anybody.
     takeover.cluster.wait(60)

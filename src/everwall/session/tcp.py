@@ -305,6 +305,35 @@ def _learn(small, slot, meta, i, end, last):
 
 
 @kernel
+def _learn_anew(small, slot, meta, i, end, last):
+    """Believe packet ``i`` instead of what was learnt before, which it contradicts.
+
+    While a session relearns, one of the two may be an intruder's; who speaks last and is not contradicted
+    again stays.
+    """
+    other = 1 - end
+    small[slot, t.SEQUENCE_END + end] = last
+    small[slot, t.SEQUENCE_MAX + end] = (last + np.int64(small[slot, t.WINDOW_MAX + other])) & 0xFFFFFFFF
+    window = _window(small, slot, meta, i, end)
+    if window > np.int64(small[slot, t.WINDOW_MAX + end]):
+        small[slot, t.WINDOW_MAX + end] = min(window, 0xFFFFFFFF)
+    acknowledged = meta[i, m.TCP_ACKNOWLEDGEMENT]
+    small[slot, t.SEQUENCE_END + other] = acknowledged
+    small[slot, t.SEQUENCE_MAX + other] = (acknowledged + max(window, 1)) & 0xFFFFFFFF
+
+
+@kernel
+def fits(small, slot, meta, i):
+    """Whether a segment lies where both ends, as far as they are known, let it; SYN and RST prove nothing."""
+    both = t.LEARNED_LOWER | t.LEARNED_UPPER
+    if np.int64(small[slot, t.LOCAL]) & both != both or not windows_known(small, slot):
+        return False
+    if meta[i, m.TCP_FLAG_BITS] & (m.TCP_SYN | m.TCP_RST) != 0:
+        return False
+    return _in_window(small, slot, meta, i, meta[i, m.DIRECTION], _segment_end(meta, i))
+
+
+@kernel
 def _in_window(small, slot, meta, i, end, last):
     """The four bounds; both ends are known."""
     other = 1 - end
@@ -428,8 +457,12 @@ def track(small, slot, meta, i, scale):
     if state == TCP_INIT:
         return _FORWARD, follows  # a challenge ACK: nothing to learn from an older connection
     both = t.LEARNED_LOWER | t.LEARNED_UPPER
-    if local & t.RELEARNING == 0 and local & both == both and not _in_window(small, slot, meta, i, end, last):
-        return _TCP_WINDOW, state
+    if local & both == both and not _in_window(small, slot, meta, i, end, last):
+        if local & t.RELEARNING == 0:
+            return _TCP_WINDOW, state
+        if windows_known(small, slot):
+            _learn_anew(small, slot, meta, i, end, last)
+            return _FORWARD, follows
     _learn(small, slot, meta, i, end, last)
     return _FORWARD, follows
 
