@@ -20,7 +20,7 @@ from everwall.sim import packets
 from everwall.sim import plan as plans
 from everwall.sim.balance import Balancer
 from everwall.sim.checkers import PromiseBroken, books
-from everwall.sim.checkers.liveness import Liveness
+from everwall.sim.checkers.liveness import BOUND, Liveness
 from everwall.sim.checkers.order import SessionOrder, StoreOrder, flow_of_row
 from everwall.sim.checkers.passage import Passage
 from everwall.sim.flows import Flow, flow_of
@@ -412,6 +412,8 @@ class Cluster:
             self.loop.run(part * step)
             for node in self.nodes:
                 books.check_engine(node)
+        self.traffic.last_words()
+        self.loop.run(self.loop.now + BOUND + SECOND)
         self.traffic.stop()
         self.loop.run(self.loop.now + SETTLING)
         for node in self.nodes:

@@ -84,7 +84,7 @@ class Traffic:
         self._loop.after(self._random.randint(*self._pace[conversation].silence), self._speak, conversation)
 
     def broke(self, conversation: Conversation, why: str) -> None:
-        if not self._stopped:
+        if conversation.phase is not Phase.CLOSED:
             self._liveness.broke(conversation, why)
 
     # Beginning and ending --------------------------------------------------------------------------------------
@@ -118,6 +118,13 @@ class Traffic:
             self._loop.after(random.randint(0, plan.duration), self._stray)
         for _ in range(0 if plan.long else plan.intrusions):
             self._loop.after(random.randint(0, plan.duration), self._intrude)
+
+    def last_words(self) -> None:
+        """Nobody begins anything new, but every live conversation has to manage one more round trip."""
+        self._stopped = True
+        for conversation in self.live:
+            if not conversation.in_round:
+                self._begin_round(conversation)
 
     def stop(self) -> None:
         """Nobody says anything more."""
@@ -200,8 +207,11 @@ class Traffic:
     def _speak(self, conversation: Conversation) -> None:
         """Begin a round, unless one is under way."""
         opening = conversation.phase is Phase.OPENING
-        if self._stopped or conversation.in_round or not (conversation.live or opening):
-            return
+        if not self._stopped and not conversation.in_round and (conversation.live or opening):
+            self._begin_round(conversation)
+
+    def _begin_round(self, conversation: Conversation) -> None:
+        opening = conversation.phase is Phase.OPENING
         random, pace = self._random, self._pace[conversation]
         half_closed = isinstance(conversation, TcpConnection) and conversation.client_closed
         push = half_closed or (pace.push and not opening and random.random() < 0.8)
