@@ -7,22 +7,22 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
 
-def configure(stream: TextIO | None = None) -> None:
-    """Log lines with time and level on standard error, readable where that is a terminal."""
-    target = stream or sys.stderr
+def configure() -> None:
+    """Log lines with time and level on standard error, coloured where that is a terminal."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S.%f"),
-            structlog.dev.ConsoleRenderer(colors=target.isatty()),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        # Looked up for every line: whoever redirects standard error later gets the lines.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
 
 
