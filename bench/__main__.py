@@ -6,12 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, gateway, records, store
+from bench import engine, gateway, records, start, store
 
 MEASUREMENTS = {
     "engine": engine.measure,
     "gateway": gateway.measure,
     "records": records.measure,
+    "start": start.measure,
     "store": store.measure,
 }
 

@@ -31,7 +31,9 @@ def command(
     except ConfigError as error:
         fail(str(error))
     from everwall.gwlb import StartError, serve
+    from everwall.management import logs
 
+    logs.configure()
     try:
         asyncio.run(serve(loaded, control))
     except StartError as error:
