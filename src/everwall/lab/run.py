@@ -25,8 +25,9 @@ from everwall.lab.measure import (
 )
 from everwall.lab.processes import LabError, Programs
 from everwall.lab.rundir import RunDirectory
-from everwall.lab.traffic.client import PROBE_DEADLINE_S, PROBE_SPREAD_S
+from everwall.lab.traffic.client import PROBE_SPREAD_S
 from everwall.lab.traffic.driver import Traffic
+from everwall.lab.traffic.fate import PROBE_DEADLINE_S
 from everwall.verdict import Verdict
 
 PROBE_FLOWS_PER_FIREWALL = 36

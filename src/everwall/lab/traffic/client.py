@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any
 
 from everwall.lab.traffic.control import Handler, serve
+from everwall.lab.traffic.fate import Fate
 from everwall.lab.traffic.kinds import (
     GREETING_BYTES,
     GREETING_EXCHANGES,
@@ -34,14 +35,13 @@ CONNECT_SPREAD_S = 3.0
 """Connections are opened one by one at that interval, but all of them within this time."""
 PROBE_SPREAD_S = 1.0
 """All connections are probed within this time after the event."""
-PROBE_DEADLINE_S = 10.0
-"""A connection that completes no round trip within this time after its probe is lost."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Fate, asyncio.Protocol):
     """One connection and its record."""
 
     def __init__(self, client: Client, number: int) -> None:
+        super().__init__()
         self.client = client
         self.number = number
         self.kind = kind_of(number)
@@ -52,14 +52,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.local = ""
         self.sequence = 0
-        self.exchanges = 0
-        self.stall_ns = 0
-        self.stall_began_ns = 0
-        self.corrupt = ""
-        self.error = ""
-        self.probed_ns = 0
         self.probe_sequence = -1
-        self.answered_ns = 0
 
     # From the event loop -------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -82,9 +75,7 @@ class Connection(asyncio.Protocol):
                 if received.sequence != sequence:
                     raise Corrupt(f"answer {received.sequence} instead of {sequence}")
                 self.down.verify(received.payload)
-                self.exchanges += 1
-                if now - sent > self.stall_ns:
-                    self.stall_ns, self.stall_began_ns = now - sent, sent
+                self.note_answer(sent, now)
                 if not self.answered_ns and 0 <= self.probe_sequence <= sequence:
                     self.answered_ns = now
         except Corrupt as error:
@@ -123,33 +114,13 @@ class Connection(asyncio.Protocol):
         self.sequence += 1
 
     # From the lab --------------------------------------------------------------------------------
-    def lost(self, now: int) -> str:
-        """Why the connection counts as lost; empty while it does not."""
-        if self.error:
-            return self.error
-        if self.corrupt or not self.probed_ns:
-            return ""
-        if (self.answered_ns or now) - self.probed_ns <= PROBE_DEADLINE_S * 1e9:
-            return ""
-        return "answered too late" if self.answered_ns else "no answer"
-
     def summary(self, now: int) -> dict[str, Any]:
-        stall, began = self.stall_ns, self.stall_began_ns
-        if self.waiting and now - self.waiting[0][1] > stall:
-            began = self.waiting[0][1]
-            stall = now - began
         return {
             "number": self.number,
             "kind": self.kind.name,
             "local": self.local,
-            "exchanges": self.exchanges,
             "verified": self.down.position,
-            "corrupt": self.corrupt,
-            "lost": self.lost(now),
-            "stall_ns": stall,
-            "stall_began_ns": began,
-            "probed_ns": self.probed_ns,
-            "answered_ns": self.answered_ns,
+            **self.told(now, self.waiting[0][1] if self.waiting else None),
         }
 
 

@@ -18,8 +18,9 @@ import sys
 import time
 from typing import Any
 
-from everwall.lab.traffic.client import PROBE_DEADLINE_S, PROBE_SPREAD_S, TICK_S
+from everwall.lab.traffic.client import PROBE_SPREAD_S, TICK_S
 from everwall.lab.traffic.control import Handler, serve
+from everwall.lab.traffic.fate import Fate
 from everwall.lab.traffic.inner import ACK, FIN, PSH, RST, SYN, Segment, parse, tcp, udp
 from everwall.lab.traffic.probes import PROBE, Arrivals
 from everwall.lab.traffic.stream import DOWN, UP, Corrupt, Stream
@@ -46,10 +47,11 @@ class End:
         """Sequence number of the next byte expected from the other end."""
 
 
-class Flow:
+class Flow(Fate):
     """A simulated TCP connection with both its ends."""
 
     def __init__(self, generator: Generator, number: int) -> None:
+        super().__init__()
         self.generator = generator
         self.number = number
         self.source = f"{CLIENTS}{10 + number // 60_000}"
@@ -64,14 +66,7 @@ class Flow:
         self.sent_ns = 0
         self.resend_ns = 0
         self.rto_ns = RTO_NS
-        self.exchanges = 0
-        self.stall_ns = 0
-        self.stall_began_ns = 0
-        self.corrupt = ""
-        self.error = ""
-        self.probed_ns = 0
         self.probe_waiting = False
-        self.answered_ns = 0
 
     # Client's end --------------------------------------------------------------------------------
     def open(self, now: int) -> None:
@@ -136,9 +131,7 @@ class Flow:
         self.client.next = (self.client.next + len(self.request)) & 0xFFFFFFFF
         self.request = None
         self.resend_ns = 0
-        self.exchanges += 1
-        if now - self.sent_ns > self.stall_ns:
-            self.stall_ns, self.stall_began_ns = now - self.sent_ns, self.sent_ns
+        self.note_answer(self.sent_ns, now)
         self._send_up(ACK, b"")
         if self.probe_waiting:
             self.probe_waiting = False
@@ -184,33 +177,13 @@ class Flow:
         )
 
     # The lab's questions ---------------------------------------------------------------------------
-    def lost(self, now: int) -> str:
-        """Why the flow counts as lost; empty while it does not."""
-        if self.error:
-            return self.error
-        if self.corrupt or not self.probed_ns:
-            return ""
-        if (self.answered_ns or now) - self.probed_ns <= PROBE_DEADLINE_S * 1e9:
-            return ""
-        return "answered too late" if self.answered_ns else "no answer"
-
     def summary(self, now: int) -> dict[str, Any]:
-        stall, began = self.stall_ns, self.stall_began_ns
-        if self.request is not None and now - self.sent_ns > stall:
-            began = self.sent_ns
-            stall = now - began
         return {
             "number": self.number,
             "kind": "packets",
             "local": f"{self.source}:{self.port}",
-            "exchanges": self.exchanges,
             "verified": self.down_check.position + self.up_check.position,
-            "corrupt": self.corrupt,
-            "lost": self.lost(now),
-            "stall_ns": stall,
-            "stall_began_ns": began,
-            "probed_ns": self.probed_ns,
-            "answered_ns": self.answered_ns,
+            **self.told(now, self.sent_ns if self.request is not None else None),
         }
 
 
