@@ -14,6 +14,13 @@ BATCH_PACKETS = 64
 """Packets a port receives, an engine judges and a port sends in one breath."""
 FRAME_BYTES = 2048
 """Bytes of one packet slot: headroom and a GENEVE packet over an MTU of 1500 inside (1540 bytes)."""
+JUMBO_FRAME_BYTES = 9152
+"""The same over an MTU of 8500 inside, the most that the load balancer carries, and for any packet that an
+interface with the cloud's MTU of 9001 takes. An odd number of cache lines: rows share no cache sets."""
+GENEVE_OVERHEAD_BYTES = 68
+"""What GENEVE with the load balancer's three options adds to a packet: IPv4 20, UDP 8, GENEVE 8, options 32."""
+INNER_MTU_MAX = 8500
+"""The longest packet that AWS's load balancer carries; the outer one has 8568 bytes."""
 HEADROOM_BYTES = 64
 """Room before a received packet, for the outer headers that a port writes in place on return."""
 GENEVE_OPTIONS_BYTES_MAX = 252
@@ -79,6 +86,8 @@ LOOKUPS_MAX = 4096
 """Look-ups under way at once."""
 PARKED_PACKETS_MAX = 8192
 PARKED_PER_FLOW_MAX = 64
+PARKED_BYTES_MAX = 64 << 20
+"""Of the slots for parked packets; with jumbo slots there are fewer of them for it."""
 MISS_BUDGET_PER_S = 20_000
 """Misses charged to the store per second; hits are free, so a failover is not throttled."""
 
@@ -146,6 +155,8 @@ GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
+assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + 9001
+assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + GENEVE_OVERHEAD_BYTES + INNER_MTU_MAX
 assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the packet"
 assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
@@ -156,3 +167,12 @@ assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
+
+
+def frame_bytes_for(mtu: int) -> int:
+    """Bytes of one packet slot for an interface of that MTU: an ordinary slot, or a jumbo one.
+
+    What a larger MTU than the cloud's would let in is dropped as ``oversize``.
+    """
+    # One byte to spare: some ports know a cut packet only by its filling the slot.
+    return FRAME_BYTES if HEADROOM_BYTES + mtu < FRAME_BYTES else JUMBO_FRAME_BYTES

@@ -117,7 +117,7 @@ def make_sessions(
     frame_bytes: int = limits.FRAME_BYTES,
     ring_rows: int = limits.REQUEST_RING_ROWS,
 ) -> Sessions:
-    """Empty arrays for one worker.
+    """Empty arrays for one worker, with fewer ``parked_packets`` than that where they would take too much room.
 
     Raises ValueError when ``lookups`` is not a power of two of at least one set.
     """
@@ -129,6 +129,7 @@ def make_sessions(
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
     words[NEXT_ID] = 1
+    parked_packets = min(parked_packets, limits.PARKED_BYTES_MAX // frame_bytes)
     next_row = np.arange(1, parked_packets + 1, dtype=np.int64)
     next_row[-1] = -1
     return Sessions(
