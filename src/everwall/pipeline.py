@@ -1,10 +1,11 @@
 """The way of a packet, on one page.
 
-    decapsulate -> parse -> key -> session found?   yes -> track                   -> forward | drop
-                                                    no  -> open | ask the store    -> forward | park | drop
-    answer from the store -> restore under today's policy -> parked packets go the same way
+    read    decapsulate -> parse -> key
+    judge   session found?   yes -> track                   -> forward | drop
+                             no  -> open | ask the store    -> forward | park | drop
+    answer  from the store -> restore under today's policy -> parked packets go the same way
 
-Every function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE
+A batch passes in stages: all its packets are read, then each is judged in the order of arrival. Every function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE
 header stays before it, only the port swaps the outer addresses.
 """
 
@@ -76,16 +77,37 @@ class State(NamedTuple):
 
 @kernel
 def receive(state_, batch, count, now):
-    """Judge the first ``count`` packets of a batch: fills VERDICT and SESSION of each row."""
+    """Judge the first ``count`` packets of a batch: fills VERDICT and SESSION of each row.
+
+    All of them are read before the first is judged, so that the memory of the later ones' sessions is on
+    its way while the earlier ones are worked on.
+    """
+    for i in range(count):
+        read(state_, batch, i)
     for i in range(count):
         judge(state_, batch, i, now)
 
 
 @kernel
+def read(state_, batch, i):
+    """First stage: what packet ``i`` is and the key of its flow; VERDICT says why it is none.
+
+    A later fragment has no key yet: its first one may stand before it in the same batch.
+    """
+    meta = batch.meta
+    meta[i, m.SESSION] = _NONE
+    if meta[i, m.VERDICT] != FORWARD:
+        return
+    verdict = _unwrap(state_, batch, i)
+    meta[i, m.VERDICT] = verdict
+    if verdict == FORWARD and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
+        make_key(meta, i, state_.sessions.words[state.SEED])
+
+
+@kernel
 def judge(state_, batch, i, now):
-    """Judge packet ``i`` and count it: fills VERDICT and SESSION of its row."""
+    """Second stage, in the order of arrival: the verdict on packet ``i``, counted."""
     verdict = batch.meta[i, m.VERDICT]
-    batch.meta[i, m.SESSION] = _NONE
     if verdict == FORWARD:
         verdict = _process(state_, batch, i, now)
         batch.meta[i, m.VERDICT] = verdict
@@ -96,7 +118,7 @@ def judge(state_, batch, i, now):
 @kernel
 def _process(state_, batch, i, now):
     sessions, meta = state_.sessions, batch.meta
-    verdict, slot = identify(state_, batch, i, now)
+    verdict, slot = locate(sessions, meta, i, now)
     if verdict != FORWARD:
         return verdict
     if slot >= 0:
@@ -113,20 +135,16 @@ def _process(state_, batch, i, now):
 
 
 @kernel
-def identify(state_, batch, i, now):
-    """What packet ``i`` is and whose: FORWARD and the slot of its session, -1 for none; or a drop.
+def locate(sessions, meta, i, now):
+    """Whose packet ``i`` is: FORWARD and the slot of its session, -1 for none; or a drop.
 
     A session whose time is over is ended here, also when the ageing hand has not come by yet.
     """
-    sessions, meta = state_.sessions, batch.meta
-    verdict = _unwrap(state_, batch, i)
-    if verdict != FORWARD:
-        return verdict, _NONE
     if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
         verdict = complete_later_fragment(sessions, meta, i, now)
         if verdict != FORWARD:
             return verdict, _NONE
-    make_key(meta, i, sessions.words[state.SEED])
+        make_key(meta, i, sessions.words[state.SEED])
     slot = t.find_session(sessions.table, meta, i)
     if slot >= 0 and end_if_over(sessions, slot, now):
         slot = _NONE

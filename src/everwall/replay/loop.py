@@ -73,6 +73,7 @@ def run(first, second, batch, frames, start, count, handover, results):
             results[i, FLOW] = 0
             continue
         now = frames[i, TIME]
+        pipeline.read(first, batch, i)  # both engines read and hash alike
         holder = 0
         if handover > 0:
             holder, slot = holder_of(first, second, batch, i, now)
@@ -87,11 +88,14 @@ def run(first, second, batch, frames, start, count, handover, results):
 
 @kernel
 def holder_of(first, second, batch, i, now):
-    """Which engine packet ``i`` goes to, 0 or 1, and the slot of its session there, -1 for none."""
+    """Which engine packet ``i``, read already, goes to, 0 or 1, and the slot of its session there, -1 for none."""
     holder = 0
     unmatched = False
+    if batch.meta[i, m.VERDICT] != _FORWARD:
+        return holder, -1
     for which in range(2):
-        verdict, slot = pipeline.identify(second if which == 1 else first, batch, i, now)
+        sessions = second.sessions if which == 1 else first.sessions
+        verdict, slot = pipeline.locate(sessions, batch.meta, i, now)
         if slot >= 0:
             return which, slot
         if which == 0:
