@@ -5,8 +5,9 @@
                              no  -> open | ask the store    -> forward | park | drop
     answer  from the store -> restore under today's policy -> parked packets go the same way
 
-A batch passes in stages: all its packets are read, then each is judged in the order of arrival. Every function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE
-header stays before it, only the port swaps the outer addresses.
+A batch passes in stages: all its packets are read, then each is judged in the order of arrival. Every
+function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE header
+stays before it, only the port swaps the outer addresses.
 """
 
 from __future__ import annotations
