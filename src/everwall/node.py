@@ -100,6 +100,8 @@ def open_port(kind: str, data: DataInterface, whole_interface: bool) -> ports.Po
 
     ``whole_interface``: receive on every address of the interface, not on one only.
     """
+    if kind == "xdp":
+        raise NodeError("everwall-port=xdp is not there yet")
     address = "0.0.0.0" if whole_interface and data.name not in (None, "lo") else data.address
     device = data.name if data.name != "lo" else None
     try:

@@ -94,7 +94,8 @@ everwall-policy=policy.yaml
 everwall-data-interface=ens5
 everwall-mgmt-interface=ens6
 everwall-data-address=10.0.1.9
-everwall-port=raw
+everwall-port=xdp
+everwall-cut-through=off
 everwall-control-socket=run/node.sock
 everwall-redis-server-name=redis.internal
 everwall-traffic-log=/var/log/everwall.log
@@ -111,7 +112,8 @@ everwall-traffic-log=/var/log/everwall.log
         data_interface="ens5",
         mgmt_interface="ens6",
         data_address=ipaddress.IPv4Address("10.0.1.9"),
-        port="raw",
+        port="xdp",
+        cut_through=False,
         control_socket=tmp_path / "run/node.sock",
         redis_server_name="redis.internal",
         traffic_log=Path("/var/log/everwall.log"),
@@ -222,6 +224,17 @@ def test_empty_values_are_as_if_not_written() -> None:
     cfg, warnings = parse("".join(f"{key}=\n" for key in USED_KEYS + UNUSED_KEYS))
     assert cfg == InitCfg(file="init-cfg.txt")
     assert len(warnings) == len(USED_KEYS), "the vendor's samples are full of empty ones: not a word"
+
+
+@pytest.mark.parametrize("port", ["raw", "udp"])
+def test_a_cut_through_that_the_port_cannot_have_is_warned_of(port: str) -> None:
+    cfg, (warning,) = parse(f"everwall-port={port}\neverwall-cut-through=on\n")
+    assert cfg.port == port
+    assert warning == (
+        f"init-cfg.txt:2: everwall-cut-through: not used: everwall-port is {port}, and only xdp has it"
+    )
+    assert parse(f"everwall-port={port}\n")[1] == [], "on is the default: nobody asked for anything"
+    assert parse("everwall-cut-through=on\n")[1] == [], "auto may find the xdp port"
 
 
 def test_unknown_keys_are_warned_of() -> None:

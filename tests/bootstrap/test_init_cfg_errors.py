@@ -344,7 +344,8 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         "10.0.0.1/24",
         "an IPv4 address",
     ),
-    ("port dpdk", "everwall-port=dpdk\n", 1, "everwall-port", "dpdk", "auto, raw or udp"),
+    ("port dpdk", "everwall-port=dpdk\n", 1, "everwall-port", "dpdk", "auto, xdp, raw or udp"),
+    ("cut-through yes", "everwall-cut-through=yes\n", 1, "everwall-cut-through", "yes", "on or off"),
     (
         "socket path too long",
         f"everwall-control-socket=/{'s' * 107}\n",

@@ -49,6 +49,8 @@ PORT_MAX = 65535
 UNIX_PATH_MAX = 107
 """Bytes of a UNIX socket's path (``sun_path`` of Linux, less the final zero)."""
 INTERFACE_NAME_MAX = 15
+PORTS = ("auto", "xdp", "raw", "udp")
+"""What ``everwall-port`` may be; ``auto`` is the first of the others that the machine allows."""
 
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*\.?")
@@ -116,7 +118,9 @@ class InitCfg:
     data_address: ipaddress.IPv4Address | None = None
     """None: all addresses of the data interface."""
     port: str = "auto"
-    """``auto``, ``raw`` or ``udp``."""
+    """One of ``PORTS``."""
+    cut_through: bool = True
+    """Established flows are answered in the kernel where the port is ``xdp``."""
     control_socket: Path | None = None
     traffic_log: Path | None = None
 
@@ -222,7 +226,8 @@ class _Parser:
             data_interface=self._read("everwall-data-interface", self._interface, None),
             mgmt_interface=self._read("everwall-mgmt-interface", self._interface, None),
             data_address=self._read("everwall-data-address", self._ipv4, None),
-            port=self._read("everwall-port", self._port, "auto"),
+            port=self._read("everwall-port", self._one_of(PORTS), "auto"),
+            cut_through=self._read("everwall-cut-through", self._one_of(("on", "off")), "on") == "on",
             control_socket=self._read("everwall-control-socket", self._socket_path, None),
             traffic_log=self._read("everwall-traffic-log", self._path, None),
         )
@@ -435,10 +440,13 @@ class _Parser:
             raise self._error(entry, f"the name of an interface, at most {INTERFACE_NAME_MAX} characters")
         return name
 
-    def _port(self, entry: _Entry) -> str:
-        if entry.value not in ("auto", "raw", "udp"):
-            raise self._error(entry, "auto, raw or udp")
-        return entry.value
+    def _one_of(self, words: Sequence[str]) -> Callable[[_Entry], str]:
+        def read(entry: _Entry) -> str:
+            if entry.value not in words:
+                raise self._error(entry, f"{', '.join(words[:-1])} or {words[-1]}")
+            return entry.value
+
+        return read
 
     def _path(self, entry: _Entry) -> Path:
         return self.file.parent / entry.value
@@ -491,6 +499,9 @@ class _Parser:
             for key in ("redis-certificate", "everwall-redis-server-name"):
                 if key in self.entries:
                     self._warn(self.entries[key].line, key, "not used: everwall-redis-tls is no")
+        asked = self._read("everwall-cut-through", lambda entry: entry, None)
+        if asked is not None and cfg.cut_through and cfg.port in ("raw", "udp"):
+            self._warn(asked.line, asked.key, f"not used: everwall-port is {cfg.port}, and only xdp has it")
 
 
 def _is_host(text: str) -> bool:

@@ -22,6 +22,7 @@ USED_KEYS = (
     "everwall-mgmt-interface",
     "everwall-data-address",
     "everwall-port",
+    "everwall-cut-through",
     "everwall-control-socket",
     "everwall-traffic-log",
 )
