@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 _PACKAGE = Path(__file__).resolve().parent
 # Nothing in these is compiled or gives a constant to compiled code.
@@ -147,7 +147,54 @@ def external(name: str, result: str, *arguments: str) -> Callable[..., Any]:
     return lambda *values: function(*(int(value) for value in values))
 
 
+# Memory by address --------------------------------------------------------------------------------
+#
+# For memory that is no array of ours: rings shared with the kernel, frames, lines to fetch ahead. Addresses
+# are int64; whoever passes one answers for it. Values are int64; those of 32 bits come without sign. All are
+# aligned to their size.
+#
+# An acquiring load is seen before every access that follows it, a releasing store after every one that
+# precedes it: what AF_XDP's rings ask for (the kernel uses the same pair). How it was checked:
+# tests/test_memory.py reads the machine code. On x86-64, where the processor keeps this order by itself, plain
+# moves that the compiler left in their places; on arm64 LDAR and STLR; the full fence is a locked instruction
+# or MFENCE on the first, DMB ISH on the second.
+
 if JIT:
+    from llvmlite import ir
+
+    _WORD = ir.IntType(64)
+
+    def _pointer(builder: Any, address: Any, bits: int) -> Any:
+        return builder.inttoptr(address, ir.IntType(bits).as_pointer())
+
+    def _loader(bits: int, ordering: str | None = None) -> Callable[[int], int]:
+        def load(typing_context: Any, address: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                pointer = _pointer(builder, arguments[0], bits)
+                if ordering is None:
+                    value = builder.load(pointer, align=bits // 8)
+                else:
+                    value = builder.load_atomic(pointer, ordering, bits // 8)
+                return value if bits == 64 else builder.zext(value, _WORD)
+
+            return numba.types.int64(numba.types.int64), generate
+
+        return cast(Callable[[int], int], intrinsic(load))
+
+    def _storer(bits: int, ordering: str | None = None) -> Callable[[int, int], None]:
+        def store(typing_context: Any, address: Any, value: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                pointer = _pointer(builder, arguments[0], bits)
+                word = arguments[1] if bits == 64 else builder.trunc(arguments[1], ir.IntType(bits))
+                if ordering is None:
+                    builder.store(word, pointer, align=bits // 8)
+                else:
+                    builder.store_atomic(word, pointer, ordering, bits // 8)
+                return context.get_dummy_value()
+
+            return numba.types.void(numba.types.int64, numba.types.int64), generate
+
+        return cast(Callable[[int, int], None], intrinsic(store))
 
     @intrinsic  # type: ignore[untyped-decorator]
     def fence(typing_context: Any) -> Any:
@@ -159,7 +206,47 @@ if JIT:
 
         return numba.types.void(), generate
 
+    @intrinsic  # type: ignore[untyped-decorator]
+    def prefetch(typing_context: Any, address: Any) -> Any:
+        """Begin to fetch the cache line at ``address``; any address will do."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            small, octets = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [octets, small, small, small])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [octets], kind)
+            read, keep, as_data = (ir.Constant(small, value) for value in (0, 3, 1))
+            builder.call(function, [_pointer(builder, arguments[0], 8), read, keep, as_data])
+            return context.get_dummy_value()
+
+        return numba.types.void(numba.types.int64), generate
+
 else:
+    # Interpreted kernels are for tests: one step at a time, in the processor's own order.
+
+    def _loader(bits: int, ordering: str | None = None) -> Callable[[int], int]:
+        kind = ctypes.c_int64 if bits == 64 else ctypes.c_uint32
+        return lambda address: kind.from_address(int(address)).value
+
+    def _storer(bits: int, ordering: str | None = None) -> Callable[[int, int], None]:
+        kind = ctypes.c_int64 if bits == 64 else ctypes.c_uint32
+
+        def store(address: int, value: int) -> None:
+            kind.from_address(int(address)).value = int(value)
+
+        return store
 
     def fence() -> None:
-        """Interpreted kernels run under the interpreter lock, which is barrier enough."""
+        """A full memory barrier."""
+
+    def prefetch(address: int) -> None:
+        """Begin to fetch the cache line at ``address``."""
+
+
+load32, load64 = _loader(32), _loader(64)
+"""``load32(address)``: the 32 or 64 bits there."""
+store32, store64 = _storer(32), _storer(64)
+"""``store32(address, value)``: put the low 32, or all 64, bits of ``value`` there."""
+load32_acquire = _loader(32, "acquire")
+"""As ``load32``; what follows is read and written after it."""
+store32_release = _storer(32, "release")
+"""As ``store32``; what precedes was read and written before it."""

@@ -113,6 +113,7 @@ def park(sessions, slot, batch, i):
     arena = sessions.arena
     for column in range(m.COLUMNS):
         arena.meta[row, column] = batch.meta[i, column]
+    arena.meta[row, m.FRAME] = 0
     for at in range(batch.meta[i, m.START], batch.meta[i, m.END]):
         arena.data[row, at] = batch.data[i, at]
     sessions.next_row[row] = -1

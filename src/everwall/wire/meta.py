@@ -22,6 +22,8 @@ PEER_ADDRESS = 2  # outer IPv4 source
 PEER_PORT = 3  # outer UDP source port
 LOCAL_ADDRESS = 4  # outer IPv4 destination
 BARE = 5  # 1: no GENEVE, an IP packet stands at START (captures, load balancer endpoints)
+FRAME = 6  # where the port still has the packet itself, until its next receive; 0 = nowhere, as in every copy of a row
+PEER_MAC = 7  # Ethernet source, 48 bits; 0 where the system finds the way back by itself
 
 # Filled by decapsulation -------------------------------------------------------------------------
 ENDPOINT = 8  # GWLB endpoint id, 64 bits as int64
