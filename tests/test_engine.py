@@ -414,12 +414,12 @@ def test_max_sessions_is_a_limit_for_new_and_restored_ones(cluster: Cluster) -> 
     assert alive.judge(saved.data()) == [FORWARD]
 
 
-def test_a_full_pair_of_sets_is_counted_as_a_fault(cluster: Cluster) -> None:
+def test_full_sets_are_counted_as_a_fault(cluster: Cluster) -> None:
     node = cluster.node(max_sessions=64, resiliency=False)
     node.engine.state.sessions.words[state.MAX_SESSIONS] = 1 << 20  # no limit but the table itself
     verdicts = node.receive(*(packets.udp(CLIENT, SERVER, sport, 53) for sport in range(400)))
     assert set(verdicts) == {FORWARD, Verdict.TABLE_FULL}
-    assert verdicts.count(FORWARD) == len(node.sessions()) > 100
+    assert verdicts.count(FORWARD) == len(node.sessions()) > 64
 
 
 # GENEVE -----------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import everwall.kernels
+from everwall import kernels
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow_compile]
 
@@ -144,3 +146,25 @@ def test_constants_in_calls_do_not_multiply_the_compiled_code(package: Package) 
     package.write("caller.py", CALLER.replace("    return leaf(values[0])", body))
     assert package.run()[0] == 41 + 11 + 21 + 31
     assert len(list(package.cache.rglob("leaf.leaf*.nbc"))) == 1
+
+
+# Intrinsics ------------------------------------------------------------------------------------------
+
+
+@kernels.kernel
+def search(array, start, byte, out):
+    out[0] = kernels.equal_bytes(array, start, byte)
+    out[1] = kernels.lowest_bit(out[0]) if out[0] != 0 else -1
+
+
+@pytest.mark.parametrize("byte", [0, 1, 127, 128, 255])
+def test_eight_bytes_are_compared_at_once(byte: int) -> None:
+    dice = np.random.default_rng(byte)
+    out = np.zeros(2, np.int64)
+    for _ in range(50):
+        array = dice.choice(np.array([byte, byte ^ 1, byte ^ 128, 255 - byte], np.uint8), 64)
+        start = int(dice.integers(0, 57))
+        search(array, start, byte, out)
+        equal = [k for k in range(8) if array[start + k] == byte]
+        assert out[0] == sum(1 << k for k in equal)
+        assert out[1] == (equal[0] if equal else -1)

@@ -29,6 +29,7 @@ from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import release_session, write_all
 from everwall.session.state import Sessions, make_sessions
+from everwall.session.table import SharedTable
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.meta import Batch
@@ -61,14 +62,17 @@ class EngineConfig:
     """Of the flow hash; a node draws one at each start."""
 
 
-def make_state(config: EngineConfig, policy: CompiledPolicy) -> pipeline.State:
-    """The arrays of one worker."""
+def make_state(
+    config: EngineConfig, policy: CompiledPolicy, shared: SharedTable | None = None
+) -> pipeline.State:
+    """The arrays of one worker; ``shared``: what the cut-through program sees of its table."""
     sessions = make_sessions(
         config.max_sessions,
         parked_packets=config.parked_packets,
         lookups=config.lookups,
         frame_bytes=config.frame_bytes,
         ring_rows=config.ring_rows,
+        shared=shared,
     )
     sessions.words[state.INSPECT] = int(config.inspect)
     sessions.words[state.RESILIENCY] = int(config.resiliency)
@@ -189,15 +193,16 @@ def describe_flow(
 
 def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict[str, Any]]:
     """Rows for people from a live table; a row may be torn while a worker writes it, one just begun is left out."""
-    hot, cold, small = sessions.table.hot, sessions.table.cold, sessions.table.small
+    table = sessions.table
+    hot, cold, small, short = table.hot, table.cold, table.small, table.short
     rows = []
     for slot in np.flatnonzero(hot[:, t.KEY2])[:limit]:
-        flags, key2, which = int(small[slot, t.FLAGS]), int(hot[slot, t.KEY2]), int(small[slot, t.STATE])
+        flags, key2, which = int(short[slot, t.FLAGS]), int(hot[slot, t.KEY2]), int(short[slot, t.STATE])
         if not key2 or which not in tcp.STATE_NAMES:
             continue
         protocol, client, server = describe_flow(
             key2,
-            cold[slot, t.LOWER_HIGH : t.UPPER_LOW + 1],
+            table.addresses[slot],
             bool(flags & image.INITIATOR_UPPER),
         )
         rows.append(
@@ -210,10 +215,10 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
                 "dst": server[0],
                 "dport": server[1],
                 "state": tcp.STATE_NAMES[which],
-                "end": tcp.END_NAMES.get(int(small[slot, t.END_REASON])),
+                "end": tcp.END_NAMES.get(int(short[slot, t.END_REASON])),
                 "rule": int(small[slot, t.RULE]),
-                "zone": int(small[slot, t.FROM_ZONE]),
-                "generation": int(small[slot, t.GENERATION]),
+                "zone": int(short[slot, t.FROM_ZONE]),
+                "generation": int(short[slot, t.GENERATION]),
                 "packets": int(cold[slot, t.PACKETS]),
                 "bytes": int(cold[slot, t.BYTES]),
                 "start_ms": int(cold[slot, t.START]),

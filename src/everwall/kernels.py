@@ -100,6 +100,7 @@ CACHE_DIRECTORY = _cache_base() / fingerprint()
 os.environ["NUMBA_CACHE_DIR"] = str(CACHE_DIRECTORY)
 
 import numba  # noqa: E402  (the cache directory has to be named before)
+from llvmlite import ir  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
 # Somebody may have imported Numba before us, and it reads its environment only once.
@@ -197,6 +198,33 @@ if JIT:
         return cast(Callable[[int, int], None], intrinsic(store))
 
     @intrinsic  # type: ignore[untyped-decorator]
+    def equal_bytes(typing_context: Any, array: Any, start: Any, byte: Any) -> Any:
+        """Which of the eight bytes of a uint8 array from ``start`` on are equal to ``byte``: bit k for the k-th."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            eight = ir.VectorType(ir.IntType(8), 8)
+            base = context.make_array(array)(context, builder, arguments[0]).data
+            pointer = builder.bitcast(builder.gep(base, [arguments[1]]), eight.as_pointer())
+            found = builder.load(pointer, align=1)
+            wanted = ir.Constant(eight, None)
+            low = builder.trunc(arguments[2], ir.IntType(8))
+            for k in range(8):
+                wanted = builder.insert_element(wanted, low, ir.Constant(ir.IntType(32), k))
+            equal = builder.bitcast(builder.icmp_unsigned("==", found, wanted), ir.IntType(8))
+            return builder.zext(equal, ir.IntType(64))
+
+        return numba.types.int64(array, numba.types.int64, numba.types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def lowest_bit(typing_context: Any, mask: Any) -> Any:
+        """The number of the lowest bit that is set in ``mask``, which is not 0."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+        return numba.types.int64(numba.types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
     def fence(typing_context: Any) -> Any:
         """A full memory barrier, for the compiler as for the processor."""
 
@@ -234,6 +262,12 @@ else:
             kind.from_address(int(address)).value = int(value)
 
         return store
+
+    def equal_bytes(array: Any, start: Any, byte: Any) -> Any:
+        return sum(int(array[start + k] == byte) << k for k in range(8))
+
+    def lowest_bit(mask: Any) -> Any:
+        return (int(mask) & -int(mask)).bit_length() - 1
 
     def fence() -> None:
         """A full memory barrier."""

@@ -32,9 +32,11 @@ BUCKET_SLOTS = 8
 SESSIONS_DEFAULT = 100_000
 SESSIONS_MIN = 64
 SESSIONS_MAX = 16_000_000
-TABLE_LOAD_MAX = 0.8
-"""Sessions over slots at which a table is sized. With two choices of 8 slots, one insertion in several
-thousand finds both full there, and none below 70 % (measured up to a million slots)."""
+SET_CHOICES = 4
+"""Sets that a key may stand in."""
+TABLE_LOAD_MAX = 0.84
+"""Sessions over slots at which a table is sized. Sessions come and go there for ever, and fewer than one
+insertion in a thousand finds all sets full (``docs/decisions/0003``)."""
 
 TCP_INIT_NS = 5 * SECOND_NS
 TCP_HANDSHAKE_NS = 10 * SECOND_NS
@@ -150,6 +152,8 @@ GWLB_EVENTS_SHOWN = 256
 GWLB_WATCH_S = 0.05
 """How often the ends of deregistration delays are looked for, besides when one is due."""
 GWLB_FRAGMENT_WAYS = 4
+GWLB_TABLE_LOAD_MAX = 0.8
+"""Flows over slots at which the flow table is sized: two choices of 8 slots."""
 GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 """Of the answer to a health check only the first line is read; a longer one fails."""
 

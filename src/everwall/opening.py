@@ -60,9 +60,9 @@ def open_flow(state_, meta, i, initiator_upper, now):
     verdict, slot = add(sessions, meta, i, now)
     if verdict != _FORWARD:
         return verdict, _NONE
-    small, cold = sessions.table.small, sessions.table.cold
-    small[slot, t.STATE] = _state_without_states(meta[i, m.PROTOCOL])
-    small[slot, t.FLAGS] = initiator_upper
+    short, cold = sessions.table.short, sessions.table.cold
+    short[slot, t.STATE] = _state_without_states(meta[i, m.PROTOCOL])
+    short[slot, t.FLAGS] = initiator_upper
     apply_rule(state_, slot, row, zone)
     cold[slot, t.START] = (now + sessions.clock[0]) // MS_NS
     sessions.counters[_SESSIONS_CREATED] += 1
@@ -85,9 +85,9 @@ def add(sessions, meta, i, now):
 
 @kernel
 def apply_rule(state_, slot, row, zone):
-    small = state_.sessions.table.small
-    small[slot, t.FROM_ZONE] = state_.policy.zones[zone]
-    small[slot, t.TO_ZONE] = state_.policy.zones[zone]
+    short, small = state_.sessions.table.short, state_.sessions.table.small
+    short[slot, t.FROM_ZONE] = state_.policy.zones[zone]
+    short[slot, t.TO_ZONE] = state_.policy.zones[zone]
     small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]
 
 

@@ -200,7 +200,7 @@ def _is_doubtful(sessions, slot, now):
     """Whether the store may know better: the session was quiet here, or is but a SYN that may have been
     sent into the middle of a connection that another node carried."""
     quiet = now - sessions.table.cold[slot, t.LAST_SEEN] > DOUBT_NS
-    return quiet or np.int64(sessions.table.small[slot, t.STATE]) == tcp.TCP_INIT
+    return quiet or np.int64(sessions.table.short[slot, t.STATE]) == tcp.TCP_INIT
 
 
 @kernel
@@ -229,9 +229,9 @@ def _count(sessions, meta, slot, i, now):
 @kernel
 def _note_reply(sessions, meta, slot, i, now):
     """A flow without states is worth keeping once it was answered."""
-    flags = np.int64(sessions.table.small[slot, t.FLAGS])
+    flags = np.int64(sessions.table.short[slot, t.FLAGS])
     if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
-        sessions.table.small[slot, t.FLAGS] = flags | image.REPLIED
+        sessions.table.short[slot, t.FLAGS] = flags | image.REPLIED
         sessions.table.cold[slot, t.LAST_SEEN] = now
         if sessions.words[state.RESILIENCY] != 0 and meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
             write(sessions, slot, now)
@@ -241,17 +241,17 @@ def _note_reply(sessions, meta, slot, i, now):
 def _tcp(state_, batch, slot, i, now):
     """Track a TCP packet and act on the change of state."""
     sessions, meta = state_.sessions, batch.meta
-    small = sessions.table.small
+    short, small = sessions.table.short, sessions.table.small
     if meta[i, m.TCP_FLAG_BITS] & (m.TCP_SYN | m.TCP_ACK) == m.TCP_SYN:
         # A SYN into an old session is passed on unlearnt; it must not be one that policy has come to deny.
-        verdict, _, _ = decide(state_, meta, i, np.int64(small[slot, t.FLAGS]) & image.INITIATOR_UPPER)
+        verdict, _, _ = decide(state_, meta, i, np.int64(short[slot, t.FLAGS]) & image.INITIATOR_UPPER)
         if verdict != FORWARD:
             return verdict
-    if np.int64(small[slot, t.LOCAL]) & t.RELEARNING != 0 and tcp.fits(small, slot, meta, i):
-        tcp.end_relearning(small, slot, now, sessions.table.cold[slot, t.WRITTEN])
+    if np.int64(short[slot, t.LOCAL]) & t.RELEARNING != 0 and tcp.fits(short, small, slot, meta, i):
+        tcp.end_relearning(short, slot, now, sessions.table.cold[slot, t.WRITTEN])
     scale = window_scale(batch.data, meta, i) if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0 else -1
-    before = np.int64(small[slot, t.STATE])
-    verdict, follows = tcp.track(small, slot, meta, i, scale)
+    before = np.int64(short[slot, t.STATE])
+    verdict, follows = tcp.track(short, small, slot, meta, i, scale)
     if verdict != FORWARD:
         return verdict
     if follows == tcp.RESTART:
@@ -259,9 +259,9 @@ def _tcp(state_, batch, slot, i, now):
     _note_reply(sessions, meta, slot, i, now)
     if follows == before:
         return FORWARD
-    small[slot, t.STATE] = follows
+    short[slot, t.STATE] = follows
     sessions.table.cold[slot, t.LAST_SEEN] = now
-    small[slot, t.END_REASON] = _end_reason(small, slot, meta, i, follows)
+    short[slot, t.END_REASON] = _end_reason(short, slot, meta, i, follows)
     if sessions.words[state.RESILIENCY] == 0:
         return FORWARD
     if follows == tcp.TCP_CLOSED:
@@ -276,12 +276,12 @@ def _tcp(state_, batch, slot, i, now):
 
 
 @kernel
-def _end_reason(small, slot, meta, i, follows):
+def _end_reason(short, slot, meta, i, follows):
     """What the log will say if the session ends in the state it is now entering."""
     if follows == tcp.TCP_TIME_WAIT:
         return tcp.END_TCP_FIN
     if follows == tcp.TCP_CLOSED or follows == tcp.TCP_UNVERIFIED_RST:
-        client = meta[i, m.DIRECTION] == np.int64(small[slot, t.FLAGS]) & image.INITIATOR_UPPER
+        client = meta[i, m.DIRECTION] == np.int64(short[slot, t.FLAGS]) & image.INITIATOR_UPPER
         return tcp.END_TCP_RST_CLIENT if client else tcp.END_TCP_RST_SERVER
     return tcp.END_NONE
 
@@ -290,8 +290,8 @@ def _end_reason(small, slot, meta, i, follows):
 def _reuse(state_, batch, slot, i, scale, now):
     """The 5-tuple is used again: the old session ends, the new one is judged by policy as any other."""
     sessions, meta = state_.sessions, batch.meta
-    reason = np.int64(sessions.table.small[slot, t.END_REASON])
-    from_upper = np.int64(sessions.table.small[slot, t.FLAGS]) & image.INITIATOR_UPPER
+    reason = np.int64(sessions.table.short[slot, t.END_REASON])
+    from_upper = np.int64(sessions.table.short[slot, t.FLAGS]) & image.INITIATOR_UPPER
     end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_TCP_REUSE, now)
     syn = meta[i, m.TCP_FLAG_BITS] & m.TCP_ACK == 0
     initiator_upper = meta[i, m.DIRECTION] if syn else from_upper
@@ -299,9 +299,9 @@ def _reuse(state_, batch, slot, i, scale, now):
     if verdict != FORWARD:
         return verdict
     if syn:
-        tcp.open_session(sessions.table.small, fresh, meta, i, scale)
+        tcp.open_session(sessions.table.short, sessions.table.small, fresh, meta, i, scale)
     else:
-        tcp.reopen_from_syn_ack(sessions.table.small, fresh, meta, i, scale)
+        tcp.reopen_from_syn_ack(sessions.table.short, sessions.table.small, fresh, meta, i, scale)
     if fresh != slot:
         _count(sessions, meta, fresh, i, now)
     return FORWARD
@@ -340,7 +340,9 @@ def _open_tcp(state_, batch, i, now):
     verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
     if verdict != FORWARD:
         return verdict
-    tcp.open_session(sessions.table.small, slot, meta, i, window_scale(batch.data, meta, i))
+    tcp.open_session(
+        sessions.table.short, sessions.table.small, slot, meta, i, window_scale(batch.data, meta, i)
+    )
     _count(sessions, meta, slot, i, now)
     return FORWARD
 

@@ -56,15 +56,15 @@ def restore(state_, rows, k, own, now):
     verdict, slot = add(sessions, scratch, 0, now)
     if verdict != _FORWARD:
         return verdict
-    small = sessions.table.small
-    small[slot, t.STATE] = rows[k, image.STATE]
-    small[slot, t.FLAGS] = rows[k, image.FLAGS]
-    small[slot, t.SCALES] = rows[k, image.SCALES]
-    small[slot, t.APPLICATION] = rows[k, image.APPLICATION]
+    short, small = sessions.table.short, sessions.table.small
+    short[slot, t.STATE] = rows[k, image.STATE]
+    short[slot, t.FLAGS] = rows[k, image.FLAGS]
+    short[slot, t.SCALES] = rows[k, image.SCALES]
+    short[slot, t.APPLICATION] = rows[k, image.APPLICATION]
     small[slot, t.HOST] = rows[k, image.HOST]
-    small[slot, t.LOCAL] = t.RELEARNING
+    short[slot, t.LOCAL] = t.RELEARNING
     if rows[k, image.STATE] == tcp.TCP_TIME_WAIT:
-        small[slot, t.END_REASON] = tcp.END_TCP_FIN
+        short[slot, t.END_REASON] = tcp.END_TCP_FIN
     apply_rule(state_, slot, rule, zone)
     _inherit(sessions, rows, k, slot)
     sessions.counters[_SESSIONS_RESTORED] += 1
@@ -92,10 +92,10 @@ def _flow_of_image(scratch, rows, k, seed):
 @kernel
 def _inherit(sessions, rows, k, slot):
     """Go on counting where the former owner was last heard, one generation later."""
-    small, cold = sessions.table.small, sessions.table.cold
-    small[slot, t.FLAGS] |= image.PARTIAL
-    small[slot, t.LOCAL] |= t.STORED
-    small[slot, t.GENERATION] = (rows[k, image.GENERATION] + 1) & 0xFFFF
+    short, cold = sessions.table.short, sessions.table.cold
+    short[slot, t.FLAGS] |= image.PARTIAL
+    short[slot, t.LOCAL] |= t.STORED
+    short[slot, t.GENERATION] = (rows[k, image.GENERATION] + 1) & 0xFFFF
     cold[slot, t.START] = rows[k, image.START]
     cold[slot, t.PACKETS] += rows[k, image.PACKETS]
     cold[slot, t.BYTES] += rows[k, image.BYTES]
@@ -107,16 +107,16 @@ def _adoptable(sessions, rows, k, slot):
 
     A TCP session that exists by now was opened by a SYN and is a newer connection.
     """
-    local = np.int64(sessions.table.small[slot, t.LOCAL])
+    local = np.int64(sessions.table.short[slot, t.LOCAL])
     return protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP and local & t.STORED == 0
 
 
 @kernel
 def _adopt(sessions, rows, k, slot, now):
     """A flow without handshake went on before the answer came: give it its past."""
-    small = sessions.table.small
-    small[slot, t.FLAGS] = rows[k, image.FLAGS]
-    small[slot, t.APPLICATION] = rows[k, image.APPLICATION]
+    short, small = sessions.table.short, sessions.table.small
+    short[slot, t.FLAGS] = rows[k, image.FLAGS]
+    short[slot, t.APPLICATION] = rows[k, image.APPLICATION]
     small[slot, t.HOST] = rows[k, image.HOST]
     _inherit(sessions, rows, k, slot)
     sessions.counters[_SESSIONS_ADOPTED] += 1
@@ -135,7 +135,7 @@ def demote(sessions, rows, k):
         or table.hot[slot, t.KEY2] != rows[k, image.KEY2]
         or table.hot[slot, t.KEY0] != rows[k, image.ENDPOINT]
         or table.cold[slot, t.START] != rows[k, image.START]
-        or np.int64(table.small[slot, t.GENERATION]) != rows[k, image.GENERATION]
+        or np.int64(table.short[slot, t.GENERATION]) != rows[k, image.GENERATION]
     ):
         return
     _give_up(sessions, slot)
@@ -150,11 +150,11 @@ def _went_on_elsewhere(sessions, rows, k, slot):
     start = sessions.table.cold[slot, t.START]
     if protocol_of(rows[k, image.KEY2]) != m.PROTOCOL_TCP:
         return False
-    if np.int64(sessions.table.small[slot, t.STATE]) == tcp.TCP_INIT:
+    if np.int64(sessions.table.short[slot, t.STATE]) == tcp.TCP_INIT:
         return True
     if rows[k, image.START] < start:
         return False
-    generation = np.int64(sessions.table.small[slot, t.GENERATION])
+    generation = np.int64(sessions.table.short[slot, t.GENERATION])
     return rows[k, image.START] > start or rows[k, image.GENERATION] > generation
 
 

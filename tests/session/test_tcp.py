@@ -429,48 +429,49 @@ class Pair:
 
     def __init__(self, initiator_upper: int) -> None:
         self.initiator_upper = initiator_upper
-        self.small = np.zeros((1, t.SMALL_COLUMNS), np.uint32)
+        cold = np.zeros((1, t.COLD_COLUMNS), np.int64)
+        self.small, self.short = cold.view(np.uint32), cold.view(np.uint16)
         self.meta = np.zeros((1, m.COLUMNS), np.int64)
         self.twin: naive.Session | None = None
 
     def open(self, syn: naive.Segment) -> None:
         self._restart()
-        tcp.open_session(self.small, 0, self.describe(syn), 0, self.scale(syn))
+        tcp.open_session(self.short, self.small, 0, self.describe(syn), 0, self.scale(syn))
         self.twin = naive.Session.opened_by(syn)
 
     def reopen(self, syn_ack: naive.Segment) -> None:
         self._restart()
-        tcp.reopen_from_syn_ack(self.small, 0, self.describe(syn_ack), 0, self.scale(syn_ack))
+        tcp.reopen_from_syn_ack(self.short, self.small, 0, self.describe(syn_ack), 0, self.scale(syn_ack))
         self.twin = naive.Session.reopened_by(syn_ack)
 
     def _restart(self) -> None:
         self.small[:] = 0
-        self.small[0, t.FLAGS] = image.INITIATOR_UPPER * self.initiator_upper
+        self.short[0, t.FLAGS] = image.INITIATOR_UPPER * self.initiator_upper
 
     def take_over(self) -> None:
         """What a record holds survives: state, flags and scales."""
-        kept = self.small[0, [t.FLAGS, t.SCALES]].copy()
+        kept = self.short[0, [t.FLAGS, t.SCALES]].copy()
         self.twin = self.twin.taken_over()
         self.small[:] = 0
-        self.small[0, [t.FLAGS, t.SCALES]] = kept
-        self.small[0, t.STATE] = self.twin.state
-        self.small[0, t.LOCAL] = t.RELEARNING
+        self.short[0, [t.FLAGS, t.SCALES]] = kept
+        self.short[0, t.STATE] = self.twin.state
+        self.short[0, t.LOCAL] = t.RELEARNING
 
     def end_relearning(self) -> None:
-        tcp.end_relearning(self.small, 0, tcp.RELEARN_NS + 1, 0)
+        tcp.end_relearning(self.short, 0, tcp.RELEARN_NS + 1, 0)
         if self.twin.client.known and self.twin.server.known:
             self.twin.relearning = False
 
     def judge(self, segment: naive.Segment) -> tuple[int, int]:
         meta = self.describe(segment)
-        verdict, follows = tcp.track(self.small, 0, meta, 0, self.scale(segment))
+        verdict, follows = tcp.track(self.short, self.small, 0, meta, 0, self.scale(segment))
         before = repr(self.twin)
         expected, expected_state = self.twin.judge(segment)
         if expected_state == naive.RESTART:
             expected_state = tcp.RESTART
         assert (verdict, follows) == (expected, expected_state), f"{segment} in {before}"
         if follows != tcp.RESTART:
-            self.small[0, t.STATE] = self.twin.state = follows
+            self.short[0, t.STATE] = self.twin.state = follows
         return verdict, follows
 
     def describe(self, segment: naive.Segment) -> np.ndarray:

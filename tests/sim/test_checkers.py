@@ -98,9 +98,9 @@ def test_a_session_that_goes_back_is_noticed(cluster: Cluster, was: int, now: in
     node, order = busy(cluster), SessionOrder()
     table = node.engine.sessions_state.table
     slot = int(table.hot[:, t.KEY2].argmax())
-    table.small[slot, t.STATE] = was
+    table.short[slot, t.STATE] = was
     order.look(node)
-    table.small[slot, t.STATE] = now
+    table.short[slot, t.STATE] = now
     if forbidden:
         with pytest.raises(PromiseBroken, match="went from state"):
             order.look(node)
@@ -112,9 +112,9 @@ def test_a_generation_that_falls_is_noticed(cluster: Cluster) -> None:
     node, order = busy(cluster), SessionOrder()
     table = node.engine.sessions_state.table
     slot = int(table.hot[:, t.KEY2].argmax())
-    table.small[slot, t.GENERATION] = 3
+    table.short[slot, t.GENERATION] = 3
     order.look(node)
-    table.small[slot, t.GENERATION] = 2
+    table.short[slot, t.GENERATION] = 2
     with pytest.raises(PromiseBroken, match="generation"):
         order.look(node)
 

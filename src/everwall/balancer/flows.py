@@ -24,8 +24,8 @@ from everwall.limits import (
     FRAGMENT_NS,
     FRAGMENTS_MAX,
     GWLB_FRAGMENT_WAYS,
+    GWLB_TABLE_LOAD_MAX,
     GWLB_TARGETS_MAX,
-    TABLE_LOAD_MAX,
 )
 from everwall.wire.meta import (
     DESTINATION_HIGH,
@@ -95,7 +95,7 @@ class Flows(NamedTuple):
 def make_flows(capacity: int, idle_tcp: int, idle_other: int, seed: int) -> Flows:
     """An empty table for ``capacity`` flows; idle time-outs in nanoseconds."""
     buckets = 1
-    while buckets * BUCKET_SLOTS * TABLE_LOAD_MAX < capacity:
+    while buckets * BUCKET_SLOTS * GWLB_TABLE_LOAD_MAX < capacity:
         buckets *= 2
     numbers = np.zeros(_NUMBERS, np.int64)
     numbers[_SEED], numbers[_IDLE_TCP], numbers[_IDLE_OTHER] = seed, idle_tcp, idle_other

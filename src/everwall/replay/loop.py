@@ -113,13 +113,13 @@ def _leaves(state_, meta, slot, i, handover):
     has heard neither end; nor with a part of a datagram or an error, which need the flow where it is.
     """
     table = state_.sessions.table
-    if np.int64(table.small[slot, t.FLAGS]) & image.PARTIAL != 0 or table.cold[slot, t.PACKETS] < handover:
+    if np.int64(table.short[slot, t.FLAGS]) & image.PARTIAL != 0 or table.cold[slot, t.PACKETS] < handover:
         return False
     if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT or meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
         return False
     if meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
         return True
-    if np.int64(table.small[slot, t.STATE]) == tcp.TCP_CLOSED:
+    if np.int64(table.short[slot, t.STATE]) == tcp.TCP_CLOSED:
         return False  # its record is deleted
     event = tcp.event_of(meta[i, m.TCP_FLAG_BITS])
     return event != tcp.SYN and event != tcp.RST
@@ -147,10 +147,10 @@ def note(state_, meta, i, results):
     results[i, BYTES] = meta[i, m.INNER_END] - meta[i, m.INNER]
     slot = t.find_session(state_.sessions.table, meta, i)
     if slot >= 0:
-        small = state_.sessions.table.small
-        results[i, STATE] = np.int64(small[slot, t.STATE])
+        short, small = state_.sessions.table.short, state_.sessions.table.small
+        results[i, STATE] = np.int64(short[slot, t.STATE])
         results[i, RULE] = np.int64(small[slot, t.RULE])
-        results[i, END_REASON] = np.int64(small[slot, t.END_REASON])
+        results[i, END_REASON] = np.int64(short[slot, t.END_REASON])
     elif verdict == _POLICY_DENY:
         _, row, _ = decide(state_, meta, i, meta[i, m.DIRECTION])
         results[i, RULE] = state_.policy.rules[row, RULE_ID]
@@ -173,7 +173,7 @@ def _take_end(sessions):
 def sweep(state_, now, start, ended):
     """End what is over by ``now`` from slot ``start`` on: (slot to go on from, rows of ``ended`` filled)."""
     sessions = state_.sessions
-    hot, cold = sessions.table.hot, sessions.table.cold
+    hot, addresses = sessions.table.hot, sessions.table.addresses
     count = 0
     for slot in range(start, hot.shape[0]):
         if count == ended.shape[0]:
@@ -183,7 +183,7 @@ def sweep(state_, now, start, ended):
             continue
         ended[count, 0] = hot[slot, t.KEY0]
         for column in range(4):
-            ended[count, 1 + column] = cold[slot, t.LOWER_HIGH + column]
+            ended[count, 1 + column] = addresses[slot, column]
         ended[count, 5] = key2
         ended[count, ENDED_REASON] = _take_end(sessions)
         count += 1

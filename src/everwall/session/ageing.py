@@ -36,12 +36,12 @@ def end_if_over(sessions, slot, now):
     After an RST that could not be verified the record stays: right after a takeover anybody can send one, and a
     connection that lives on is restored by its next packet.
     """
-    small = sessions.table.small
-    if now - sessions.table.cold[slot, t.LAST_SEEN] < sessions.timeouts[np.int64(small[slot, t.STATE])]:
+    short = sessions.table.short
+    if now - sessions.table.cold[slot, t.LAST_SEEN] < sessions.timeouts[np.int64(short[slot, t.STATE])]:
         return False
-    if np.int64(small[slot, t.STATE]) == tcp.TCP_UNVERIFIED_RST:
-        small[slot, t.LOCAL] = np.int64(small[slot, t.LOCAL]) & ~t.STORED
-    reason = np.int64(small[slot, t.END_REASON])
+    if np.int64(short[slot, t.STATE]) == tcp.TCP_UNVERIFIED_RST:
+        short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) & ~t.STORED
+    reason = np.int64(short[slot, t.END_REASON])
     end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
     return True
 
@@ -49,9 +49,9 @@ def end_if_over(sessions, slot, now):
 @kernel
 def worth_storing(sessions, slot):
     """Whether a session is one the cluster must not lose: established, or answered."""
-    current = np.int64(sessions.table.small[slot, t.STATE])
+    current = np.int64(sessions.table.short[slot, t.STATE])
     if current >= tcp.UDP and current <= tcp.OTHER:
-        return np.int64(sessions.table.small[slot, t.FLAGS]) & REPLIED != 0
+        return np.int64(sessions.table.short[slot, t.FLAGS]) & REPLIED != 0
     return (
         current == tcp.TCP_ESTABLISHED
         or current == tcp.TCP_HALF_CLOSED_CLIENT
@@ -63,13 +63,13 @@ def worth_storing(sessions, slot):
 
 @kernel
 def _age(sessions, slot, now):
-    small, cold = sessions.table.small, sessions.table.cold
+    short, cold = sessions.table.short, sessions.table.cold
     if end_if_over(sessions, slot, now) or sessions.words[state.RESILIENCY] == 0:
         return
-    if np.int64(small[slot, t.LOCAL]) & t.DIRTY != 0:
+    if np.int64(short[slot, t.LOCAL]) & t.DIRTY != 0:
         write(sessions, slot, now)
         return
-    due = sessions.timeouts[np.int64(small[slot, t.STATE])] // sessions.words[state.REFRESH_DIVISOR]
+    due = sessions.timeouts[np.int64(short[slot, t.STATE])] // sessions.words[state.REFRESH_DIVISOR]
     written = cold[slot, t.WRITTEN]
     if now - written >= due and cold[slot, t.LAST_SEEN] > written and worth_storing(sessions, slot):
         write(sessions, slot, now)

@@ -31,7 +31,7 @@ _SLOT_BITS = 24  # a tag is a mark and the slot of its pending entry
 @kernel
 def find_pending(sessions, meta, i):
     """The look-up under way for the flow of packet ``i``, or -1."""
-    return t.find(sessions.pending, sessions.pending, state.PENDING_ADDRESSES, meta, i)
+    return t.find(sessions.pending, sessions.pending_tags, sessions.pending_addresses, meta, i)
 
 
 @kernel
@@ -70,11 +70,11 @@ def ask(sessions, meta, i, now):
     if not _budget_left(sessions, now):
         return _LOOKUP_BUDGET, -1
     waiting = words[state.DEADLINE_TAIL] - words[state.DEADLINE_HEAD]
-    slot = t.place(pending, meta[i, m.HASH])
+    slot = t.place(sessions.pending_tags, meta[i, m.HASH])
     row = ring_slot(sessions.requests)
     if slot < 0 or row < 0 or waiting >= deadlines.shape[0]:
         return _LOOKUP_LIMIT, -1
-    t.set_key(pending, pending, state.PENDING_ADDRESSES, slot, meta, i)
+    t.set_key(pending, sessions.pending_tags, sessions.pending_addresses, slot, meta, i)
     words[state.LOOKUP_MARK] = (words[state.LOOKUP_MARK] + 1) & 0x7FFFFFFF
     tag = (words[state.LOOKUP_MARK] << _SLOT_BITS) | slot
     pending[slot, state.PENDING_DEADLINE] = now + words[state.LOOKUP_DEADLINE]
@@ -130,7 +130,7 @@ def park(sessions, slot, batch, i):
 @kernel
 def close_pending(sessions, slot):
     """End a look-up; returns the first of its parked rows, which the caller takes over, or -1."""
-    sessions.pending[slot, t.KEY2] = 0
+    t.clear_key(sessions.pending, sessions.pending_tags, slot)
     return sessions.pending[slot, state.PENDING_FIRST]
 
 

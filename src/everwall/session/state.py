@@ -16,7 +16,7 @@ from everwall.counters import COUNTERS
 from everwall.limits import BUCKET_SLOTS
 from everwall.rings import Ring, make_ring
 from everwall.session import image, tcp
-from everwall.session.table import Table, make_table
+from everwall.session.table import ADDRESS_COLUMNS, SharedTable, Table, make_table
 from everwall.verdict import VERDICTS
 from everwall.wire.meta import COLUMNS, Batch, make_batch
 
@@ -40,14 +40,13 @@ MISS_BUDGET = 15  # misses a second
 LOOKUP_DEADLINE = 16  # ns
 WORDS = 32
 
-# Columns of ``pending``: a key and its addresses as in the tables, then
-PENDING_ADDRESSES = 3
-PENDING_DEADLINE = 7  # ns
-PENDING_FIRST = 8  # arena row of the first parked packet, -1 = none
-PENDING_LAST = 9
-PENDING_COUNT = 10
-PENDING_TAG = 11
-PENDING_COLUMNS = 12
+# Columns of ``pending``: a key as in the table, then
+PENDING_DEADLINE = 3  # ns
+PENDING_FIRST = 4  # arena row of the first parked packet, -1 = none
+PENDING_LAST = 5
+PENDING_COUNT = 6
+PENDING_TAG = 7  # of the look-up, returned with its answer
+PENDING_COLUMNS = 8
 
 # Columns of ``fragments``: a key and its addresses, then
 FRAGMENT_ADDRESSES = 3
@@ -80,7 +79,9 @@ class Sessions(NamedTuple):
     clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; the store thread writes here
     counters: npt.NDArray[np.int64]  # by Counter
     verdicts: npt.NDArray[np.int64]  # by Verdict
-    pending: npt.NDArray[np.int64]
+    pending: npt.NDArray[np.int64]  # look-ups under way; with the next two a table as that of sessions
+    pending_tags: npt.NDArray[np.uint8]
+    pending_addresses: npt.NDArray[np.int64]
     deadlines: npt.NDArray[np.int64]  # tags in the order of their deadlines
     arena: Batch  # parked packets
     next_row: npt.NDArray[np.int64]  # list links of arena rows
@@ -116,8 +117,10 @@ def make_sessions(
     lookups: int = limits.LOOKUPS_MAX,
     frame_bytes: int = limits.FRAME_BYTES,
     ring_rows: int = limits.REQUEST_RING_ROWS,
+    shared: SharedTable | None = None,
 ) -> Sessions:
     """Empty arrays for one worker, with fewer ``parked_packets`` than that where they would take too much room.
+    ``shared``: what the cut-through program sees of the table.
 
     Raises ValueError when ``lookups`` is not a power of two of at least one set.
     """
@@ -133,13 +136,15 @@ def make_sessions(
     next_row = np.arange(1, parked_packets + 1, dtype=np.int64)
     next_row[-1] = -1
     return Sessions(
-        table=make_table(max_sessions),
+        table=make_table(max_sessions, shared),
         timeouts=default_timeouts(),
         words=words,
         clock=np.zeros(4, np.int64),
         counters=np.zeros(COUNTERS, np.int64),
         verdicts=np.zeros(VERDICTS, np.int64),
         pending=np.zeros((lookups, PENDING_COLUMNS), np.int64),
+        pending_tags=np.zeros(lookups, np.uint8),
+        pending_addresses=np.zeros((lookups, ADDRESS_COLUMNS), np.int64),
         deadlines=np.zeros(lookups * 4, np.int64),
         arena=make_batch(parked_packets, frame_bytes),
         next_row=next_row,

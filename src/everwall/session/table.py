@@ -1,63 +1,83 @@
-"""The session table: sets of eight slots, two sets per key, no slot ever moves.
+"""The session table: sets of eight slots, four sets per key, no slot ever moves.
 
-Each session has a *hot* line of 64 bytes (the key; the rest is reserved for the in-kernel
-cut-through, which will share these lines through a memory-mapped BPF array) and a *cold* part that
-only the engine touches. A key may stand in one of two sets, chosen by the two halves of its hash;
-an insertion takes the emptier one. At the load the table is sized for, both being full is so rare
-that it is counted as a fault (``table-full``).
+Each session has a *hot* line of 64 bytes and its addresses, which the in-kernel cut-through reads and writes
+too when the table is shared with it, and a *cold* part that only the engine touches. One byte per slot, its
+*tag*, tells at a glance which slots of a set may hold a key: a look-up compares eight tags at once and
+reads the line of a session only when its tag is right.
 
-``find`` and ``place`` work on any int64 array whose first three columns are a key, so the tables of
-pending look-ups and of fragments use them too. An IPv6 key holds a signature of the addresses; the
-addresses themselves are compared in a second array.
+A key may stand in any of four sets; an insertion takes the emptiest. At the load the table is sized for, all
+four being full is so rare that it is counted as a fault (``table-full``). Set and tag come from different halves
+of the hash; the number of sets is any number, because a set is chosen by multiplying, not by masking.
+
+``find`` and ``place`` work on any such arrays, so the look-ups under way use them too. An IPv6 key holds a
+signature of the addresses; the addresses themselves are compared as well.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import mmap
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import kernel
-from everwall.limits import BUCKET_SLOTS, TABLE_LOAD_MAX
+from everwall.kernels import equal_bytes, fence, kernel, lowest_bit
+from everwall.limits import BUCKET_SLOTS, SET_CHOICES, TABLE_LOAD_MAX
 from everwall.wire import meta as m
 
-# Columns of the hot half: the flow key, then room for the cut-through program.
+# The hot line as int64: the flow key, written by the engine
 KEY0 = 0
 KEY1 = 1
-KEY2 = 2
+KEY2 = 2  # 0: the slot is free
+BYTES_LOWER = 6  # inner IP bytes that the program has bounced, by sending end; never set back
+BYTES_UPPER = 7
 HOT_COLUMNS = 8
 
-# Columns of the cold half seen as uint32 --------------------------------------------------------
-STATE = 0  # session.tcp
-FLAGS = 1  # session.image flags
-SCALES = 2  # as in the image
-APPLICATION = 3
-LOCAL = 4  # bits below, not stored
-END_REASON = 5  # session.tcp END_*
-FROM_ZONE = 6  # zone ids
-TO_ZONE = 7
-RULE = 8  # rule id
-HOST = 9
-GENERATION = 10
-SYN_NEXT = 11  # sequence after a SYN that arrived in the middle of a connection
-SEQUENCE_END = 12  # by end (lower, upper): sequence after the last byte sent
-SEQUENCE_MAX = 14  # by end: sequence up to which the peer's window allows sending
-WINDOW_MAX = 16  # by end: largest window advertised
-SMALL_COLUMNS = 20
+# The hot line as uint32; all but CONTROL are written by the program
+CONTROL = 6  # 0: not offloaded, else epoch << 16 | version << 1 | 1, both of 15 bits (session.offload)
+SEEN = 7  # CLOCK_MONOTONIC >> SEEN_SHIFT when a packet was bounced last
+END_LOWER = 8  # sequence after the last byte bounced, by sending end
+END_UPPER = 9
+PACKETS_LOWER = 10  # packets bounced, by sending end; never set back
+PACKETS_UPPER = 11
 
-# Columns of the cold half seen as int64 -----------------------------------------------------------
-LOWER_HIGH = 10
-LOWER_LOW = 11
-UPPER_HIGH = 12
-UPPER_LOW = 13
-LAST_SEEN = 14  # ns
-START = 15  # milliseconds of store time
-WRITTEN = 16  # ns of the last write to the store
-ID = 17
-PACKETS = 18  # previous owners included
-BYTES = 19
-COLD_COLUMNS = 20
+SEEN_SHIFT = 20
+
+# Columns of ``addresses``: both ends in canonical order
+LOWER_HIGH = 0
+LOWER_LOW = 1
+UPPER_HIGH = 2
+UPPER_LOW = 3
+ADDRESS_COLUMNS = 4
+
+# The cold part, 112 bytes. What every packet needs stands in its first 64.
+# as int64
+LAST_SEEN = 0  # ns
+PACKETS = 1  # previous owners included
+BYTES = 2  # the same, less what the program has counted in this slot (session.offload.bytes_of)
+ID = 3
+START = 12  # milliseconds of store time
+WRITTEN = 13  # ns of the last write to the store
+COLD_COLUMNS = 14
+# as uint32
+SEQUENCE_END = 8  # by end (lower, upper): sequence after the last byte sent
+SEQUENCE_MAX = 10  # by end: sequence up to which the peer's window allows sending
+WINDOW_MAX = 12  # by end: largest window advertised
+RULE = 19  # rule id
+HOST = 20
+SYN_NEXT = 21  # sequence after a SYN that arrived in the middle of a connection
+PACKETS_BASE = 22  # by end: the program's packets that PACKETS holds already
+# as uint16
+STATE = 28  # session.tcp
+FLAGS = 29  # session.image flags
+SCALES = 30  # as in the image
+LOCAL = 31  # bits below, not stored
+END_REASON = 32  # session.tcp END_*
+FROM_ZONE = 33  # zone ids
+TO_ZONE = 34
+APPLICATION = 35
+GENERATION = 36
 
 # Bits of LOCAL
 STORED = 1  # the store may hold a record of this session
@@ -67,32 +87,89 @@ LEARNED_UPPER = 8
 RELEARNING = 16  # taken over: windows are being learnt again
 SYN_PENDING = 32  # SYN_NEXT holds
 
+SLOT_BYTES = HOT_COLUMNS * 8 + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 
-class Table(NamedTuple):
-    """``hot``: int64[slots, 8]; ``cold``: int64[slots, 20]; ``small``: the cold half as uint32[slots, 40]."""
+_LOW = 0xFFFFFFFF
+
+
+class SharedTable(NamedTuple):
+    """The part of a table that the cut-through program sees, given from outside; all zeros."""
 
     hot: npt.NDArray[np.int64]
-    cold: npt.NDArray[np.int64]
-    small: npt.NDArray[np.uint32]
+    tags: npt.NDArray[np.uint8]
+    addresses: npt.NDArray[np.int64]
+
+
+class Table(NamedTuple):
+    """The arrays of a table, and views of them by smaller words."""
+
+    hot: npt.NDArray[np.int64]  # [slots, 8]
+    hot32: npt.NDArray[np.uint32]  # [slots, 16], the same bytes
+    tags: npt.NDArray[np.uint8]  # [slots], 0 = free
+    addresses: npt.NDArray[np.int64]  # [slots, 4]
+    cold: npt.NDArray[np.int64]  # [slots, 14]
+    small: npt.NDArray[np.uint32]  # [slots, 28], the same bytes
+    short: npt.NDArray[np.uint16]  # [slots, 56], the same bytes
 
 
 def slots_for(sessions: int) -> int:
-    """Slots of a table for so many sessions: a power of two number of sets, at most 80 % full."""
-    sets = 1
+    """Slots of a table for so many sessions: whole sets, at most TABLE_LOAD_MAX full."""
+    sets = max(1, int(sessions / (BUCKET_SLOTS * TABLE_LOAD_MAX)))
     while sets * BUCKET_SLOTS * TABLE_LOAD_MAX < sessions:
-        sets *= 2
+        sets += 1
     return sets * BUCKET_SLOTS
 
 
-def make_table(sessions: int) -> Table:
-    """An empty table for ``sessions`` sessions."""
+def huge_zeros(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Zeros that begin on a page, so that 64 bytes are one cache line, and in huge pages where there are any.
+
+    NumPy's own large arrays begin 16 bytes after a page, and every line of 64 would be two.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    array: npt.NDArray[Any] = np.frombuffer(memory, np.uint8)[:size].view(dtype).reshape(shape)
+    return array
+
+
+def make_table(sessions: int, shared: SharedTable | None = None) -> Table:
+    """An empty table for ``sessions`` sessions, on memory of its own or on what the program sees.
+
+    Raises ValueError when ``shared`` has not the shape of such a table.
+    """
     slots = slots_for(sessions)
-    cold = np.zeros((slots, COLD_COLUMNS), np.int64)
-    return Table(np.zeros((slots, HOT_COLUMNS), np.int64), cold, cold.view(np.uint32))
+    if shared is None:
+        shared = SharedTable(
+            huge_zeros((slots, HOT_COLUMNS), np.int64),
+            huge_zeros((slots,), np.uint8),
+            huge_zeros((slots, ADDRESS_COLUMNS), np.int64),
+        )
+    shapes = tuple(array.shape for array in shared)
+    if shapes != ((slots, HOT_COLUMNS), (slots,), (slots, ADDRESS_COLUMNS)):
+        raise ValueError(f"a table for {sessions} sessions has {slots} slots, the shared arrays are {shapes}")
+    cold = huge_zeros((slots, COLD_COLUMNS), np.int64)
+    hot32 = shared.hot.view(np.uint32)
+    return Table(
+        shared.hot, hot32, shared.tags, shared.addresses, cold, cold.view(np.uint32), cold.view(np.uint16)
+    )
 
 
 @kernel
-def _same(keys, addresses, first, slot, meta, i):
+def tag_of(hashed):
+    """The tag of a hash, 1 to 255."""
+    return max((hashed >> 32) & 0xFF, 1)
+
+
+@kernel
+def set_start(hashed, choice, sets):
+    """First slot of one of the sets of a hash; two of its sets may be the same."""
+    step = ((hashed >> 32) & _LOW) | 1
+    return ((((hashed & _LOW) + choice * step) & _LOW) * sets >> 32) * BUCKET_SLOTS
+
+
+@kernel
+def _same(keys, addresses, slot, meta, i):
     if (
         keys[slot, KEY2] != meta[i, m.KEY2]
         or keys[slot, KEY1] != meta[i, m.KEY1]
@@ -102,89 +179,98 @@ def _same(keys, addresses, first, slot, meta, i):
     if meta[i, m.FAMILY] == 4:
         return True
     return (
-        addresses[slot, first] == meta[i, m.LOWER_HIGH]
-        and addresses[slot, first + 1] == meta[i, m.LOWER_LOW]
-        and addresses[slot, first + 2] == meta[i, m.UPPER_HIGH]
-        and addresses[slot, first + 3] == meta[i, m.UPPER_LOW]
+        addresses[slot, LOWER_HIGH] == meta[i, m.LOWER_HIGH]
+        and addresses[slot, LOWER_LOW] == meta[i, m.LOWER_LOW]
+        and addresses[slot, UPPER_HIGH] == meta[i, m.UPPER_HIGH]
+        and addresses[slot, UPPER_LOW] == meta[i, m.UPPER_LOW]
     )
 
 
 @kernel
-def _set_start(hashed, slots, second):
-    """First slot of the one or the other set of a hash."""
-    sets = slots // BUCKET_SLOTS
-    if second:
-        return ((hashed >> 32) & (sets - 1)) * BUCKET_SLOTS
-    return (hashed & (sets - 1)) * BUCKET_SLOTS
-
-
-@kernel
-def find(keys, addresses, first, meta, i):
-    """The slot that holds the key of packet ``i``, or -1.
-
-    ``addresses[slot, first:first + 4]`` are the addresses of an IPv6 key in canonical order.
-    """
-    slots = keys.shape[0]
-    for second in range(2):
-        start = _set_start(meta[i, m.HASH], slots, second == 1)
-        for slot in range(start, start + BUCKET_SLOTS):
-            if _same(keys, addresses, first, slot, meta, i):
+def find(keys, tags, addresses, meta, i):
+    """The slot that holds the key of packet ``i``, or -1. ``keys``: int64[slots, 3 or more]."""
+    hashed = meta[i, m.HASH]
+    tag = tag_of(hashed)
+    sets = tags.shape[0] // BUCKET_SLOTS
+    for choice in range(SET_CHOICES):
+        start = set_start(hashed, choice, sets)
+        candidates = equal_bytes(tags, start, tag)
+        while candidates != 0:
+            slot = start + lowest_bit(candidates)
+            if _same(keys, addresses, slot, meta, i):
                 return slot
+            candidates &= candidates - 1
     return -1
 
 
 @kernel
-def place(keys, hashed):
-    """A free slot for a hash, in the emptier of its two sets; -1 when both are full."""
-    slots = keys.shape[0]
+def place(tags, hashed):
+    """A free slot for a hash, in the emptiest of its sets; -1 when all are full."""
+    sets = tags.shape[0] // BUCKET_SLOTS
     best = -1
-    best_free = 0
-    for second in range(2):
-        start = _set_start(hashed, slots, second == 1)
-        free = 0
-        candidate = -1
-        for slot in range(start, start + BUCKET_SLOTS):
-            if keys[slot, KEY2] == 0:
-                free += 1
-                if candidate < 0:
-                    candidate = slot
-        if free > best_free:
-            best_free = free
-            best = candidate
+    most = 0
+    for choice in range(SET_CHOICES):
+        start = set_start(hashed, choice, sets)
+        free = equal_bytes(tags, start, 0)
+        count = 0
+        rest = free
+        while rest != 0:
+            rest &= rest - 1
+            count += 1
+        if count > most:
+            most = count
+            best = start + lowest_bit(free)
     return best
 
 
 @kernel
-def set_key(keys, addresses, first, slot, meta, i):
-    """Write the key of packet ``i``; KEY2, which makes the slot used, comes last."""
-    addresses[slot, first] = meta[i, m.LOWER_HIGH]
-    addresses[slot, first + 1] = meta[i, m.LOWER_LOW]
-    addresses[slot, first + 2] = meta[i, m.UPPER_HIGH]
-    addresses[slot, first + 3] = meta[i, m.UPPER_LOW]
+def set_key(keys, tags, addresses, slot, meta, i):
+    """Write the key of packet ``i``; the tag, by which others find it, comes last."""
+    addresses[slot, LOWER_HIGH] = meta[i, m.LOWER_HIGH]
+    addresses[slot, LOWER_LOW] = meta[i, m.LOWER_LOW]
+    addresses[slot, UPPER_HIGH] = meta[i, m.UPPER_HIGH]
+    addresses[slot, UPPER_LOW] = meta[i, m.UPPER_LOW]
     keys[slot, KEY0] = meta[i, m.KEY0]
     keys[slot, KEY1] = meta[i, m.KEY1]
     keys[slot, KEY2] = meta[i, m.KEY2]
+    tags[slot] = tag_of(meta[i, m.HASH])
+
+
+@kernel
+def clear_key(keys, tags, slot):
+    """Free a slot; the tag, by which others find it, goes first."""
+    tags[slot] = 0
+    keys[slot, KEY2] = 0
 
 
 @kernel
 def find_session(table, meta, i):
     """The slot of the session that packet ``i`` belongs to, or -1."""
-    return find(table.hot, table.cold, LOWER_HIGH, meta, i)
+    return find(table.hot, table.tags, table.addresses, meta, i)
 
 
 @kernel
 def add_session(table, meta, i):
-    """A zeroed session slot for the key of packet ``i``, or -1 when its sets are full."""
-    slot = place(table.hot, meta[i, m.HASH])
+    """A zeroed session slot for the key of packet ``i``, or -1 when its sets are full.
+
+    The program may still be about to count a packet of the slot's former session. So its counters are never set
+    back; the new session counts from where they stand.
+    """
+    slot = place(table.tags, meta[i, m.HASH])
     if slot < 0:
         return -1
     for column in range(COLD_COLUMNS):
         table.cold[slot, column] = 0
-    set_key(table.hot, table.cold, LOWER_HIGH, slot, meta, i)
+    table.cold[slot, BYTES] = -(table.hot[slot, BYTES_LOWER] + table.hot[slot, BYTES_UPPER])
+    table.small[slot, PACKETS_BASE] = table.hot32[slot, PACKETS_LOWER]
+    table.small[slot, PACKETS_BASE + 1] = table.hot32[slot, PACKETS_UPPER]
+    set_key(table.hot, table.tags, table.addresses, slot, meta, i)
     return slot
 
 
 @kernel
 def remove_session(table, slot):
-    """Free a slot."""
-    table.hot[slot, KEY2] = 0
+    """Free a slot; the program's leave to bounce its packets goes first."""
+    table.hot32[slot, CONTROL] = 0
+    fence()
+    clear_key(table.hot, table.tags, slot)

@@ -225,55 +225,55 @@ def scale_of(scales, end):
 
 
 @kernel
-def _window(small, slot, meta, i, end):
+def _window(short, slot, meta, i, end):
     """The advertised window in bytes; a SYN's is never scaled (RFC 7323 section 2.2)."""
     window = meta[i, m.TCP_WINDOW_FIELD]
     if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0:
         return window
-    scale = scale_of(np.int64(small[slot, t.SCALES]), end)
+    scale = scale_of(np.int64(short[slot, t.SCALES]), end)
     if scale == _SCALE_UNKNOWN:
         scale = _SCALE_LOOSE
     return window << scale
 
 
 @kernel
-def _set_scale(small, slot, end, scale):
+def _set_scale(short, slot, end, scale):
     """Note the window scale option of a SYN or SYN-ACK; -1 (no option) means no scaling at all."""
-    scales = np.int64(small[slot, t.SCALES])
+    scales = np.int64(short[slot, t.SCALES])
     shift = 4 * end
-    small[slot, t.SCALES] = (scales & ~(15 << shift)) | (max(scale, 0) << shift)
+    short[slot, t.SCALES] = (scales & ~(15 << shift)) | (max(scale, 0) << shift)
 
 
 @kernel
-def _settle_scales(small, slot, scale):
+def _settle_scales(short, slot, scale):
     """Scaling is on only if both SYN and SYN-ACK offer it (RFC 7323 section 2.2)."""
     if scale < 0:
-        small[slot, t.SCALES] = 0
+        short[slot, t.SCALES] = 0
 
 
 @kernel
-def open_session(small, slot, meta, i, scale):
+def open_session(short, small, slot, meta, i, scale):
     """Begin tracking with the SYN of packet ``i``; ``scale`` is its window scale option or -1."""
     end = meta[i, m.DIRECTION]
-    small[slot, t.STATE] = TCP_INIT
-    small[slot, t.SCALES] = 0
-    _set_scale(small, slot, end, scale)
+    short[slot, t.STATE] = TCP_INIT
+    short[slot, t.SCALES] = 0
+    _set_scale(short, slot, end, scale)
     last = _segment_end(meta, i)
     small[slot, t.SEQUENCE_END + end] = last
     small[slot, t.SEQUENCE_MAX + end] = last
     small[slot, t.WINDOW_MAX + end] = max(meta[i, m.TCP_WINDOW_FIELD], 1)
-    small[slot, t.LOCAL] |= t.LEARNED_LOWER << end
+    short[slot, t.LOCAL] |= t.LEARNED_LOWER << end
     # A client without the option turns scaling off for both; one with it leaves it to the SYN-ACK.
     if scale < 0:
-        small[slot, t.FLAGS] |= NO_SCALING
+        short[slot, t.FLAGS] |= NO_SCALING
 
 
 @kernel
-def _learn(small, slot, meta, i, end, last):
+def _learn(short, small, slot, meta, i, end, last):
     """Raise what is known of both ends by a packet of ``end`` that was judged good."""
     other = 1 - end
     known = t.LEARNED_LOWER << end
-    local = np.int64(small[slot, t.LOCAL])
+    local = np.int64(short[slot, t.LOCAL])
     if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and local & known != 0:
         # The rest of the segment comes without a TCP header: it may reach as far as the peer allows.
         reach = np.int64(small[slot, t.SEQUENCE_MAX + end])
@@ -283,8 +283,8 @@ def _learn(small, slot, meta, i, end, last):
     if local & known == 0:
         small[slot, t.SEQUENCE_MAX + end] = last
         local |= known
-        small[slot, t.LOCAL] = local
-    window = _window(small, slot, meta, i, end)
+        short[slot, t.LOCAL] = local
+    window = _window(short, slot, meta, i, end)
     if window > np.int64(small[slot, t.WINDOW_MAX + end]):
         small[slot, t.WINDOW_MAX + end] = min(window, 0xFFFFFFFF)
     if meta[i, m.TCP_FLAG_BITS] & m.TCP_ACK != 0:
@@ -296,7 +296,7 @@ def _learn(small, slot, meta, i, end, last):
             # What is acknowledged was sent: the other end is known before it is heard.
             small[slot, t.SEQUENCE_END + other] = acknowledged
             small[slot, t.SEQUENCE_MAX + other] = allowed
-            small[slot, t.LOCAL] = local | (t.LEARNED_LOWER << other)
+            short[slot, t.LOCAL] = local | (t.LEARNED_LOWER << other)
             return
         if after(allowed, np.int64(small[slot, t.SEQUENCE_MAX + other])):
             small[slot, t.SEQUENCE_MAX + other] = allowed
@@ -305,7 +305,7 @@ def _learn(small, slot, meta, i, end, last):
 
 
 @kernel
-def _learn_anew(small, slot, meta, i, end, last):
+def _learn_anew(short, small, slot, meta, i, end, last):
     """Believe packet ``i`` instead of what was learnt before, which it contradicts.
 
     While a session relearns, one of the two may be an intruder's; who speaks last and is not contradicted
@@ -314,7 +314,7 @@ def _learn_anew(small, slot, meta, i, end, last):
     other = 1 - end
     small[slot, t.SEQUENCE_END + end] = last
     small[slot, t.SEQUENCE_MAX + end] = (last + np.int64(small[slot, t.WINDOW_MAX + other])) & 0xFFFFFFFF
-    window = _window(small, slot, meta, i, end)
+    window = _window(short, slot, meta, i, end)
     if window > np.int64(small[slot, t.WINDOW_MAX + end]):
         small[slot, t.WINDOW_MAX + end] = min(window, 0xFFFFFFFF)
     acknowledged = meta[i, m.TCP_ACKNOWLEDGEMENT]
@@ -323,10 +323,10 @@ def _learn_anew(small, slot, meta, i, end, last):
 
 
 @kernel
-def fits(small, slot, meta, i):
+def fits(short, small, slot, meta, i):
     """Whether a segment lies where both ends, as far as they are known, let it; SYN and RST prove nothing."""
     both = t.LEARNED_LOWER | t.LEARNED_UPPER
-    if np.int64(small[slot, t.LOCAL]) & both != both or not windows_known(small, slot):
+    if np.int64(short[slot, t.LOCAL]) & both != both or not windows_known(small, slot):
         return False
     if meta[i, m.TCP_FLAG_BITS] & (m.TCP_SYN | m.TCP_RST) != 0:
         return False
@@ -357,10 +357,10 @@ def _in_window(small, slot, meta, i, end, last):
 
 
 @kernel
-def _judge_rst(small, slot, meta, i, end, who):
+def _judge_rst(short, small, slot, meta, i, end, who):
     """The state that an RST leads to: closed, unverified, or ``_DROP`` outside the window."""
-    state = np.int64(small[slot, t.STATE])
-    local = np.int64(small[slot, t.LOCAL])
+    state = np.int64(short[slot, t.STATE])
+    local = np.int64(short[slot, t.LOCAL])
     sequence = meta[i, m.TCP_SEQUENCE]
     other = 1 - end
     if state == TCP_CLOSED:
@@ -391,25 +391,25 @@ def windows_known(small, slot):
 
 
 @kernel
-def end_relearning(small, slot, now, taken_over):
+def end_relearning(short, slot, now, taken_over):
     """Judge windows again once both ends were heard and the time for learning is over."""
-    local = np.int64(small[slot, t.LOCAL])
+    local = np.int64(short[slot, t.LOCAL])
     both = t.LEARNED_LOWER | t.LEARNED_UPPER
     if local & both == both and now - taken_over > RELEARN_NS:
-        small[slot, t.LOCAL] = local & ~t.RELEARNING
+        short[slot, t.LOCAL] = local & ~t.RELEARNING
 
 
 @kernel
-def track(small, slot, meta, i, scale):
+def track(short, small, slot, meta, i, scale):
     """Judge packet ``i`` against its session: (verdict, next state), RESTART for a new connection.
 
     ``scale``: window scale option of a SYN or SYN-ACK, -1 without. What the packet teaches is noted
     only when it is good; the state itself is left to the caller, who has to act on its change.
     """
     end = meta[i, m.DIRECTION]
-    flags = np.int64(small[slot, t.FLAGS])
-    local = np.int64(small[slot, t.LOCAL])
-    state = np.int64(small[slot, t.STATE])
+    flags = np.int64(short[slot, t.FLAGS])
+    local = np.int64(short[slot, t.LOCAL])
+    state = np.int64(short[slot, t.STATE])
     who = CLIENT if end == (flags & INITIATOR_UPPER) else SERVER
     event = event_of(meta[i, m.TCP_FLAG_BITS])
     if event < 0:
@@ -420,7 +420,7 @@ def track(small, slot, meta, i, scale):
     if follows == RESTART:
         return _FORWARD, RESTART
     if event == RST:
-        follows = _judge_rst(small, slot, meta, i, end, who)
+        follows = _judge_rst(short, small, slot, meta, i, end, who)
         if follows == _DROP:
             return _TCP_RST_WINDOW, state
         if follows == TCP_UNVERIFIED_RST and state != TCP_ESTABLISHED:
@@ -430,7 +430,7 @@ def track(small, slot, meta, i, scale):
     opening = state == TCP_INIT or state == TCP_HANDSHAKE
     if event == SYN and not opening:
         small[slot, t.SYN_NEXT] = last
-        small[slot, t.LOCAL] = local | t.SYN_PENDING
+        short[slot, t.LOCAL] = local | t.SYN_PENDING
         return _FORWARD, state
     if event == SYN_ACK and not opening:
         answered = meta[i, m.TCP_ACKNOWLEDGEMENT] == np.int64(small[slot, t.SYN_NEXT])
@@ -439,9 +439,9 @@ def track(small, slot, meta, i, scale):
         return _FORWARD, state
     if event == SYN and who == CLIENT and state == TCP_INIT:
         # A retransmitted SYN may carry a new sequence (the client gave up and tries the same port).
-        flags_kept = np.int64(small[slot, t.FLAGS]) & ~NO_SCALING
-        small[slot, t.FLAGS] = flags_kept
-        open_session(small, slot, meta, i, scale)
+        flags_kept = np.int64(short[slot, t.FLAGS]) & ~NO_SCALING
+        short[slot, t.FLAGS] = flags_kept
+        open_session(short, small, slot, meta, i, scale)
         return _FORWARD, TCP_INIT
     if (event == SYN_ACK or event == SYN) and who == SERVER and local & (t.LEARNED_LOWER << end) == 0:
         expected = np.int64(small[slot, t.SEQUENCE_END + 1 - end])
@@ -449,10 +449,10 @@ def track(small, slot, meta, i, scale):
         if event == SYN_ACK and learned and meta[i, m.TCP_ACKNOWLEDGEMENT] != expected:
             return _TCP_WINDOW, state
         if flags & NO_SCALING != 0 or scale < 0:
-            _settle_scales(small, slot, -1)
+            _settle_scales(short, slot, -1)
         else:
-            _set_scale(small, slot, end, scale)
-        _learn(small, slot, meta, i, end, last)
+            _set_scale(short, slot, end, scale)
+        _learn(short, small, slot, meta, i, end, last)
         return _FORWARD, follows
     if state == TCP_INIT:
         return _FORWARD, follows  # a challenge ACK: nothing to learn from an older connection
@@ -461,14 +461,14 @@ def track(small, slot, meta, i, scale):
         if local & t.RELEARNING == 0:
             return _TCP_WINDOW, state
         if windows_known(small, slot):
-            _learn_anew(small, slot, meta, i, end, last)
+            _learn_anew(short, small, slot, meta, i, end, last)
             return _FORWARD, follows
-    _learn(small, slot, meta, i, end, last)
+    _learn(short, small, slot, meta, i, end, last)
     return _FORWARD, follows
 
 
 @kernel
-def reopen_from_syn_ack(small, slot, meta, i, scale):
+def reopen_from_syn_ack(short, small, slot, meta, i, scale):
     """Go on as a connection whose SYN was passed on unlearnt and whose SYN-ACK is packet ``i``.
 
     The SYN's window and scale were not kept, so both are taken loosely.
@@ -477,13 +477,13 @@ def reopen_from_syn_ack(small, slot, meta, i, scale):
     other = 1 - end
     client_next = meta[i, m.TCP_ACKNOWLEDGEMENT]
     last = _segment_end(meta, i)
-    small[slot, t.STATE] = TCP_HANDSHAKE
+    short[slot, t.STATE] = TCP_HANDSHAKE
     scales = _SCALE_UNKNOWN << (4 * other)
-    small[slot, t.SCALES] = scales | (max(scale, 0) << (4 * end)) if scale >= 0 else 0
+    short[slot, t.SCALES] = scales | (max(scale, 0) << (4 * end)) if scale >= 0 else 0
     small[slot, t.SEQUENCE_END + other] = client_next
     small[slot, t.SEQUENCE_MAX + other] = (client_next + max(meta[i, m.TCP_WINDOW_FIELD], 1)) & 0xFFFFFFFF
     small[slot, t.WINDOW_MAX + other] = 0xFFFF
     small[slot, t.SEQUENCE_END + end] = last
     small[slot, t.SEQUENCE_MAX + end] = last
     small[slot, t.WINDOW_MAX + end] = max(meta[i, m.TCP_WINDOW_FIELD], 1)
-    small[slot, t.LOCAL] |= t.LEARNED_LOWER | t.LEARNED_UPPER
+    short[slot, t.LOCAL] |= t.LEARNED_LOWER | t.LEARNED_UPPER

@@ -30,8 +30,8 @@ def stored_expiry(sessions, slot):
 
     Idle time-out or the load balancer's, whichever is longer, and time for the failover itself.
     """
-    small = sessions.table.small
-    idle_s = sessions.timeouts[np.int64(small[slot, t.STATE])] // SECOND_NS
+    short = sessions.table.short
+    idle_s = sessions.timeouts[np.int64(short[slot, t.STATE])] // SECOND_NS
     tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
     balancer_s = LB_IDLE_TCP_S if tcp_flow else LB_IDLE_OTHER_S
     seen_s = (sessions.table.cold[slot, t.LAST_SEEN] + sessions.clock[0] + SECOND_NS - 1) // SECOND_NS
@@ -40,23 +40,24 @@ def stored_expiry(sessions, slot):
 
 @kernel
 def _fill(sessions, row, rows, slot):
-    hot, cold, small = sessions.table.hot, sessions.table.cold, sessions.table.small
+    table = sessions.table
+    hot, addresses, cold, small, short = table.hot, table.addresses, table.cold, table.small, table.short
     rows[row, image.ENDPOINT] = hot[slot, t.KEY0]
-    rows[row, image.LOWER_HIGH] = cold[slot, t.LOWER_HIGH]
-    rows[row, image.LOWER_LOW] = cold[slot, t.LOWER_LOW]
-    rows[row, image.UPPER_HIGH] = cold[slot, t.UPPER_HIGH]
-    rows[row, image.UPPER_LOW] = cold[slot, t.UPPER_LOW]
+    rows[row, image.LOWER_HIGH] = addresses[slot, t.LOWER_HIGH]
+    rows[row, image.LOWER_LOW] = addresses[slot, t.LOWER_LOW]
+    rows[row, image.UPPER_HIGH] = addresses[slot, t.UPPER_HIGH]
+    rows[row, image.UPPER_LOW] = addresses[slot, t.UPPER_LOW]
     rows[row, image.KEY2] = hot[slot, t.KEY2]
-    rows[row, image.STATE] = np.int64(small[slot, t.STATE])
-    rows[row, image.FLAGS] = np.int64(small[slot, t.FLAGS])
-    rows[row, image.SCALES] = np.int64(small[slot, t.SCALES])
-    rows[row, image.FROM_ZONE] = np.int64(small[slot, t.FROM_ZONE])
-    rows[row, image.TO_ZONE] = np.int64(small[slot, t.TO_ZONE])
-    rows[row, image.APPLICATION] = np.int64(small[slot, t.APPLICATION])
+    rows[row, image.STATE] = np.int64(short[slot, t.STATE])
+    rows[row, image.FLAGS] = np.int64(short[slot, t.FLAGS])
+    rows[row, image.SCALES] = np.int64(short[slot, t.SCALES])
+    rows[row, image.FROM_ZONE] = np.int64(short[slot, t.FROM_ZONE])
+    rows[row, image.TO_ZONE] = np.int64(short[slot, t.TO_ZONE])
+    rows[row, image.APPLICATION] = np.int64(short[slot, t.APPLICATION])
     rows[row, image.RULE] = np.int64(small[slot, t.RULE])
     rows[row, image.HOST] = np.int64(small[slot, t.HOST])
     rows[row, image.OWNER] = sessions.words[state.OWNER]
-    rows[row, image.GENERATION] = np.int64(small[slot, t.GENERATION])
+    rows[row, image.GENERATION] = np.int64(short[slot, t.GENERATION])
     rows[row, image.START] = cold[slot, t.START]
     rows[row, image.EXPIRY] = stored_expiry(sessions, slot)
     rows[row, image.PACKETS] = cold[slot, t.PACKETS]
@@ -70,21 +71,21 @@ def write(sessions, slot, now):
     When the queue is full the session is marked and the ageing hand tries again. An unverified RST
     is a passing doubt of this node: the store keeps the session as established.
     """
-    small = sessions.table.small
+    short = sessions.table.short
     row = ring_slot(sessions.requests)
     if row < 0:
-        small[slot, t.LOCAL] |= t.DIRTY
+        short[slot, t.LOCAL] |= t.DIRTY
         sessions.counters[_REQUESTS_DELAYED] += 1
         return
     rows = sessions.requests.rows
-    local = np.int64(small[slot, t.LOCAL])
+    local = np.int64(short[slot, t.LOCAL])
     rows[row, image.OP] = image.WRITE if local & t.STORED != 0 else image.WRITE_FIRST
     rows[row, image.TAG] = slot
     _fill(sessions, row, rows, slot)
     if rows[row, image.STATE] == tcp.TCP_UNVERIFIED_RST:
         rows[row, image.STATE] = tcp.TCP_ESTABLISHED
     ring_publish(sessions.requests)
-    small[slot, t.LOCAL] = (local | t.STORED) & ~t.DIRTY
+    short[slot, t.LOCAL] = (local | t.STORED) & ~t.DIRTY
     sessions.table.cold[slot, t.WRITTEN] = now
     sessions.counters[_WRITES] += 1
 
@@ -95,11 +96,11 @@ def forget(sessions, slot):
 
     With a full queue the record is left to expire by itself.
     """
-    small = sessions.table.small
-    local = np.int64(small[slot, t.LOCAL])
+    short = sessions.table.short
+    local = np.int64(short[slot, t.LOCAL])
     if local & t.STORED == 0:
         return
-    small[slot, t.LOCAL] = local & ~(t.STORED | t.DIRTY)
+    short[slot, t.LOCAL] = local & ~(t.STORED | t.DIRTY)
     row = ring_slot(sessions.requests)
     if row < 0:
         sessions.counters[_REQUESTS_DELAYED] += 1

@@ -133,8 +133,8 @@ class SessionOrder:
         """Compare every session that is still there with what it was."""
         table = node.engine.sessions_state.table
         ids = np.where(table.hot[:, t.KEY2] != 0, table.cold[:, t.ID], 0)
-        states = table.small[:, t.STATE].astype(np.int64)
-        generations = table.small[:, t.GENERATION].astype(np.int64)
+        states = table.short[:, t.STATE].astype(np.int64)
+        generations = table.short[:, t.GENERATION].astype(np.int64)
         before = self._before.get(id(node))
         self._before[id(node)] = ids, states, generations
         if before is None:
