@@ -25,7 +25,7 @@ FLOORS = [
     {"takeover"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},
-    {"worker", "gwlb_worker"},
+    {"dataplane", "worker", "gwlb_worker"},
     {"node", "gwlb", "sim", "replay", "warm"},
     {"lab"},
     {"cli"},
@@ -41,6 +41,7 @@ SYSTEM = {"asyncio", "select", "selectors", "signal", "socket", "ssl", "subproce
 OUR_SYSTEM = "everwall.system"
 MAY_TOUCH_THE_SYSTEM = {
     "node",
+    "dataplane",
     "worker",
     "gwlb",
     "gwlb_worker",

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,13 @@ import structlog
 from everwall import __version__
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.counters import Counter
+from everwall.dataplane import find_data_interface, open_data_plane
 from everwall.engine import EngineConfig, describe_event, describe_sessions, drain_ring, verdict_counts
 from everwall.limits import DRAIN_EMPTY_S, DRAIN_QUIET_S, MAINTENANCE_S, SECOND_NS
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
 from everwall.policy.compile import Loaded, load_policy
-from everwall.ports import port as ports
 from everwall.session import state
 from everwall.session.record import derive_keys
 from everwall.store.protocol import buckets_for
@@ -44,83 +42,17 @@ class NodeError(RuntimeError):
     """The node cannot start; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class DataInterface:
-    """Where GENEVE and health checks arrive."""
-
-    name: str | None
-    address: str
-    networks: tuple[ipaddress.IPv4Network, ...]
-
-
 def owner_id(name: str) -> int:
     """The 32-bit id of a node in records: of its name and this start, so that a restart is a new owner."""
     digest = hashlib.blake2b(f"{name} {os.getpid()} {time.time_ns()}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 
-def find_data_interface(config: InitCfg) -> DataInterface:
-    """The interface, address and subnets that the configuration means on this machine.
-
-    Raises NodeError when there is no such interface or it has no IPv4 address.
-    """
-    addresses = _addresses()
-    if config.data_interface is None and config.data_address is not None:
-        wanted = str(config.data_address)
-        for name, networks in addresses.items():
-            for interface in networks:
-                if str(interface.ip) == wanted or (name == "lo" and config.data_address in interface.network):
-                    return DataInterface(name, wanted, (interface.network,))
-        raise NodeError(f"everwall-data-address {wanted} is not an address of this machine")
-    present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
-    data = config.interfaces(present)[0]
-    if data is None:
-        raise NodeError("there is no network interface but loopback: set everwall-data-address")
-    own = addresses.get(data, [])
-    if not own:
-        raise NodeError(f"the data interface {data} is missing or has no IPv4 address")
-    address = str(config.data_address or own[0].ip)
-    return DataInterface(data, address, tuple(interface.network for interface in own))
-
-
-def _addresses() -> dict[str, list[ipaddress.IPv4Interface]]:
-    from pyroute2 import IPRoute  # slow to import, needed once
-
-    found: dict[str, list[ipaddress.IPv4Interface]] = {}
-    with IPRoute() as route:
-        for message in route.get_addr(family=socket.AF_INET):
-            name = socket.if_indextoname(message["index"])
-            text = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
-            found.setdefault(name, []).append(ipaddress.IPv4Interface(text))
-    return found
-
-
-def open_port(kind: str, data: DataInterface, whole_interface: bool) -> ports.Port:
-    """The port of ``everwall-port``; ``auto`` takes the raw one where that is permitted.
-
-    ``whole_interface``: receive on every address of the interface, not on one only.
-    """
-    if kind == "xdp":
-        raise NodeError("everwall-port=xdp is not there yet")
-    address = "0.0.0.0" if whole_interface and data.name not in (None, "lo") else data.address
-    device = data.name if data.name != "lo" else None
-    try:
-        if kind in ("auto", "raw"):
-            try:
-                return ports.open_raw(address, device)
-            except PermissionError as error:
-                if kind == "raw":
-                    raise NodeError("everwall-port=raw needs root (CAP_NET_RAW)") from error
-        return ports.open_udp(data.address)
-    except OSError as error:
-        raise NodeError(f"cannot receive GENEVE on {data.address}: {error.strerror or error}") from error
-
-
 class Node:
     """One running firewall; ``run`` returns when it has been told to stop."""
 
     def __init__(self, config: InitCfg, control_path: Path | None, drain_timeout_s: float) -> None:
-        """Opens the port and allocates everything; raises NodeError or ConfigError."""
+        """Opens the port and allocates everything; raises DataPlaneError or ConfigError."""
         self.config = config
         self.name = config.hostname or socket.gethostname()
         self.policy: Loaded = load_policy(config.policy)
@@ -146,8 +78,8 @@ class Node:
             epoch_offset=time.time_ns() - time.monotonic_ns(),
             seed=int.from_bytes(os.urandom(7), "big"),
         )
-        port = open_port(config.port, self._data, config.data_address is None)
-        self.worker = Worker(engine, self.policy.compiled, port, self._wake, self._store_wake)
+        self.plane = open_data_plane(config, self._data)
+        self.worker = Worker(engine, self.policy.compiled, self.plane.ports[0], self._wake, self._store_wake)
         self.store = self._make_store(owner) if self.resiliency.enabled else None
         self._traffic_log = TrafficLog(config.traffic_log)
         self._state = "joining"
@@ -253,7 +185,7 @@ class Node:
             name=self.name,
             version=__version__,
             data=f"{self._data.name or ''} {self._data.address}".strip(),
-            port=ports.kind_of(self.worker.port),
+            port=self.plane.kind,
             policy=self.policy.policy.summary,
             health=f"{self._data.address}:{self.config.health_port}",
             seconds=round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 2),
@@ -306,7 +238,7 @@ class Node:
             self.store.stop()
         self._log_events()
         self._traffic_log.close()
-        ports.close(self.worker.port)
+        self.plane.close()
         os.close(self._wake)
         os.close(self._store_wake)
 
@@ -330,7 +262,7 @@ class Node:
             "state": self.state,
             "sessions": self._count(Counter.SESSIONS),
             "max_sessions": self.config.max_sessions,
-            "port": ports.kind_of(self.worker.port),
+            "port": self.plane.kind,
             "data_address": self._data.address,
             "resiliency": self._resiliency(),
             "store": self._store_facts(),

@@ -12,6 +12,7 @@ import typer
 from everwall.bootstrap.init_cfg import load_init_cfg
 from everwall.cli.common import fail
 from everwall.config import ConfigError
+from everwall.dataplane import DataPlaneError
 from everwall.limits import DRAIN_TIMEOUT_S_DEFAULT
 from everwall.management import logs
 from everwall.node import Node, NodeError
@@ -38,7 +39,7 @@ def command(
         warm(log.info, modules=FIREWALL)
         node = Node(config, control, drain_timeout)
         status = asyncio.run(node.run())
-    except (ConfigError, NodeError, WarmError, OSError) as error:
+    except (ConfigError, DataPlaneError, NodeError, WarmError, OSError) as error:
         # OSError: traffic log or control socket cannot be where they were asked for.
         fail(str(error))
     raise typer.Exit(status)
