@@ -277,6 +277,8 @@ import asyncio, pathlib, socket, subprocess, sys
 from everwall.balancer.config import load
 from everwall.gwlb import LoadBalancer
 def ip(*words): subprocess.run(["ip", *words], check=True)
+said = bytes(range(256)) * 40
+said = said[:int(sys.argv[2]) - 28]
 ip("link", "set", "lo", "up")
 for last in (1, 2): ip("addr", "add", f"10.40.0.{last}/32", "dev", "lo")
 async def story():
@@ -290,26 +292,31 @@ async def story():
         client.bind(("10.1.0.1", 5000)); client.setblocking(False)
         async with asyncio.timeout(20):
             for number in range(20):
-                await loop.sock_sendto(client, b"hello", ("10.1.0.2", 6000 + number))
-                packet, peer = await loop.sock_recvfrom(outer, 4096)
+                await loop.sock_sendto(client, said, ("10.1.0.2", 6000 + number))
+                packet, peer = await loop.sock_recvfrom(outer, 9999)
                 assert peer[0] == "10.40.0.1" and peer[1] >= 49152, peer
                 head, p = packet[:40], packet[40:]
                 turned = p[:12] + p[16:20] + p[12:16] + p[22:24] + p[20:22] + p[24:]
                 await loop.sock_sendto(outer, head + turned, ("10.40.0.1", 6081))
-                assert await loop.sock_recv(client, 99) == b"hello"
+                assert await loop.sock_recv(client, 9999) == said
         assert balancer.gateway.counters == {"to-target": 20, "to-endpoint": 20}, balancer.gateway.counters
 asyncio.run(story())
 """
 
 
-def test_kernel_traffic_through_tun_and_raw_port(tmp_path):
+@pytest.mark.parametrize("mtu", [1500, 8500])
+@pytest.mark.parametrize("kind", ["tun", "packet"])
+def test_kernel_traffic_through_a_device_and_the_raw_port(kind, mtu, tmp_path):
+    """Packets as long as the endpoint takes, 8500 bytes being the longest that AWS's load balancer carries."""
     needs.namespaces()
-    needs.device(tun.DEVICE)
+    if kind == "tun":
+        needs.device(tun.DEVICE)
     needs.binary("ip")
     config = tmp_path / "gwlb.yaml"
     config.write_text(
-        "address: 10.40.0.1\ntransport: raw\nendpoints: [{id: vpce-7, tun: gwlbe0}]\ntargets: [10.40.0.2]\n"
+        "address: 10.40.0.1\ntransport: raw\ntargets: [10.40.0.2]\n"
+        f"endpoints: [{{id: vpce-7, {kind}: gwlbe0, mtu: {mtu}}}]\n"
     )
-    command = ["unshare", "--net", sys.executable, "-c", _PRIVILEGED_STORY, str(config)]
+    command = ["unshare", "--net", sys.executable, "-c", _PRIVILEGED_STORY, str(config), str(mtu)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr

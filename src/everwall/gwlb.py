@@ -28,15 +28,18 @@ from everwall.balancer.gateway import Gateway
 from everwall.balancer.probes import Prober, ProbeSettings
 from everwall.balancer.targets import Event, Targets
 from everwall.limits import (
+    GENEVE_OVERHEAD_BYTES,
     GWLB_EVENTS_SHOWN,
     GWLB_SOURCE_PORTS,
     GWLB_SOURCE_PORTS_UNPRIVILEGED,
     GWLB_WATCH_S,
     HEARTBEAT_STALE_NS,
     SECOND_NS,
+    frame_bytes_for,
 )
 from everwall.management.control import ControlError, ControlServer
-from everwall.ports import endpoint, port, tun
+from everwall.ports import endpoint, packet, port, tun
+from everwall.ports.endpoint import Endpoint
 from everwall.ports.port import Port
 
 log = structlog.get_logger()
@@ -66,14 +69,18 @@ def open_port(config: GwlbConfig) -> Port:
         ) from error
 
 
-def open_endpoint(config: EndpointConfig) -> int:
-    """The descriptor of one endpoint; raises StartError."""
-    if config.tun is not None:
+def open_endpoint(config: EndpointConfig) -> Endpoint:
+    """One endpoint; raises StartError."""
+    if config.device is not None:
         try:
-            return tun.open_tun(config.tun, config.mtu)
+            if config.kind == "packet":
+                return packet.open_packet(config.device, config.mtu)
+            return Endpoint(tun.open_tun(config.device, config.mtu))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise StartError(f"cannot open endpoint device {config.tun}: {reason}") from error
+            raise StartError(
+                f"cannot open endpoint device {config.device} ({config.kind}): {reason}"
+            ) from error
     assert config.listen is not None
     assert config.peer is not None
     try:
@@ -127,11 +134,11 @@ class LoadBalancer:
         now = time.monotonic_ns()
         self._port = open_port(config)
         self._opened.append(lambda: port.close(self._port))
-        descriptors = []
+        self._endpoints: list[Endpoint] = []
         for one in config.endpoints:
-            descriptor = open_endpoint(one)
-            descriptors.append(descriptor)
-            self._opened.append(lambda number=descriptor: os.close(number))  # type: ignore[misc]
+            self._endpoints.append(open_endpoint(one))
+            self._opened.append(self._endpoints[-1].close)
+        frame_bytes = frame_bytes_for(max(one.mtu for one in config.endpoints) + GENEVE_OVERHEAD_BYTES)
         raw = port.kind_of(self._port) == "raw"
         self.gateway = Gateway(
             address=port.address_number(config.address),
@@ -143,7 +150,7 @@ class LoadBalancer:
             source_ports=GWLB_SOURCE_PORTS if raw else GWLB_SOURCE_PORTS_UNPRIVILEGED,
             seed=secrets.randbits(63),
         )
-        self._worker = gwlb_worker.make_worker(self.gateway, self._port, descriptors)
+        self._worker = gwlb_worker.make_worker(self.gateway, self._port, self._endpoints, frame_bytes)
         self._opened.append(lambda: os.close(self._worker.wake))
         # Compiled, or taken from the cache, before anybody is told that we are ready.
         gwlb_worker.prepare(self._worker)
@@ -195,7 +202,7 @@ class LoadBalancer:
     def describe(self) -> str:
         """One line for people: what runs here."""
         config = self._config
-        ends = ", ".join(one.tun or "udp {}:{}".format(*one.listen or ("", 0)) for one in config.endpoints)
+        ends = ", ".join(one.place for one in config.endpoints)
         checks = (
             f"{config.health_check_protocol} checks every {config.health_check_interval:g} s, "
             f"time-out {config.health_check_timeout:g} s, unhealthy after {config.unhealthy_threshold}"
@@ -211,7 +218,7 @@ class LoadBalancer:
     def _handlers(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         return {
             "status": self._status,
-            "counters": lambda asked: {"counters": self.gateway.counters, "metrics": self.gateway.metrics},
+            "counters": lambda asked: {"counters": self._counters(), "metrics": self.gateway.metrics},
             "targets": self._targets_shown,
             "flows": self._flows_shown,
             "register": self._register,
@@ -232,6 +239,11 @@ class LoadBalancer:
             "target_failover": "rebalance" if self._config.rebalance else "no_rebalance",
             "uptime_s": (now - self._began) / SECOND_NS,
         }
+
+    def _counters(self) -> dict[str, int]:
+        """The gateway's, and what the kernel could not hand over because nobody fetched it in time."""
+        lost = sum(each.lost for each in self._endpoints)
+        return self.gateway.counters | ({"endpoint-overrun": lost} if lost else {})
 
     def _targets_shown(self, asked: dict[str, Any]) -> dict[str, Any]:
         events = [_event(event) for event in list(self.targets.events)[-GWLB_EVENTS_SHOWN:]]

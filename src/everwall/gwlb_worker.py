@@ -16,9 +16,10 @@ import numpy.typing as npt
 from everwall.balancer.gateway import Gateway, Tables, age_flows, endpoint_row, from_endpoint, from_target
 from everwall.balancer.targets import Targets
 from everwall.kernels import kernel
-from everwall.limits import BATCH_PACKETS, POLL_MS_MAX
+from everwall.limits import BATCH_PACKETS, FRAME_BYTES, POLL_MS_MAX
 from everwall.ports import endpoint as bare
 from everwall.ports import port as outer
+from everwall.ports.endpoint import Endpoint, rows_of
 from everwall.ports.port import Port
 from everwall.system import clear_signal, monotonic, poll_words, wait
 from everwall.verdict import Verdict
@@ -38,7 +39,7 @@ class Worker(NamedTuple):
     tables: Tables
     port: Port
     batch: Batch
-    endpoints: npt.NDArray[np.int64]  # descriptors, in the order of Tables.endpoints
+    endpoints: npt.NDArray[np.int64]  # rows of ports.endpoint, in the order of Tables.endpoints
     polled: npt.NDArray[np.int64]
     control: npt.NDArray[np.int64]
     wake: int  # eventfd
@@ -46,15 +47,19 @@ class Worker(NamedTuple):
     scratch: npt.NDArray[np.int64]
 
 
-def make_worker(gateway: Gateway, port: Port, endpoints: list[int]) -> Worker:
-    """``endpoints``: a descriptor for each endpoint of the gateway, in its order."""
+def make_worker(
+    gateway: Gateway, port: Port, endpoints: list[Endpoint], frame_bytes: int = FRAME_BYTES
+) -> Worker:
+    """``endpoints``: an open one for each endpoint of the gateway, in its order."""
     wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     return Worker(
         gateway.tables,
         port,
-        make_batch(BATCH_PACKETS),
-        np.array(endpoints, np.int64),
-        np.array(poll_words([wake, outer.descriptor(port), *endpoints]), np.int64),
+        make_batch(BATCH_PACKETS, frame_bytes),
+        rows_of(endpoints),
+        np.array(
+            poll_words([wake, outer.descriptor(port), *(each.descriptor for each in endpoints)]), np.int64
+        ),
         np.zeros(16, np.int64),
         wake,
         np.zeros(BATCH_PACKETS, np.int64),
@@ -99,8 +104,8 @@ def _send_to_endpoints(worker, count):
     for i in range(count):
         if meta[i, VERDICT] != _FORWARD:
             continue
-        descriptor = worker.endpoints[endpoint_row(worker.tables, meta[i, ENDPOINT])]
-        if not bare.send(descriptor, worker.batch.data, i, meta[i, INNER], meta[i, INNER_END]):
+        k = endpoint_row(worker.tables, meta[i, ENDPOINT])
+        if not bare.send(worker.endpoints, k, worker.batch.data, i, meta[i, INNER], meta[i, INNER_END]):
             worker.tables.back[_FORWARD] -= 1
             worker.tables.back[_TRANSMIT] += 1
 
@@ -114,7 +119,7 @@ def run(worker):
         worker.control[HEARTBEAT] = now
         moved = 0
         for k in range(worker.endpoints.shape[0]):
-            count = bare.receive(worker.endpoints[k], tables.endpoints[k], batch, batch.data.shape[0])
+            count = bare.receive(worker.endpoints, k, tables.endpoints[k], batch, batch.data.shape[0])
             if count > 0:
                 from_endpoint(tables, batch, count, now)
                 _send_to_targets(worker, count)

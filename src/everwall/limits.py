@@ -151,6 +151,8 @@ GWLB_SOURCE_PORTS = 16384
 GWLB_EVENTS_SHOWN = 256
 GWLB_WATCH_S = 0.05
 """How often the ends of deregistration delays are looked for, besides when one is due."""
+PACKET_RING_BYTES = 8 << 20
+"""Of received packets that wait in an endpoint on AF_PACKET: 4096 of ordinary size, 512 jumbo ones."""
 GWLB_FRAGMENT_WAYS = 4
 GWLB_TABLE_LOAD_MAX = 0.8
 """Flows over slots at which the flow table is sized: two choices of 8 slots."""

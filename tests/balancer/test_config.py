@@ -39,6 +39,7 @@ max_flows: 5000
 endpoints:
   - {id: 0xfedcba9876543210, udp: {listen: 127.0.0.2:7001, peer: 127.0.0.2:7002}}
   - {id: 0x1, tun: gwlbe1, mtu: 1400}
+  - {id: 0x2, packet: gwlbe2, mtu: 8500}
 targets:
   - 127.0.1.1
   - {id: fw2, address: 127.0.1.2}
@@ -60,7 +61,10 @@ tcp.idle_timeout.seconds: 6000
     )
     assert config.endpoints[0].id == 0xFEDCBA9876543210 - (1 << 64)
     assert config.endpoints[0].peer == ("127.0.0.2", 7002)
-    assert config.endpoints[1].mtu == 1400
+    assert [(one.kind, one.device, one.mtu) for one in config.endpoints[1:]] == [
+        ("tun", "gwlbe1", 1400),
+        ("packet", "gwlbe2", 8500),
+    ]
     assert [(target.id, target.address) for target in config.targets] == [
         ("127.0.1.1", "127.0.1.1"),
         ("fw2", "127.0.1.2"),
@@ -128,7 +132,9 @@ def test_a_mistake_names_file_line_key_and_what_was_expected(text, line, key, ex
         ("address: 10.0.0.1\n", "endpoints"),
         ("address: 10.0.0.1\nendpoints: []\n", "1 to 64 endpoints"),
         ("address: 10.0.0.1\nendpoints: [{id: 12, tun: a}]\n", "endpoint id"),
-        ("address: 10.0.0.1\nendpoints: [{id: 0x1}]\n", "either tun or udp"),
+        ("address: 10.0.0.1\nendpoints: [{id: 0x1, tun: a, packet: a}]\n", "either tun, packet or udp"),
+        ("address: 10.0.0.1\nendpoints: [{id: 0x1, tun: a, mtu: 8501}]\n", "576 to 8500"),
+        ("address: 10.0.0.1\nendpoints: [{id: 0x1}]\n", "either tun, packet or udp"),
         (
             "address: 10.0.0.1\nendpoints: [{id: 0x1, tun: a}, {id: vpce-1, tun: b}]\n",
             "no other endpoint has",

@@ -19,6 +19,7 @@ from everwall.limits import (
     GWLB_ENDPOINTS_MAX,
     GWLB_FLOWS_DEFAULT,
     GWLB_TARGETS_MAX,
+    INNER_MTU_MAX,
     LB_IDLE_TCP_S,
     SESSIONS_MAX,
     SESSIONS_MIN,
@@ -28,10 +29,11 @@ _VPC_ENDPOINT = re.compile(r"(?:vpce-|0x)0*([0-9a-fA-F]{1,16})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 _DEVICE = re.compile(r"[^\s/]{1,15}")
 _PATH = re.compile(r"/[\x21-\x7e]{0,1023}")
+_ENDPOINT_KINDS = ("tun", "packet", "udp")
 _ON_UNHEALTHY = "target_failover.on_unhealthy"
 _ON_DEREGISTRATION = "target_failover.on_deregistration"
 
-MTU_MIN, MTU_MAX = 576, 1900
+MTU_MIN = 576
 
 Value = TypeVar("Value")
 AddressPort = tuple[str, int]
@@ -39,17 +41,24 @@ AddressPort = tuple[str, int]
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """One gateway load balancer endpoint, by TUN device or, without privilege, by UDP."""
+    """One gateway load balancer endpoint: a device that the kernel routes into or, without privilege, UDP."""
 
     id: int
     """64 bits as int64, as the data path holds them."""
-    tun: str | None = None
-    """Device name."""
+    kind: str
+    """``tun``, ``packet`` or ``udp``."""
+    device: str | None = None
     mtu: int = 1500
+    """Of the device; packets by UDP may be as long."""
     listen: AddressPort | None = None
     """Own address where inner packets come in as datagrams."""
     peer: AddressPort | None = None
     """Where they come from and go to."""
+
+    @property
+    def place(self) -> str:
+        """The device or the address, for people."""
+        return self.device or "udp {}:{}".format(*self.listen or ("", 0))
 
 
 @dataclass(frozen=True)
@@ -215,19 +224,21 @@ def _endpoints(node: Node) -> tuple[EndpointConfig, ...]:
         raise node.error(expected)
     found: list[EndpointConfig] = []
     for item in items:
-        keys = item.mapping(("id", "tun", "mtu", "udp"), required=("id",))
+        keys = item.mapping(("id", "mtu", *_ENDPOINT_KINDS), required=("id",))
         number = _endpoint_id(keys["id"])
         if any(other.id == number for other in found):
             raise keys["id"].error("an id that no other endpoint has")
-        if ("tun" in keys) == ("udp" in keys):
-            raise item.error("an endpoint with either tun or udp")
-        if "tun" in keys:
-            mtu = keys["mtu"].integer(MTU_MIN, MTU_MAX) if "mtu" in keys else 1500
-            found.append(EndpointConfig(number, tun=_device(keys["tun"]), mtu=mtu))
-        else:
+        kinds = [kind for kind in _ENDPOINT_KINDS if kind in keys]
+        if len(kinds) != 1:
+            raise item.error("an endpoint with either tun, packet or udp")
+        (kind,) = kinds
+        mtu = keys["mtu"].integer(MTU_MIN, INNER_MTU_MAX) if "mtu" in keys else 1500
+        if kind == "udp":
             udp = keys["udp"].mapping(("listen", "peer"), required=("listen", "peer"))
             listen, peer = _address_port(udp["listen"]), _address_port(udp["peer"])
-            found.append(EndpointConfig(number, listen=listen, peer=peer))
+            found.append(EndpointConfig(number, kind, mtu=mtu, listen=listen, peer=peer))
+        else:
+            found.append(EndpointConfig(number, kind, device=_device(keys[kind]), mtu=mtu))
     return tuple(found)
 
 
