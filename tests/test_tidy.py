@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {".py", ".md", ".toml", ".sh", ".lua", ".yaml", ".yml", ".txt", ".cfg", ".c", ".h"}
-FOLDERS = ["src", "tests", "scripts", "docs", "bench", "examples", ".ci"]
+FOLDERS = ["src", "tests", "scripts", "docs", "bench", "examples", "bpf", ".ci"]
 LINES_MAX = 700
 
 # Put together from pieces, so that this file is no finding of its own.

@@ -32,6 +32,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # Nothing in these is compiled or gives a constant to compiled code.
 _NOT_COMPILED = {"bootstrap", "cli", "lab", "management", "sim", "store"}
 _NOT_COMPILED |= {"__main__.py", "config.py", "gwlb.py", "node.py", "warm.py"}
+_NOT_COMPILED |= {f"ports/{name}.py" for name in ("bpf", "bpf_build", "libbpf", "outcome")}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,7 +40,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def source_files() -> list[Path]:
     """Every source file that compiled code may depend on, in a fixed order."""
     return sorted(
-        path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _NOT_COMPILED
+        path
+        for path in _PACKAGE.rglob("*.py")
+        if path.relative_to(_PACKAGE).parts[0] not in _NOT_COMPILED
+        and path.relative_to(_PACKAGE).as_posix() not in _NOT_COMPILED
     )
 
 

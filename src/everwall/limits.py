@@ -102,6 +102,14 @@ STORE_TIMEOUT_S = 1.0
 STORE_RECONNECT_MIN_S = 0.05
 STORE_RECONNECT_MAX_S = 2.0
 
+# Cut-through -----------------------------------------------------------------------------------
+BEAT_STALE_NS = 500 * MS_NS
+"""A worker whose loop has not passed for this long gets every packet: a node that hangs stops forwarding."""
+SEQUENCE_JUMP_MAX = 1 << 24
+"""Bytes by which a segment may lie before or behind the last one bounced; the engine judges those farther off."""
+OUTER_TTL = 64
+"""Of the outer header of everything that is returned."""
+
 # Node ------------------------------------------------------------------------------------------
 HEARTBEAT_STALE_NS = 300 * MS_NS
 """A worker whose loop has not passed for this long is not healthy."""

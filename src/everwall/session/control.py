@@ -1,0 +1,41 @@
+"""The words that engine and cut-through program share, beside the session table: one small array of int64.
+
+The array is the program's ``.bss``, mapped into the process; without a program it is ordinary memory that nobody
+reads. The engine writes, the program reads. The build of the program takes every number here as a C constant of
+the same name (``ports/bpf_build.py``).
+"""
+
+from __future__ import annotations
+
+SEED = 0
+"""Of the flow hash."""
+WORKERS = 1
+SETS = 2
+"""Sets of the session table, for each worker."""
+SOURCES = 4
+"""How many of the ranges at SOURCE hold; a packet from none of them is handed up."""
+ADDRESSES = 5
+"""How many of the addresses at ADDRESS hold; 0 means that every outer destination is ours."""
+ENABLED = 6
+"""0: everything is handed up."""
+SOURCE = 8
+"""SOURCES_MAX pairs: first and last outer IPv4 address that GENEVE is accepted from."""
+SOURCES_MAX = 16
+ADDRESS = 40
+"""ADDRESSES_MAX outer IPv4 addresses of this node."""
+ADDRESSES_MAX = 16
+WORKER = 64
+"""WORKER_WORDS words for each worker, in which BEAT and WANT are counted."""
+WORKER_WORDS = 8
+BEAT = 0
+"""CLOCK_MONOTONIC ns at which the worker last passed its loop: the dead man's word."""
+WANT = 1
+"""What CONTROL & EPOCH_MASK of an offloaded session must equal: epoch << 16 | 1; 0 = nothing is offloaded."""
+WORKERS_MAX = 64
+WORDS = WORKER + WORKERS_MAX * WORKER_WORDS
+
+EPOCH_MASK = 0xFFFF0001
+"""Of a session's CONTROL: the epoch and the flag; the version between them is left out."""
+
+assert SOURCE + 2 * SOURCES_MAX <= ADDRESS
+assert ADDRESS + ADDRESSES_MAX <= WORKER
