@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from everwall.limits import GENEVE_PORT
+from everwall.limits import GENEVE_PORT, INNER_MTU_MAX
 from everwall.management.control import ControlError, request
 from tests import needs, packets
 from tests.redis_server import PASSWORD, RedisServer
@@ -144,7 +144,7 @@ class Balancer:
         self.sender.sendto(packet, (node.address, GENEVE_PORT))
         self.listener.settimeout(seconds)
         try:
-            data, source = self.listener.recvfrom(4096)
+            data, source = self.listener.recvfrom(9999)
         except TimeoutError:
             return False
         assert source == (node.address, 45678)
@@ -213,8 +213,10 @@ def test_a_connection_survives_the_death_of_its_node(
     first.process.kill()
     first.process.wait()
 
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
-    assert balancer.through(second, s2c(flags="A", seq=5001, ack=1011))
+    # The longest packet that AWS carries, and it has to wait for the store's answer.
+    longest = b"still here".ljust(INNER_MTU_MAX - 40, b".")
+    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=longest))
+    assert balancer.through(second, s2c(flags="A", seq=5001, ack=1001 + len(longest)))
     counters = second.counters()
     assert counters["sessions-restored"] == 1
     assert "non-syn-tcp" not in counters

@@ -15,6 +15,7 @@ import structlog
 
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.ports import port as ports
+from everwall.ports.interface import mtu_of
 from everwall.ports.port import Port
 
 log = structlog.get_logger()
@@ -28,9 +29,11 @@ class DataPlaneError(RuntimeError):
 class DataInterface:
     """Where GENEVE and health checks arrive."""
 
-    name: str | None
+    name: str
     address: str
     networks: tuple[ipaddress.IPv4Network, ...]
+    mtu: int
+    """Packet slots are as large as it asks for (``limits.frame_bytes_for``)."""
 
 
 def find_data_interface(config: InitCfg) -> DataInterface:
@@ -44,7 +47,7 @@ def find_data_interface(config: InitCfg) -> DataInterface:
         for name, networks in addresses.items():
             for interface in networks:
                 if str(interface.ip) == wanted or (name == "lo" and config.data_address in interface.network):
-                    return DataInterface(name, wanted, (interface.network,))
+                    return DataInterface(name, wanted, (interface.network,), mtu_of(name))
         raise DataPlaneError(f"everwall-data-address {wanted} is not an address of this machine")
     present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
     data = config.interfaces(present)[0]
@@ -54,7 +57,7 @@ def find_data_interface(config: InitCfg) -> DataInterface:
     if not own:
         raise DataPlaneError(f"the data interface {data} is missing or has no IPv4 address")
     address = str(config.data_address or own[0].ip)
-    return DataInterface(data, address, tuple(interface.network for interface in own))
+    return DataInterface(data, address, tuple(interface.network for interface in own), mtu_of(data))
 
 
 def _addresses() -> dict[str, list[ipaddress.IPv4Interface]]:
@@ -102,7 +105,7 @@ def _open_xdp(config: InitCfg, data: DataInterface) -> DataPlane:
 
 def _open_raw(config: InitCfg, data: DataInterface) -> DataPlane:
     # Without an address of its own: whatever comes to the interface.
-    everything = config.data_address is None and data.name not in (None, "lo")
+    everything = config.data_address is None and data.name != "lo"
     device = data.name if data.name != "lo" else None
     try:
         return DataPlane("raw", [ports.open_raw("0.0.0.0" if everything else data.address, device)])

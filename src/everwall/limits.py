@@ -20,7 +20,9 @@ interface with the cloud's MTU of 9001 takes. An odd number of cache lines: rows
 GENEVE_OVERHEAD_BYTES = 68
 """What GENEVE with the load balancer's three options adds to a packet: IPv4 20, UDP 8, GENEVE 8, options 32."""
 INNER_MTU_MAX = 8500
-"""The longest packet that AWS's load balancer carries; the outer one has 8568 bytes."""
+"""The longest packet that AWS's load balancer carries."""
+JUMBO_MTU_MIN = INNER_MTU_MAX + GENEVE_OVERHEAD_BYTES
+"""What an interface needs to take that packet in GENEVE: 8568."""
 HEADROOM_BYTES = 64
 """Room before a received packet, for the outer headers that a port writes in place on return."""
 GENEVE_OPTIONS_BYTES_MAX = 252
@@ -170,7 +172,7 @@ GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
 assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + 9001
-assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + GENEVE_OVERHEAD_BYTES + INNER_MTU_MAX
+assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + JUMBO_MTU_MIN
 assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the packet"
 assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS

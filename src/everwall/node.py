@@ -24,7 +24,15 @@ from everwall.bootstrap.init_cfg import InitCfg
 from everwall.counters import Counter
 from everwall.dataplane import find_data_interface, open_data_plane
 from everwall.engine import EngineConfig, describe_event, describe_sessions, drain_ring, verdict_counts
-from everwall.limits import DRAIN_EMPTY_S, DRAIN_QUIET_S, MAINTENANCE_S, SECOND_NS
+from everwall.limits import (
+    DRAIN_EMPTY_S,
+    DRAIN_QUIET_S,
+    INNER_MTU_MAX,
+    JUMBO_MTU_MIN,
+    MAINTENANCE_S,
+    SECOND_NS,
+    frame_bytes_for,
+)
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
@@ -66,6 +74,12 @@ class Node:
                 "everwall-geneve-sources is not set: GENEVE is believed from the data interface's subnets",
                 sources=", ".join(map(str, sources)),
             )
+        if config.jumbo_frame and self._data.mtu < JUMBO_MTU_MIN:
+            log.warning(
+                f"jumbo-frame: packets of {INNER_MTU_MAX} bytes need a data interface of MTU {JUMBO_MTU_MIN}",
+                interface=self._data.name,
+                mtu=self._data.mtu,
+            )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._store_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         owner = owner_id(self.name)
@@ -77,6 +91,7 @@ class Node:
             geneve_sources=tuple(sources),
             epoch_offset=time.time_ns() - time.monotonic_ns(),
             seed=int.from_bytes(os.urandom(7), "big"),
+            frame_bytes=frame_bytes_for(self._data.mtu),
         )
         self.plane = open_data_plane(config, self._data)
         self.worker = Worker(engine, self.policy.compiled, self.plane.ports[0], self._wake, self._store_wake)
@@ -184,7 +199,7 @@ class Node:
             "ready",
             name=self.name,
             version=__version__,
-            data=f"{self._data.name or ''} {self._data.address}".strip(),
+            data=f"{self._data.name} {self._data.address}, MTU {self._data.mtu}",
             port=self.plane.kind,
             policy=self.policy.policy.summary,
             health=f"{self._data.address}:{self.config.health_port}",

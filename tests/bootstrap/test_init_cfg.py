@@ -61,6 +61,7 @@ def test_a_file_made_for_the_vendor_works_with_one_line_more() -> None:
     cfg, warnings = parse(VENDOR_SAMPLE)
     assert cfg.hostname == "fw-a"
     assert cfg.mgmt_interface_swap
+    assert cfg.jumbo_frame
     assert cfg.session_resiliency
     assert cfg.gwlb_inspect
     assert cfg.redis_endpoint == RedisEndpoint("master.sessions.example.com", 6379)
@@ -77,7 +78,6 @@ def test_a_file_made_for_the_vendor_works_with_one_line_more() -> None:
         "init-cfg.txt:8: panorama-server: recognised but not used yet",
         "init-cfg.txt:9: tplname: recognised but not used yet",
         "init-cfg.txt:10: dgname: recognised but not used yet",
-        "init-cfg.txt:11: op-command-modes: jumbo-frame is recognised but not used yet",
         "init-cfg.txt:12: plugin-op-commands: 'panorama-licensing-mode-on' is recognised but not used yet",
         "init-cfg.txt:12: plugin-op-commands: spaces in the list are ignored here, not everywhere",
     ]
@@ -179,8 +179,10 @@ def test_tokens_that_are_not_used_yet_are_named_so(token: str) -> None:
 def test_modes_may_be_parted_by_spaces_or_commas() -> None:
     for text in ("jumbo-frame mgmt-interface-swap", "jumbo-frame,mgmt-interface-swap"):
         cfg, warnings = parse(f"op-command-modes={text}")
-        assert cfg.mgmt_interface_swap
-        assert len(warnings) == 1
+        assert (cfg.mgmt_interface_swap, cfg.jumbo_frame) == (True, True)
+        assert warnings == []
+    (warning,) = parse("op-command-modes=multi-vsys")[1]
+    assert warning.endswith("multi-vsys is recognised but not used yet")
     (warning,) = parse("op-command-modes=mgmt-interface-swop")[1]
     assert warning.endswith("unknown mode 'mgmt-interface-swop' (did you mean mgmt-interface-swap?)")
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from everwall import system
-from everwall.limits import FRAME_BYTES, GENEVE_PORT, HEADROOM_BYTES, UDP_SOURCE_PORTS_MAX
+from everwall.limits import (
+    FRAME_BYTES,
+    GENEVE_PORT,
+    HEADROOM_BYTES,
+    JUMBO_MTU_MIN,
+    UDP_SOURCE_PORTS_MAX,
+    frame_bytes_for,
+)
 from everwall.ports import port as ports
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, LOCAL_ADDRESS, PEER_ADDRESS, PEER_PORT, START, VERDICT, Batch, make_batch
@@ -103,6 +110,20 @@ def test_a_packet_longer_than_a_slot_is_named_oversize_and_empty(port: ports.Por
     assert batch.meta[0, VERDICT] == Verdict.OVERSIZE
     assert batch.meta[0, START] == batch.meta[0, END]
     assert batch.meta[1, VERDICT] == Verdict.FORWARD
+
+
+def test_a_jumbo_packet_is_returned_whole_from_a_jumbo_slot(
+    port: ports.Port, listener: socket.socket
+) -> None:
+    """8540 bytes of GENEVE over an inner packet of 8500, as long as AWS's load balancer makes them."""
+    batch = make_batch(frame_bytes=frame_bytes_for(JUMBO_MTU_MIN))
+    packet = bytes(range(250)) * 34 + bytes(40)
+    with sender(40035) as sock:
+        sock.sendto(packet, (NODE, GENEVE_PORT))
+        receive_all(port, batch, 1)
+    assert batch.meta[0, VERDICT] == Verdict.FORWARD
+    assert ports.send(port, batch, np.zeros(1, np.int64), 1) == 0
+    assert listener.recvfrom(9999) == (packet, (NODE, 40035))
 
 
 def test_a_packet_the_system_refuses_says_so(port: ports.Port) -> None:

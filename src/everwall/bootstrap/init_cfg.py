@@ -25,6 +25,8 @@ from pydantic import SecretBytes, SecretStr
 
 from everwall.bootstrap.keys import (
     INSPECT_TOKEN,
+    JUMBO_MODE,
+    MODES,
     RESILIENCY_TOKENS,
     SECRET_KEYS,
     SWAP_MODE,
@@ -95,6 +97,8 @@ class InitCfg:
     hostname: str | None = None
     mgmt_interface_swap: bool = False
     """The machine's first interface carries data and the second management, not the other way round."""
+    jumbo_frame: bool = False
+    """Jumbo packets are expected, so a data interface that cannot take them is worth a warning."""
     session_resiliency: bool = False
     """``set-sess-ress:True`` was given; ``resiliency`` says whether that is enough."""
     gwlb_inspect: bool = False
@@ -203,11 +207,13 @@ class _Parser:
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             self._line(number, line.removesuffix("\r"))
         self._name_unused()
+        modes = self._op_command_modes()
         resiliency, inspect = self._plugin_op_commands()
         cfg = InitCfg(
             file=str(self.file),
             hostname=self._read("hostname", self._host, None),
-            mgmt_interface_swap=self._op_command_modes(),
+            mgmt_interface_swap=SWAP_MODE in modes,
+            jumbo_frame=JUMBO_MODE in modes,
             session_resiliency=resiliency,
             gwlb_inspect=inspect,
             redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
@@ -310,17 +316,18 @@ class _Parser:
             if word:
                 yield entry, word
 
-    def _op_command_modes(self) -> bool:
-        swap = False
+    def _op_command_modes(self) -> set[str]:
+        """Those of ``MODES`` that are on."""
+        found = set()
         for entry, word in self._words("op-command-modes"):
-            if word == SWAP_MODE:
-                swap = True
+            if word in MODES:
+                found.add(word)
             elif word in UNUSED_MODES:
                 self._warn(entry.line, entry.key, f"{word} is recognised but not used yet")
             else:
-                hint = did_you_mean(word, (SWAP_MODE, *UNUSED_MODES))
+                hint = did_you_mean(word, (*MODES, *UNUSED_MODES))
                 self._warn(entry.line, entry.key, f"unknown mode {shown(word)}{hint}")
-        return swap
+        return found
 
     def _plugin_op_commands(self) -> tuple[bool, bool]:
         """(session resiliency, GWLB inspection)."""

@@ -67,4 +67,6 @@ UNUSED_TOKENS = (
 RESILIENCY_TOKENS = ("set-sess-ress", "setsess-ress")
 INSPECT_TOKEN = "aws-gwlb-inspect"
 SWAP_MODE = "mgmt-interface-swap"
-UNUSED_MODES = ("multi-vsys", "jumbo-frame")
+JUMBO_MODE = "jumbo-frame"
+MODES = (SWAP_MODE, JUMBO_MODE)
+UNUSED_MODES = ("multi-vsys",)
