@@ -76,25 +76,35 @@ missing_packages() {
     has_program setpriv || echo util-linux
 }
 
+missing_optional_packages() {
+    # Without these the kernel program of the fastest port cannot be built or loaded; all else works.
+    has_program clang || echo clang
+    [ -e /usr/include/bpf/bpf_helpers.h ] || echo libbpf-dev
+    PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.[1-9]' || echo libbpf1
+    [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev
+}
+
 install_packages() {
     packages=$(missing_packages | tr '\n' ' ')
-    [ -n "$packages" ] || return 0
+    optional=$(missing_optional_packages | tr '\n' ' ')
+    [ -n "$packages$optional" ] || return 0
     if [ "$(id -u)" -ne 0 ]; then
-        say "not root, so these system packages stay missing: $packages"
+        say "not root, so these system packages stay missing: $packages$optional"
         return 0
     fi
     if ! has_program apt-get || ! supported_system; then
-        say "not Debian >= 12 or Ubuntu >= 24.04; please install yourself: $packages"
+        say "not Debian >= 12 or Ubuntu >= 24.04; please install yourself: $packages$optional"
         return 0
     fi
-    say "installing $packages"
+    say "installing $packages$optional"
     trap restore_service_starts EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     deny_service_starts
     log=$(mktemp)
-    # shellcheck disable=SC2086  # the list is words
-    if ! { apt_get update && apt_get install --yes --no-install-recommends $packages; } >"$log" 2>&1; then
+    # shellcheck disable=SC2086  # the lists are words
+    # Together, which is quicker; what is needed alone where something optional is not to be had.
+    if ! { apt_get update && { add_packages $packages $optional || add_packages $packages; }; } >"$log" 2>&1; then
         tail -n 15 "$log" >&2
         say "apt-get failed; going on with what is there"
     fi
@@ -102,6 +112,8 @@ install_packages() {
     restore_service_starts
     trap - EXIT INT TERM HUP
 }
+
+add_packages() { [ $# -eq 0 ] || apt_get install --yes --no-install-recommends "$@"; }
 
 apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@" </dev/null; }
 
@@ -149,6 +161,7 @@ has_program redis-server || has_program valkey-server || extras="$extras,embedde
 python=$(find_python)
 [ -n "$python" ] || die "Python 3.11 or newer is needed (set PYTHON to name one)"
 make_environment
-if [ -f src/everwall/lab/capabilities.py ]; then
-    "$venv/bin/python" -m everwall.lab.capabilities
-fi
+# Says in one line what it made, or what is lacking: then there is no xdp port, and everything else works.
+said=$("$venv/bin/python" -m everwall.ports.bpf_build 2>&1) || true
+say "$said"
+"$venv/bin/python" -m everwall.lab.capabilities

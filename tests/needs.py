@@ -47,3 +47,16 @@ def namespaces() -> None:
     unshare = binary("unshare")
     made = subprocess.run([unshare, "--net", "true"], capture_output=True, check=False)
     need(made.returncode == 0, "network namespaces")
+
+
+def xdp() -> None:
+    """The test needs to load the cut-through program, tried by loading it."""
+    namespaces()
+    from everwall.ports.bpf import BpfError, CutThrough
+
+    reason = ""
+    try:
+        CutThrough(workers=1, slots=8, queues=1).close()
+    except BpfError as error:
+        reason = str(error)
+    need(not reason, f"the cut-through program ({reason})")

@@ -11,8 +11,10 @@ from pyroute2 import netns
 
 from everwall.lab import rundir, topology
 from everwall.lab.launch import inside
+from everwall.lab.processes import Programs, wait_until
 from everwall.lab.topology import Topology
 from tests import needs
+from tests.namespaces import ip
 
 
 @pytest.fixture
@@ -75,6 +77,25 @@ def test_entering_a_namespace_is_for_this_thread_and_for_a_while(network: Topolo
         other.start()
         other.join()
     assert names() == before
+
+
+def test_a_device_has_an_xdp_program_as_long_as_the_program_that_was_started_with_it(
+    network: Topology,
+) -> None:
+    needs.xdp()
+    programs = Programs(network.directory)
+
+    def attached() -> bool:
+        with inside(network.path("gwlb")):
+            return "prog/xdp" in ip("link", "show", "fw1")
+
+    try:
+        program = programs.start("holder", ["sleep", "60"], network.path("gwlb"), xdp_pass=["fw1", "fw2"])
+        wait_until("the XDP program", attached, 10.0, [program])
+        assert reaches(network, "gwlb", "fw1", topology.node_data_address(0)), "it lets everything pass"
+    finally:
+        programs.stop()
+    assert not attached(), "nothing was pinned: it went with its holder"
 
 
 def test_nothing_is_left_of_a_removed_network(network: Topology) -> None:

@@ -86,11 +86,12 @@ class Cluster:
         progress("starting the load balancer")
         path = self.directory.path / "gwlb.yaml"
         configuration.write(path, configuration.gateway(site.gateway, site.nodes))
-        self.gateway = self._everwall("gwlb", ["gwlb", "--config", str(path)], site.gateway.netns)
+        place = site.gateway
+        self.gateway = self._everwall("gwlb", ["gwlb", "--config", str(path)], place.netns, place.xdp_pass)
         progress(f"starting {len(site.nodes)} firewalls")
         secret = configuration.new_secret()
-        for place in site.nodes:
-            self._start_firewall(place, secret)
+        for node in site.nodes:
+            self._start_firewall(node, secret)
         wait_until("the load balancer", lambda: self._ready("gwlb"), START_DEADLINE_S, [self.gateway])
         site.connect()
         self.names = {str(target["id"]): self._name_of(target) for target in self.targets()}
@@ -110,9 +111,11 @@ class Cluster:
         arguments += ["--drain-timeout", str(NODE_DRAIN_TIMEOUT_S)]
         self.firewalls[place.name] = self._everwall(place.name, arguments, place.netns)
 
-    def _everwall(self, name: str, arguments: list[str], netns: str | None) -> Program:
+    def _everwall(
+        self, name: str, arguments: list[str], netns: str | None, xdp_pass: tuple[str, ...] = ()
+    ) -> Program:
         line = [sys.executable, "-m", "everwall", *arguments, "--control", str(self.control(name))]
-        return self.programs.start(name, line, netns)
+        return self.programs.start(name, line, netns, xdp_pass=xdp_pass)
 
     def _ready(self, name: str) -> bool:
         try:

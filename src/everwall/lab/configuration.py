@@ -34,6 +34,7 @@ class NodePlace:
     health_port: int
     port: str
     """The value of ``everwall-port``."""
+    cut_through: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class GatewayPlace:
     """How packets come in and out: the keys of the endpoint beside its id."""
     health_port: int
     port: str
-    """The value of ``transport``: the same kind of port as the nodes have."""
+    """The value of ``transport``: sockets of the kind that the nodes can answer."""
+    xdp_pass: tuple[str, ...] = ()
+    """Devices toward nodes that bounce packets, see ``launch``."""
 
 
 def new_secret() -> str:
@@ -96,6 +99,7 @@ def init_cfg(
         f"everwall-data-address={place.data_address}",
         f"everwall-health-port={place.health_port}",
         f"everwall-port={place.port}",
+        f"everwall-cut-through={'on' if place.cut_through else 'off'}",
         f"everwall-control-socket={control}",
     ]
     return "\n".join(text) + "\n"

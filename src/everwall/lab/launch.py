@@ -1,10 +1,13 @@
 """Become another program inside a network namespace, bound to the life of the lab.
 
-``python -m everwall.lab.launch [--netns PATH] [--outlive] -- PROGRAM ARGUMENT...``
+``python -m everwall.lab.launch [--netns PATH] [--outlive] [--xdp-pass DEVICE,...] -- PROGRAM ARGUMENT...``
 
 Only the network namespace is entered (``setns`` with CLONE_NEWNET). ``ip netns exec`` would also
 unshare the mounts and hide /sys/fs/bpf. Unless ``--outlive`` is given the program is killed when
 the lab dies, however the lab dies, so that nothing is left running behind a killed lab.
+
+What the XDP program at one end of a veth bounces is lost unless the other end has an XDP program too.
+``--xdp-pass`` gives these devices one that lets everything pass; it stays as long as the program that is started.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -58,11 +61,12 @@ def die_with_parent() -> None:
     _call("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def command(program: list[str], netns: str | None, outlive: bool) -> list[str]:
+def command(program: list[str], netns: str | None, outlive: bool, xdp_pass: Sequence[str] = ()) -> list[str]:
     """The command line that runs ``program`` through this launcher."""
     line = [sys.executable, "-m", "everwall.lab.launch"]
     line += ["--netns", netns] if netns else []
     line += ["--outlive"] if outlive else []
+    line += ["--xdp-pass", ",".join(xdp_pass)] if xdp_pass else []
     return [*line, "--", *program]
 
 
@@ -77,6 +81,14 @@ def main(arguments: list[str]) -> None:
             sys.exit("the lab ended before its program started")
     if "--netns" in options:
         enter_network(options[options.index("--netns") + 1])
+    if "--xdp-pass" in options:
+        from everwall.ports.bpf import BpfError, attach_pass  # slow to import, and nobody else needs it
+
+        for device in options[options.index("--xdp-pass") + 1].split(","):
+            try:
+                attach_pass(device).survive_exec()
+            except BpfError as error:
+                sys.exit(str(error))
     os.execvp(program[0], program)
 
 

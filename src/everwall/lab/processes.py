@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,22 @@ class Programs:
         self.outlive = outlive
         self.all: list[Program] = []
 
-    def start(self, name: str, line: list[str], netns: str | None = None, pipes: bool = False) -> Program:
-        """Start ``line`` in the namespace at path ``netns``; ``pipes`` keeps stdin and stdout for us."""
+    def start(
+        self,
+        name: str,
+        line: list[str],
+        netns: str | None = None,
+        pipes: bool = False,
+        xdp_pass: Sequence[str] = (),
+    ) -> Program:
+        """Start ``line`` in the namespace at path ``netns``; ``pipes`` keeps stdin and stdout for us.
+
+        ``xdp_pass``: devices that have an XDP program as long as this one runs, see ``launch``.
+        """
         log = self.directory.path / f"{name}.log"
         with open(log, "ab") as out:
             process = subprocess.Popen(
-                launch.command(line, netns, self.outlive),
+                launch.command(line, netns, self.outlive, xdp_pass),
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else out,
                 stderr=out,

@@ -317,6 +317,11 @@ class Link:
             os.close(number)
         self._descriptors = []
 
+    def survive_exec(self) -> None:
+        """Let the program that this process becomes hold the attachment, for as long as it runs."""
+        for number in self._descriptors:
+            os.set_inheritable(number, True)
+
 
 def attach_pass(interface: str) -> Link:
     """Attach a program that passes everything on: the peer of a veth needs one, or XDP_TX toward it is lost."""
