@@ -21,7 +21,7 @@ FLOORS = [
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},
-    {"opening"},
+    {"opening", "handover"},
     {"takeover"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},

@@ -42,6 +42,8 @@ class Counter(IntEnum):
     PARKED = 18, "packets parked now"
     BYTES = 19, "inner bytes forwarded"
     RECEIVED = 20, "packets received"
+    HANDED_OVER = 21, "packets given to the worker that has their flow; it counts what becomes of them"
+    HANDED_IN = 22, "packets taken from other workers"
 
 
 COUNTERS = 32

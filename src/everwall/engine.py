@@ -59,7 +59,11 @@ class EngineConfig:
     epoch_offset: int = 0
     """Store time minus ``now``."""
     seed: int = 0
-    """Of the flow hash; a node draws one at each start."""
+    """Of the flow hash; a node draws one at each start, the same for all its workers."""
+    worker: int = 0
+    """Which of the node's workers this is, from 0."""
+    workers: int = 1
+    """They share ``max_sessions``; everything else above is for each of them."""
 
 
 def make_state(
@@ -67,7 +71,7 @@ def make_state(
 ) -> pipeline.State:
     """The arrays of one worker; ``shared``: what the cut-through program sees of its table."""
     sessions = make_sessions(
-        config.max_sessions,
+        limits.sessions_per_worker(config.max_sessions, config.workers),
         parked_packets=config.parked_packets,
         lookups=config.lookups,
         frame_bytes=config.frame_bytes,
@@ -78,6 +82,9 @@ def make_state(
     sessions.words[state.RESILIENCY] = int(config.resiliency)
     sessions.words[state.OWNER] = config.owner
     sessions.words[state.SEED] = config.seed
+    sessions.words[state.MAX_SESSIONS] = config.max_sessions
+    sessions.words[state.NEXT_ID] = config.worker + 1
+    sessions.words[state.ID_STEP] = config.workers
     sessions.clock[0] = config.epoch_offset
     for which, timeout in config.timeouts.items():
         sessions.timeouts[which] = timeout

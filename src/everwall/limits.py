@@ -5,6 +5,8 @@ table are the defaults that firewall operators know (PAN-OS, Device > Setup > Se
 Timeouts); the load balancer's idle time-outs are those of AWS Gateway Load Balancer.
 """
 
+import math
+
 MS_NS = 1_000_000
 SECOND_NS = 1_000_000_000
 
@@ -112,6 +114,11 @@ SEQUENCE_JUMP_MAX = 1 << 24
 OUTER_TTL = 64
 """Of the outer header of everything that is returned."""
 
+# Workers ---------------------------------------------------------------------------------------
+WORKERS_MAX = 64
+HANDOVER_PACKETS = 256
+"""Packets on their way from one worker to another; a power of two. What finds no room is dropped by name."""
+
 # Node ------------------------------------------------------------------------------------------
 HEARTBEAT_STALE_NS = 300 * MS_NS
 """A worker whose loop has not passed for this long is not healthy."""
@@ -177,6 +184,8 @@ assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the pa
 assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
+assert HANDOVER_PACKETS & (HANDOVER_PACKETS - 1) == 0
+assert HANDOVER_PACKETS >= BATCH_PACKETS, "a batch that came to the wrong worker finds room"
 assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
 assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
@@ -192,3 +201,15 @@ def frame_bytes_for(mtu: int) -> int:
     """
     # One byte to spare: some ports know a cut packet only by its filling the slot.
     return FRAME_BYTES if HEADROOM_BYTES + mtu < FRAME_BYTES else JUMBO_FRAME_BYTES
+
+
+def sessions_per_worker(max_sessions: int, workers: int) -> int:
+    """Sessions that the table of one of ``workers`` is sized for.
+
+    A hash deals them out, so some worker gets more than its share: by four standard deviations at most, but
+    for one node in thousands.
+    """
+    if workers == 1:
+        return max_sessions
+    share = -(-max_sessions // workers)
+    return share + 4 * math.isqrt(share) + 4

@@ -71,14 +71,14 @@ def open_flow(state_, meta, i, initiator_upper, now):
 
 @kernel
 def add(sessions, meta, i, now):
-    if sessions.counters[_SESSIONS] >= sessions.words[state.MAX_SESSIONS]:
+    if sessions.counters[_SESSIONS] + sessions.words[state.ELSEWHERE] >= sessions.words[state.MAX_SESSIONS]:
         return _SESSION_LIMIT, _NONE
     slot = t.add_session(sessions.table, meta, i)
     if slot < 0:
         return _TABLE_FULL, _NONE
     sessions.table.cold[slot, t.LAST_SEEN] = now
     sessions.table.cold[slot, t.ID] = sessions.words[state.NEXT_ID]
-    sessions.words[state.NEXT_ID] += 1
+    sessions.words[state.NEXT_ID] += sessions.words[state.ID_STEP]
     sessions.counters[_SESSIONS] += 1
     return _FORWARD, slot
 

@@ -26,7 +26,7 @@ from everwall.policy.match import CompiledPolicy, zone_of
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session, worth_storing
-from everwall.session.fragments import complete_later_fragment, remember_first_fragment
+from everwall.session.fragments import complete, remember
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, write
 from everwall.takeover import demote, restore
@@ -86,6 +86,8 @@ def receive(state_, batch, count, now):
     for i in range(count):
         read(state_, batch, i)
     for i in range(count):
+        fetch(state_, batch, i)
+    for i in range(count):
         judge(state_, batch, i, now)
 
 
@@ -97,12 +99,22 @@ def read(state_, batch, i):
     """
     meta = batch.meta
     meta[i, m.SESSION] = _NONE
+    meta[i, m.ROUTED] = 0
     if meta[i, m.VERDICT] != FORWARD:
         return
     verdict = _unwrap(state_, batch, i)
     meta[i, m.VERDICT] = verdict
     if verdict == FORWARD and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         make_key(meta, i, state_.sessions.words[state.SEED])
+        t.fetch_tags(state_.sessions.table, meta[i, m.HASH])
+
+
+@kernel
+def fetch(state_, batch, i):
+    """Between the stages: begin to fetch the session that packet ``i`` seems to belong to."""
+    meta = batch.meta
+    if meta[i, m.VERDICT] == FORWARD and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
+        t.fetch_session(state_.sessions.table, meta[i, m.HASH])
 
 
 @kernel
@@ -129,7 +141,7 @@ def _process(state_, batch, i, now):
     else:
         verdict = _miss(state_, batch, i, now)
     if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and (verdict == FORWARD or verdict == PARK):
-        remembered = remember_first_fragment(sessions, meta, i, now)
+        remembered = remember(sessions.fragments, meta, i, sessions.words[state.SEED], now, False)
         if remembered != FORWARD and verdict == FORWARD:
             return remembered
     return verdict
@@ -142,7 +154,7 @@ def locate(sessions, meta, i, now):
     A session whose time is over is ended here, also when the ageing hand has not come by yet.
     """
     if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
-        verdict = complete_later_fragment(sessions, meta, i, now)
+        verdict = complete(sessions.fragments, meta, i, sessions.words[state.SEED], now)
         if verdict != FORWARD:
             return verdict, _NONE
         make_key(meta, i, sessions.words[state.SEED])

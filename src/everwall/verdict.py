@@ -89,6 +89,9 @@ class Verdict(IntEnum):
     TRANSMIT = 70, False, "the system refused to send the packet"
     SOURCE_PORTS = 71, False, "no socket left for another outer source port (unprivileged UDP port)"
 
+    # Workers -----------------------------------------------------------------------------------------
+    HANDOVER_FULL = 75, False, "no room on the way to the worker that has the flow"
+
     # Load balancer (the first three are AWS's drop counters) -----------------------------------------
     INVALID_GENEVE_TUNNEL = 80, False, "a return not from the flow's own target, or malformed"
     INVALID_GWLB_ENDPOINT_ID = 81, False, "a return whose endpoint option is missing or not the flow's"

@@ -1,6 +1,8 @@
 """The worker: one compiled loop from port to port, entered once and left when told to stop.
 
-    receive -> judge -> send -> answers of the store -> time -> sleep until something happens
+    receive -> read -> hand over what is another worker's -> judge -> send
+    what others handed over -> judge -> send
+    answers of the store -> time -> sleep until something happens
 
 Called for each batch from Python, the same kernels would wait for the interpreter lock as soon as
 another thread is busy (milliseconds instead of microseconds); inside one loop that never takes the
@@ -19,6 +21,19 @@ import numpy.typing as npt
 
 from everwall import pipeline
 from everwall.engine import EngineConfig, drain_ring, make_state
+from everwall.handover import (
+    WORKER,
+    WORKERS,
+    Handover,
+    arrivals,
+    get_up,
+    give_back,
+    lie_down,
+    make_handovers,
+    next_to_wake,
+    share_counts,
+    spread,
+)
 from everwall.kernels import kernel
 from everwall.limits import BATCH_PACKETS, MS_NS, POLL_MS_MAX, REPLY_RING_ROWS, STORE_BATCH_RECORDS
 from everwall.policy.match import CompiledPolicy, allow_all
@@ -52,41 +67,84 @@ class Loop(NamedTuple):
     rows: npt.NDArray[np.int64]  # rows of the batch to send
     replies: Ring
     reply_rows: npt.NDArray[np.int64]
+    handover: Handover
 
 
 @kernel
 def run(state_, port, loop):
     """Forward until the control word says stop."""
-    sessions = state_.sessions
-    batch, rows, control = loop.batch, loop.rows, loop.control
-    limit = batch.meta.shape[0]
-    while control[STOP] == 0:
+    while loop.control[STOP] == 0:
         now = monotonic(loop.scratch)
-        control[HEARTBEAT] = now
-        asked = sessions.requests.index[_TAIL]
-
-        count = receive(port, batch, limit)
-        if count > 0:
-            pipeline.receive(state_, batch, count, now)
-            sending = 0
-            for i in range(count):
-                if batch.meta[i, m.VERDICT] == _FORWARD:
-                    rows[sending] = i
-                    sending += 1
-            _send(sessions, port, batch, rows, sending)
-
-        answered = ring_pop(loop.replies, loop.reply_rows)
-        released = pipeline.answers(state_, loop.reply_rows, answered, now)
-        released = pipeline.pass_time(state_, now, released)
-        if released > 0:
-            _send(sessions, port, sessions.arena, sessions.released, released)
-            for k in range(released):
-                parking.free_row(sessions, sessions.released[k])
-
-        if sessions.requests.index[_TAIL] != asked:
-            signal(loop.descriptors[1], loop.scratch)
-        if count == 0 and answered == 0:
+        if not turn(state_, port, loop, now):
             _sleep(state_, loop, now)
+
+
+@kernel
+def turn(state_, port, loop, now):
+    """One pass of the loop, which never blocks; returns whether there was anything to do."""
+    sessions, batch, handover = state_.sessions, loop.batch, loop.handover
+    loop.control[HEARTBEAT] = now
+    asked = sessions.requests.index[_TAIL]
+
+    count = receive(port, batch, batch.meta.shape[0])
+    for i in range(count):
+        pipeline.read(state_, batch, i)
+        loop.rows[i] = i
+    _forward(state_, port, loop, batch, count, now)
+    handed = _take_handed_over(state_, port, loop, now)
+
+    answered = ring_pop(loop.replies, loop.reply_rows)
+    released = pipeline.answers(state_, loop.reply_rows, answered, now)
+    released = pipeline.pass_time(state_, now, released)
+    if released > 0:
+        _send(sessions, port, sessions.arena, sessions.released, released)
+        for k in range(released):
+            parking.free_row(sessions, sessions.released[k])
+
+    if sessions.requests.index[_TAIL] != asked:
+        signal(loop.descriptors[1], loop.scratch)
+    owner = next_to_wake(handover)
+    while owner >= 0:
+        signal(handover.wakes[owner], loop.scratch)
+        owner = next_to_wake(handover)
+    return count > 0 or handed > 0 or answered > 0
+
+
+@kernel
+def _forward(state_, port, loop, batch, count, now):
+    """Judge the packets ``loop.rows[:count]``, read already, and send what may go; or hand them over."""
+    rows = loop.rows
+    if count > 0 and loop.handover.own[WORKERS] > 1:
+        count = spread(state_.sessions, loop.handover, batch, rows, count, now)
+    for k in range(count):
+        pipeline.fetch(state_, batch, rows[k])
+    sending = 0
+    for k in range(count):
+        row = rows[k]
+        pipeline.judge(state_, batch, row, now)
+        if batch.meta[row, m.VERDICT] == _FORWARD:
+            rows[sending] = row
+            sending += 1
+    if sending > 0:
+        _send(state_.sessions, port, batch, rows, sending)
+
+
+@kernel
+def _take_handed_over(state_, port, loop, now):
+    """Forward what the other workers handed over; returns how many packets that were."""
+    handover = loop.handover
+    if handover.own[WORKERS] == 1:
+        return 0
+    share_counts(state_.sessions, handover)
+    taken = 0
+    for giver in range(handover.own[WORKERS]):
+        if giver != handover.own[WORKER]:
+            count = arrivals(handover, giver, loop.rows)
+            if count > 0:
+                _forward(state_, port, loop, handover.packets, count, now)
+                give_back(state_.sessions, handover, giver, count)
+                taken += count
+    return taken
 
 
 @kernel
@@ -106,8 +164,10 @@ def _sleep(state_, loop, now):
     """Until a packet or an answer comes, the next timer is due, or POLL_MS_MAX has passed."""
     due = max(pipeline.next_timer(state_) - now, 0)
     timeout_ms = min((due + MS_NS - 1) // MS_NS, POLL_MS_MAX)
-    if wait(loop.words, timeout_ms) > 0 and readable(loop.words, 1):
-        clear_signal(loop.descriptors[0], loop.scratch)
+    if lie_down(loop.handover):
+        if wait(loop.words, timeout_ms) > 0 and readable(loop.words, 1):
+            clear_signal(loop.descriptors[0], loop.scratch)
+        get_up(loop.handover)
 
 
 class Worker:
@@ -118,8 +178,15 @@ class Worker:
     """
 
     def __init__(
-        self, config: EngineConfig, policy: CompiledPolicy, port: Port, wake: int, store_wake: int
+        self,
+        config: EngineConfig,
+        policy: CompiledPolicy,
+        port: Port,
+        wake: int,
+        store_wake: int,
+        handover: Handover | None = None,
     ) -> None:
+        """``handover``: this worker's of ``make_handovers``; None for a worker that is alone."""
         self.state = make_state(config, policy)
         self.port = port
         self.loop = Loop(
@@ -131,6 +198,7 @@ class Worker:
             rows=np.zeros(BATCH_PACKETS, np.int64),
             replies=make_ring(REPLY_RING_ROWS, image.COLUMNS),
             reply_rows=np.zeros((STORE_BATCH_RECORDS, image.COLUMNS), np.int64),
+            handover=handover or make_handovers([wake], config.frame_bytes)[0],
         )
         self._thread: threading.Thread | None = None
 

@@ -37,6 +37,7 @@ _recvmmsg = external("recvmmsg", "i32", "i32", "pointer", "i32", "i32", "pointer
 _sendmmsg = external("sendmmsg", "i32", "i32", "pointer", "i32", "i32")
 _socket = external("socket", "i32", "i32", "i32", "i32")
 _bind = external("bind", "i32", "i32", "pointer", "i32")
+_setsockopt = external("setsockopt", "i32", "i32", "i32", "i32", "pointer", "i32")
 _close = external("close", "i32", "i32")
 
 _FORWARD = int(Verdict.FORWARD)
@@ -48,6 +49,8 @@ _MSG_DONTWAIT = 0x40
 _MSG_TRUNC = 0x20
 _SOCK_DGRAM_NONBLOCK = 2 | 0o4000 | 0o2000000
 _IP_PKTINFO = 8
+_SOL_SOCKET = 1
+_SO_REUSEPORT = 15
 _RECEIVE_BUFFER_BYTES = 8 << 20
 
 # Columns of Port.info
@@ -55,6 +58,7 @@ _KIND = 0
 _RECEIVER = 1
 _SENDER = 2
 _SOCKETS = 3
+_SHARED = 4  # 1: other ports of this process have the same addresses
 
 # A mmsghdr is 64 bytes on 64-bit Linux: name, namelen, iov, iovlen, control, controllen, flags, len.
 _NAME, _NAME_BYTES, _VECTOR, _VECTORS, _CONTROL, _CONTROL_BYTES, _FLAGS, _LENGTH = range(8)
@@ -75,9 +79,9 @@ class Port(NamedTuple):
     sockets: npt.NDArray[np.int64]  # rows (local address, port, descriptor) of the UDP kind
 
 
-def _make_port(kind: int, receiver: int, sender: int, batch: int) -> Port:
+def _make_port(kind: int, receiver: int, sender: int, batch: int, shared: bool) -> Port:
     info = np.zeros(8, np.int64)
-    info[_KIND], info[_RECEIVER], info[_SENDER] = kind, receiver, sender
+    info[_KIND], info[_RECEIVER], info[_SENDER], info[_SHARED] = kind, receiver, sender, shared
     return Port(
         info,
         np.zeros((batch, 8), np.int64),
@@ -88,10 +92,11 @@ def _make_port(kind: int, receiver: int, sender: int, batch: int) -> Port:
     )
 
 
-def _receiver(address: str, device: str | None, number: int = GENEVE_PORT) -> socket.socket:
+def _receiver(address: str, device: str | None, shared: bool, number: int = GENEVE_PORT) -> socket.socket:
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         receiver.setblocking(False)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         receiver.setsockopt(socket.SOL_IP, _IP_PKTINFO, 1)
         force = getattr(socket, "SO_RCVBUFFORCE", 33)
         try:
@@ -107,9 +112,12 @@ def _receiver(address: str, device: str | None, number: int = GENEVE_PORT) -> so
     return receiver
 
 
-def open_raw(address: str = "0.0.0.0", device: str | None = None, batch: int = BATCH_PACKETS) -> Port:
+def open_raw(
+    address: str = "0.0.0.0", device: str | None = None, batch: int = BATCH_PACKETS, shared: bool = False
+) -> Port:
     """Receive GENEVE on ``address``, return it through a raw socket.
 
+    ``shared``: for the ports of several workers, over which the system spreads what comes.
     Raises PermissionError without CAP_NET_RAW, OSError when the address or UDP 6081 is taken.
     """
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -118,20 +126,23 @@ def open_raw(address: str = "0.0.0.0", device: str | None = None, batch: int = B
         sender.setblocking(False)
         if device:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
-        receiver = _receiver(address, device)
+        receiver = _receiver(address, device, shared)
     except OSError:
         sender.close()
         raise
-    return _make_port(RAW, receiver.detach(), sender.detach(), batch)
+    return _make_port(RAW, receiver.detach(), sender.detach(), batch, shared)
 
 
-def open_udp(address: str, batch: int = BATCH_PACKETS, geneve_port: int = GENEVE_PORT) -> Port:
+def open_udp(
+    address: str, batch: int = BATCH_PACKETS, geneve_port: int = GENEVE_PORT, shared: bool = False
+) -> Port:
     """Receive GENEVE on ``address``, return it through plain UDP sockets; needs no privilege.
 
+    ``shared``: as for ``open_raw``.
     ``geneve_port`` 0 takes any free port, for a port that no packet will reach.
     Raises OSError when the address or UDP 6081 is taken.
     """
-    return _make_port(UDP, _receiver(address, None, geneve_port).detach(), -1, batch)
+    return _make_port(UDP, _receiver(address, None, shared, geneve_port).detach(), -1, batch, shared)
 
 
 def kind_of(port: Port) -> str:
@@ -265,6 +276,9 @@ def _sender_for(port, local_address, source_port):
     opened = np.int64(_socket(2, _SOCK_DGRAM_NONBLOCK, 17))
     if opened < 0:
         return -1
+    if info[_SHARED] != 0:
+        at = np.int64(info.ctypes.data) + _SHARED * 8
+        _setsockopt(np.int32(opened), _SOL_SOCKET, _SO_REUSEPORT, at, 4)
     # Not in ``names``: messages that wait to be sent have theirs there.
     _write_name(port.control, 0, local_address, source_port)
     if _bind(np.int32(opened), port.control.ctypes.data, 16) != 0:

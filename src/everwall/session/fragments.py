@@ -39,11 +39,16 @@ def _key(meta, i, seed):
 
 
 @kernel
+def _set_start(fragments, hashed):
+    sets = fragments.shape[0] // BUCKET_SLOTS
+    return (hashed & (sets - 1)) * BUCKET_SLOTS
+
+
+@kernel
 def _entry(fragments, meta, i, key1, key2, hashed, now):
     """(slot of the datagram or -1, a slot that may be taken or -1)."""
     free = -1
-    sets = fragments.shape[0] // BUCKET_SLOTS
-    start = (hashed & (sets - 1)) * BUCKET_SLOTS
+    start = _set_start(fragments, hashed)
     for slot in range(start, start + BUCKET_SLOTS):
         if fragments[slot, state.FRAGMENT_EXPIRY] <= now:
             free = slot
@@ -62,30 +67,44 @@ def _entry(fragments, meta, i, key1, key2, hashed, now):
 
 
 @kernel
-def complete_later_fragment(sessions, meta, i, now):
-    """Fill the ports and the protocol of a later fragment from its first one; FORWARD or why not."""
-    key1, key2 = _key(meta, i, sessions.words[state.SEED])
-    hashed = hash_of(meta[i, m.ENDPOINT], key1, key2, sessions.words[state.SEED])
-    slot, _ = _entry(sessions.fragments, meta, i, key1, key2, hashed, now)
+def datagram_hash(meta, i, seed):
+    """The hash of the datagram that a fragment is part of."""
+    key1, key2 = _key(meta, i, seed)
+    return hash_of(meta[i, m.ENDPOINT], key1, key2, seed)
+
+
+@kernel
+def complete(fragments, meta, i, seed, now):
+    """Fill the ports and the protocol of a later fragment from its first one; FORWARD or why not.
+
+    ``fragments``: int64[slots, FRAGMENT_COLUMNS], a power of two number of sets.
+    """
+    key1, key2 = _key(meta, i, seed)
+    hashed = hash_of(meta[i, m.ENDPOINT], key1, key2, seed)
+    slot, _ = _entry(fragments, meta, i, key1, key2, hashed, now)
     if slot < 0:
         return _FRAGMENT_UNMATCHED
-    meta[i, m.SOURCE_PORT] = sessions.fragments[slot, state.FRAGMENT_SOURCE_PORT]
-    meta[i, m.DESTINATION_PORT] = sessions.fragments[slot, state.FRAGMENT_DESTINATION_PORT]
-    meta[i, m.PROTOCOL] = sessions.fragments[slot, state.FRAGMENT_PROTOCOL]
+    meta[i, m.SOURCE_PORT] = fragments[slot, state.FRAGMENT_SOURCE_PORT]
+    meta[i, m.DESTINATION_PORT] = fragments[slot, state.FRAGMENT_DESTINATION_PORT]
+    meta[i, m.PROTOCOL] = fragments[slot, state.FRAGMENT_PROTOCOL]
     return _FORWARD
 
 
 @kernel
-def remember_first_fragment(sessions, meta, i, now):
-    """Let the later fragments of a datagram follow its first one; FORWARD, or FRAGMENT_TABLE_FULL."""
-    fragments = sessions.fragments
-    key1, key2 = _key(meta, i, sessions.words[state.SEED])
-    hashed = hash_of(meta[i, m.ENDPOINT], key1, key2, sessions.words[state.SEED])
+def remember(fragments, meta, i, seed, now, displace):
+    """Let the later fragments of a datagram follow its first one; FORWARD, or FRAGMENT_TABLE_FULL.
+
+    With ``displace`` the oldest entry makes room where there is none.
+    """
+    key1, key2 = _key(meta, i, seed)
+    hashed = hash_of(meta[i, m.ENDPOINT], key1, key2, seed)
     slot, free = _entry(fragments, meta, i, key1, key2, hashed, now)
     if slot < 0:
         slot = free
     if slot < 0:
-        return _FRAGMENT_TABLE_FULL
+        if not displace:
+            return _FRAGMENT_TABLE_FULL
+        slot = _oldest(fragments, hashed)
     fragments[slot, t.KEY0] = meta[i, m.ENDPOINT]
     fragments[slot, t.KEY1] = key1
     fragments[slot, t.KEY2] = key2
@@ -98,3 +117,14 @@ def remember_first_fragment(sessions, meta, i, now):
     fragments[slot, state.FRAGMENT_PROTOCOL] = meta[i, m.PROTOCOL]
     fragments[slot, state.FRAGMENT_EXPIRY] = now + FRAGMENT_NS
     return _FORWARD
+
+
+@kernel
+def _oldest(fragments, hashed):
+    """The entry of a set that was made first."""
+    start = _set_start(fragments, hashed)
+    oldest = start
+    for slot in range(start + 1, start + BUCKET_SLOTS):
+        if fragments[slot, state.FRAGMENT_EXPIRY] < fragments[oldest, state.FRAGMENT_EXPIRY]:
+            oldest = slot
+    return oldest

@@ -38,6 +38,8 @@ DEADLINE_HEAD = 13  # cursors of ``deadlines``
 DEADLINE_TAIL = 14
 MISS_BUDGET = 15  # misses a second
 LOOKUP_DEADLINE = 16  # ns
+ID_STEP = 24  # between session ids: the number of workers
+ELSEWHERE = 25  # sessions of the other workers
 WORDS = 32
 
 # Columns of ``pending``: a key as in the table, then
@@ -131,7 +133,7 @@ def make_sessions(
     words[REFRESH_DIVISOR] = limits.REFRESH_DIVISOR
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
-    words[NEXT_ID] = 1
+    words[NEXT_ID] = words[ID_STEP] = 1
     parked_packets = min(parked_packets, limits.PARKED_BYTES_MAX // frame_bytes)
     next_row = np.arange(1, parked_packets + 1, dtype=np.int64)
     next_row[-1] = -1

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import equal_bytes, fence, kernel, lowest_bit
+from everwall.kernels import equal_bytes, fence, kernel, lowest_bit, prefetch
 from everwall.limits import BUCKET_SLOTS, SET_CHOICES, TABLE_LOAD_MAX
 from everwall.wire import meta as m
 
@@ -201,6 +201,32 @@ def find(keys, tags, addresses, meta, i):
                 return slot
             candidates &= candidates - 1
     return -1
+
+
+@kernel
+def fetch_tags(table, hashed):
+    """Begin to fetch the tags that a look-up of this hash will compare."""
+    at = np.int64(table.tags.ctypes.data)
+    sets = table.tags.shape[0] // BUCKET_SLOTS
+    for choice in range(SET_CHOICES):
+        prefetch(at + set_start(hashed, choice, sets))
+
+
+@kernel
+def fetch_session(table, hashed):
+    """Begin to fetch the session of a hash, once its tags are there: the first slot with the right one."""
+    tag = tag_of(hashed)
+    sets = table.tags.shape[0] // BUCKET_SLOTS
+    for choice in range(SET_CHOICES):
+        start = set_start(hashed, choice, sets)
+        candidates = equal_bytes(table.tags, start, tag)
+        if candidates != 0:
+            slot = start + lowest_bit(candidates)
+            prefetch(np.int64(table.hot.ctypes.data) + slot * (HOT_COLUMNS * 8))
+            cold = np.int64(table.cold.ctypes.data) + slot * (COLD_COLUMNS * 8)
+            prefetch(cold)
+            prefetch(cold + 63)
+            return
 
 
 @kernel

@@ -61,6 +61,9 @@ UPPER_LOW = 38
 DIRECTION = 39  # 0: the packet's source is the lower end; 1: the upper
 HASH = 40
 
+# Filled by handover --------------------------------------------------------------------------------
+ROUTED = 41  # 1: a fragment that the worker of its datagram has seen
+
 # Filled by the engine ------------------------------------------------------------------------------
 VERDICT = 44  # a Verdict
 SESSION = 45  # the session's id, or -1

@@ -1,0 +1,179 @@
+"""Workers of one node on loopback, a load balancer that chooses whom it sends to, and a store that the test plays.
+
+Each worker has a port on an address of its own, so that a test decides which worker a packet comes to; with
+``one_address`` all have the same and the system spreads packets over them, knowing nothing of flows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+
+import numpy as np
+
+from everwall import pipeline
+from everwall.engine import EngineConfig, drain_ring, verdict_counts
+from everwall.handover import make_handovers, worker_of
+from everwall.limits import FRAME_BYTES, GENEVE_PORT, SECOND_NS
+from everwall.policy.match import CompiledPolicy, allow_all
+from everwall.ports import port as ports
+from everwall.rings import ring_push
+from everwall.session import image, record
+from everwall.session.fragments import datagram_hash
+from everwall.store.memory import MemoryStore
+from everwall.store.protocol import Protocol
+from everwall.wire import meta as m
+from everwall.worker import Worker, turn
+from tests import packets
+from tests.cluster import SECRET
+
+SEED = 0x5EED
+ENDPOINT = 0xAA
+PATIENCE_S = 20.0
+_NETWORK = itertools.count(1)
+
+
+class Fleet:
+    """``workers`` workers; nothing moves but by ``step`` or, after ``start``, in threads."""
+
+    def __init__(
+        self, workers: int, *, one_address: bool = False, policy: CompiledPolicy | None = None, **config: int
+    ) -> None:
+        # Addresses that no other process and no other fleet uses.
+        self._prefix = f"127.{64 + os.getpid() % 64}.{os.getpid() // 64 % 256}."
+        network = next(_NETWORK) % 25 * 10
+        self.balancer = f"{self._prefix}{network + 9}"
+        self.addresses = [f"{self._prefix}{network + (1 if one_address else 1 + w)}" for w in range(workers)]
+        self.listener = self._socket(GENEVE_PORT)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.senders = {number: self._socket(number) for number in range(45_000, 45_016)}
+        self.ports = [ports.open_udp(address, shared=True) for address in self.addresses]
+        self.wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
+        self.store_wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
+        handovers = make_handovers(self.wakes, FRAME_BYTES)
+        settings = {"max_sessions": 1024, "seed": SEED, "workers": workers, "resiliency": False} | config
+        self.workers = [
+            Worker(
+                EngineConfig(worker=w, **settings),
+                policy or allow_all(),
+                self.ports[w],
+                self.wakes[w],
+                self.store_wakes[w],
+                handovers[w],
+            )
+            for w in range(workers)
+        ]
+        self.now = 1_000 * SECOND_NS
+        self.store = MemoryStore()
+        self.protocol = Protocol(record.derive_keys(SECRET), buckets=16)
+
+    def _socket(self, number: int) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((self.balancer, number))
+        made.setblocking(False)
+        return made
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        for port in self.ports:
+            ports.close(port)
+        for descriptor in self.wakes + self.store_wakes:
+            os.close(descriptor)
+        for sock in [self.listener, *self.senders.values()]:
+            sock.close()
+
+    # Whose is it ---------------------------------------------------------------------------------------
+
+    def owner(self, inner: bytes) -> int:
+        """The worker that has the flow of a packet."""
+        return int(worker_of(self._read(inner)[0, m.HASH], len(self.workers)))
+
+    def keeper(self, inner: bytes) -> int:
+        """The worker of the datagram that a fragment is part of."""
+        return int(worker_of(datagram_hash(self._read(inner), 0, SEED), len(self.workers)))
+
+    def _read(self, inner: bytes) -> np.ndarray:
+        batch = packets.batch_of([packets.geneve(inner, endpoint=ENDPOINT)])
+        batch.meta[0, m.PEER_ADDRESS] = ports.address_number(self.balancer)
+        pipeline.read(self.workers[0].state, batch, 0)
+        return batch.meta
+
+    # By hand ---------------------------------------------------------------------------------------------
+
+    def send(self, worker: int, *inners: bytes, source: int = 45_000) -> None:
+        """Packets from the load balancer to the address of a worker."""
+        for inner in inners:
+            packet = packets.geneve(inner, endpoint=ENDPOINT)
+            self.senders[source].sendto(packet, (self.addresses[worker], GENEVE_PORT))
+
+    def step(self, *workers: int) -> None:
+        """One turn of each worker named, in that order; of all, until nothing moves, when none is."""
+        for worker in workers:
+            self._turn(worker)
+        while not workers:
+            if not sum(self._turn(worker) for worker in range(len(self.workers))):
+                return
+
+    def _turn(self, worker: int) -> bool:
+        which = self.workers[worker]
+        return bool(turn(which.state, which.port, which.loop, self.now))
+
+    def returned(self) -> list[bytes]:
+        """Inner packets that came back to the load balancer by now, in order."""
+        back = []
+        while True:
+            try:
+                packet = self.listener.recv(4096)
+            except BlockingIOError:
+                return back
+            back.append(packet[len(packets.geneve(b"", endpoint=ENDPOINT)) :])
+
+    # In threads -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        for worker in self.workers:
+            worker.start()
+
+    def through(self, *inners: bytes) -> None:
+        """Send packets from ever other source ports; all of them, and nothing else, has to come back."""
+        for number, inner in enumerate(inners):
+            self.send(0, inner, source=45_000 + number % len(self.senders))
+        waiting, deadline = sorted(inners), time.monotonic() + PATIENCE_S
+        while waiting:
+            assert time.monotonic() < deadline, f"{len(waiting)} of {len(inners)} are missing: {self.told()}"
+            self.serve()
+            for packet in self.returned():
+                waiting.remove(packet)
+            time.sleep(0.001)
+
+    # The store ----------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer what the workers have asked, each its own questions."""
+        seconds = (time.monotonic_ns() if self.workers[0].running else self.now) // SECOND_NS
+        for worker, wake in zip(self.workers, self.wakes):
+            asked = drain_ring(worker.sessions.requests)
+            if not len(asked):
+                continue
+            batch = self.protocol.encode(asked, seconds)
+            replies = [self.store.execute(command, seconds) for command in batch.commands]
+            rows = self.protocol.decode(batch, replies, seconds).rows
+            assert ring_push(worker.loop.replies, rows, len(rows)) == len(rows)
+            os.eventfd_write(wake, 1)
+
+    # What is known ------------------------------------------------------------------------------------------
+
+    def counter(self, which: int) -> list[int]:
+        return [int(worker.sessions.counters[which]) for worker in self.workers]
+
+    def verdicts(self) -> list[dict[str, int]]:
+        return [verdict_counts(worker.sessions.verdicts) for worker in self.workers]
+
+    def told(self) -> str:
+        asked = [
+            int((drain_ring(worker.sessions.requests)[:, image.OP] > 0).sum()) for worker in self.workers
+        ]
+        return f"{self.verdicts()}, asked and not answered: {asked}"

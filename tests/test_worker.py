@@ -1,0 +1,242 @@
+"""Workers beside one another: whatever worker a packet comes to, its flow's owner judges it and sends it.
+
+First by hand, turn by turn in one thread, so that each step can be looked at; then in threads, with the system
+spreading packets over the workers as it likes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from everwall.counters import Counter
+from everwall.engine import describe_sessions
+from everwall.handover import lie_down
+from everwall.limits import HANDOVER_PACKETS, SECOND_NS
+from everwall.policy.match import deny_all
+from tests import packets
+from tests.conversations import Connection
+from tests.fleet import Fleet
+
+pytestmark = pytest.mark.kernel
+
+CLIENT, SERVER = "10.1.0.7", "10.2.0.9"
+
+
+@pytest.fixture
+def fleet() -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(workers: int, **options: object) -> Fleet:
+        made.append(Fleet(workers, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def connection_of(fleet: Fleet, worker: int, first: int = 40_000) -> Connection:
+    """A TCP connection whose flow belongs to ``worker``."""
+    port = next(p for p in range(first, 1 << 16) if fleet.owner(packets.tcp(CLIENT, SERVER, p, 80)) == worker)
+    return Connection(CLIENT, SERVER, port)
+
+
+def datagram_of(fleet: Fleet, owner: int, keeper: int, turned: bool = False) -> list[bytes]:
+    """A UDP datagram in fragments whose flow one worker has and whose fragments another keeps together."""
+    ends = (SERVER, CLIENT) if turned else (CLIENT, SERVER)
+    for port in range(5_000, 6_000):
+        ports = (53, port) if turned else (port, 53)
+        whole = packets.udp(*ends, *ports, b"x" * 3000)
+        if fleet.owner(packets.udp(*ends, *ports)) == owner:
+            break
+    made = (packets.fragments(whole, 1400, ident) for ident in range(1, 1 << 16))
+    return next(parts for parts in made if fleet.keeper(parts[0]) == keeper)
+
+
+# By hand -----------------------------------------------------------------------------------------------
+
+
+def test_a_flow_that_comes_to_the_wrong_worker_is_its_owners(fleet: Callable[..., Fleet]) -> None:
+    pair = fleet(2)
+    talk = connection_of(pair, 1)
+    for number, segment in enumerate([*talk.handshake(), talk.data(), talk.data(talk.server)]):
+        came_to = number % 2
+        pair.send(came_to, segment)
+        pair.step(came_to)
+        if came_to == 0:
+            assert pair.returned() == [], "handed over, and its owner has not had its turn"
+            pair.step(1)
+        assert pair.returned() == [segment]
+    assert describe_sessions(pair.workers[0].sessions) == []
+    (session,) = describe_sessions(pair.workers[1].sessions)
+    assert (session["state"], session["packets"]) == ("established", 5)
+    assert pair.verdicts() == [{}, {"forward": 5}], "counted where it was judged, and only there"
+    assert (pair.counter(Counter.HANDED_OVER), pair.counter(Counter.HANDED_IN)) == ([3, 0], [0, 3])
+
+
+def test_the_order_of_a_flow_is_kept_on_the_way(fleet: Callable[..., Fleet]) -> None:
+    pair = fleet(2)
+    port = next(port for port in range(1, 99) if pair.owner(packets.udp(CLIENT, SERVER, port, 53)) == 1)
+    sent = [packets.udp(CLIENT, SERVER, port, 53, b"%04d" % n) for n in range(50)]
+    pair.send(0, *sent)
+    pair.step()
+    assert pair.returned() == sent
+
+
+def test_fragments_find_their_owner_by_way_of_the_worker_that_keeps_them_together(
+    fleet: Callable[..., Fleet],
+) -> None:
+    three = fleet(3)
+    there = datagram_of(three, owner=2, keeper=1)
+    three.send(0, *there)
+    three.step(0, 2)
+    assert three.returned() == [], "nobody knows their ports yet"
+    three.step(1)
+    assert three.returned() == []
+    three.step(2)
+    assert three.returned() == there
+    back = datagram_of(three, owner=2, keeper=0, turned=True)
+    three.send(1, *back)
+    three.step()
+    assert three.returned() == back
+    (session,) = describe_sessions(three.workers[2].sessions)
+    assert session["packets"] == len(there) + len(back)
+
+
+def test_the_rest_of_a_refused_datagram_is_refused_by_its_owner(fleet: Callable[..., Fleet]) -> None:
+    three = fleet(3, policy=deny_all())
+    parts = datagram_of(three, owner=2, keeper=1)
+    three.send(0, *parts)
+    three.step()
+    assert three.returned() == []
+    assert three.verdicts() == [{}, {}, {"policy-deny": 1, "fragment-unmatched": len(parts) - 1}]
+
+
+def test_an_error_about_a_flow_goes_to_the_worker_that_has_it(fleet: Callable[..., Fleet]) -> None:
+    pair = fleet(2)
+    talk = connection_of(pair, 1)
+    pair.send(1, *talk.handshake())
+    pair.step()
+    data = talk.data()
+    error = packets.icmp_error("10.9.9.9", CLIENT, data)
+    pair.send(0, error)
+    pair.step()
+    assert pair.returned()[-1] == error
+
+
+def test_the_owner_asks_the_store_and_lets_parked_packets_go(fleet: Callable[..., Fleet]) -> None:
+    former, pair = fleet(2, resiliency=True, owner=1), fleet(2, resiliency=True, owner=2)
+    talk = connection_of(pair, 1)
+    former.send(1, *talk.handshake())
+    former.step()
+    former.serve()
+    pair.store = former.store
+    going_on = [talk.data(), talk.data(talk.server)]
+    pair.send(0, *going_on)
+    pair.step()
+    assert pair.returned() == []
+    assert pair.verdicts() == [{}, {"park": 2}]
+    pair.serve()
+    pair.step()
+    assert pair.returned() == going_on
+    assert pair.counter(Counter.SESSIONS_RESTORED) == [0, 1]
+    assert pair.counter(Counter.LOOKUPS) == [0, 1]
+
+
+def test_a_worker_that_stands_still_costs_its_own_flows_only_and_by_name(fleet: Callable[..., Fleet]) -> None:
+    pair = fleet(2)
+    theirs, own = connection_of(pair, 1), connection_of(pair, 0)
+    syn = theirs.handshake()[0]
+    for _ in range(HANDOVER_PACKETS // 64 + 1):
+        pair.send(0, *[syn] * 64)
+        pair.step(0)
+    pair.send(0, *own.handshake())
+    pair.step(0)
+    assert len(pair.returned()) == 3, "the others go on"
+    assert pair.verdicts()[0] == {"forward": 3, "handover-full": 64}
+    pair.step()
+    assert len(pair.returned()) == HANDOVER_PACKETS
+    assert pair.verdicts()[1] == {"forward": HANDOVER_PACKETS}
+
+
+def test_only_a_sleeping_owner_is_woken(fleet: Callable[..., Fleet]) -> None:
+    pair = fleet(2)
+    syn = connection_of(pair, 1).handshake()[0]
+    pair.send(0, syn)
+    pair.step(0)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(pair.wakes[1])
+    pair.step(1)
+    assert lie_down(pair.workers[1].loop.handover)
+    pair.send(0, syn)
+    pair.step(0)
+    assert os.eventfd_read(pair.wakes[1]) == 1
+
+
+def test_no_two_sessions_of_a_node_have_one_id(fleet: Callable[..., Fleet]) -> None:
+    three = fleet(3)
+    three.send(0, *(packets.tcp(CLIENT, SERVER, port, 80) for port in range(1, 61)))
+    three.step()
+    ids = [[row["id"] for row in describe_sessions(worker.sessions)] for worker in three.workers]
+    assert len({number for one in ids for number in one}) == 60
+    assert all(number % 3 == (worker + 1) % 3 for worker, one in enumerate(ids) for number in one)
+
+
+def test_all_workers_together_have_room_for_max_sessions(fleet: Callable[..., Fleet]) -> None:
+    """However chance deals flows out: the limit is the node's, and a worker's table is larger than its share."""
+    pair = fleet(2, max_sessions=300)
+    for port in range(1, 401):
+        pair.send(port % 2, packets.tcp(CLIENT, SERVER, port, 80))
+        pair.step()
+    assert sum(pair.counter(Counter.SESSIONS)) == 300
+    assert sum(told.get("session-limit", 0) for told in pair.verdicts()) == 100
+    pair.now += 10 * SECOND_NS
+    pair.step()
+    assert sum(pair.counter(Counter.SESSIONS)) == 0
+
+
+# In threads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_in_threads_every_packet_comes_back_once(fleet: Callable[..., Fleet], workers: int) -> None:
+    """The system spreads by outer ports, which change with every packet: most come to the wrong worker."""
+    many = fleet(workers, one_address=True, resiliency=True)
+    many.start()
+    talks = [Connection(CLIENT, SERVER, port) for port in range(41_000, 41_012)]
+    for step in zip(*(talk.handshake() for talk in talks)):
+        many.through(*step)
+    many.through(*(talk.data() for talk in talks))
+    many.through(*(talk.data(talk.server) for talk in talks))
+    queries = [packets.udp(CLIENT, SERVER, port, 53, b"query") for port in range(6_000, 6_012)]
+    many.through(*queries, *(packets.icmp_echo(CLIENT, SERVER, ident) for ident in range(1, 6)))
+    many.through(*(packets.icmp_error("10.9.9.9", CLIENT, query) for query in queries))
+    for port in range(7_000, 7_006):
+        first, *rest = packets.fragments(packets.udp(CLIENT, SERVER, port, 53, b"x" * 3000), 1400, port)
+        many.through(first)
+        many.through(*rest)
+    final = sum(count for told in many.verdicts() for count in told.values())
+    assert sum(many.counter(Counter.RECEIVED)) == final
+    assert sum(many.counter(Counter.HANDED_OVER)) == sum(many.counter(Counter.HANDED_IN)) > 0
+    assert sum(many.counter(Counter.SESSIONS)) == 12 + 12 + 5 + 6
+    assert {name for told in many.verdicts() for name in told} == {"forward"}
+
+
+def test_in_threads_connections_of_a_dead_node_are_taken_over(fleet: Callable[..., Fleet]) -> None:
+    former = fleet(3, one_address=True, resiliency=True, owner=1)
+    former.start()
+    talks = [Connection(CLIENT, SERVER, port) for port in range(41_000, 41_012)]
+    for step in zip(*(talk.handshake() for talk in talks)):
+        former.through(*step)
+    former.serve()
+    # Another number of workers: the store knows nothing of them.
+    node = fleet(2, one_address=True, resiliency=True, owner=2)
+    node.store = former.store
+    node.start()
+    node.through(*(talk.data() for talk in talks))
+    node.through(*(talk.data(talk.server) for talk in talks))
+    assert sum(node.counter(Counter.SESSIONS_RESTORED)) == len(talks)
+    assert all(count > 0 for count in node.counter(Counter.SESSIONS_RESTORED))
