@@ -15,7 +15,7 @@ import platform
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _LOG_LINES = 40
 _ATTACH_XDP = 37
 _FLAGS_DRV_MODE = 4
 _PROG_TYPE_XDP = 6
+_TEST_LIVE_FRAMES = 2
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
 _CAP_SYS_ADMIN = 21
 _SIOCGIFMTU = 0x8921
@@ -169,14 +170,20 @@ def _log() -> str:
 
 
 class BpfObject:
-    """A loaded object file with one of its programs; the others are left out."""
+    """A loaded object file with one of its programs, or several that share its maps; the others are left out."""
 
     def __init__(
-        self, path: Path, program: str, entries: Mapping[str, int] | None = None, *, frags: bool = False
+        self,
+        path: Path,
+        program: str,
+        entries: Mapping[str, int] | None = None,
+        *,
+        frags: bool = False,
+        others: Sequence[str] = (),
     ) -> None:
         """Load ``program`` of the object at ``path``; ``entries``: size of maps by name, where it is not fixed.
 
-        Raises BpfError.
+        ``others``: programs to load beside it. Raises BpfError.
         """
         _check_kernel(KERNEL_MIN_FRAGS if frags else KERNEL_MIN, "xdp.frags" if frags else "this program")
         if not path.exists():
@@ -189,26 +196,28 @@ class BpfObject:
             if not self._object:
                 raise BpfError(f"{path} is no BPF object{_log()}")
             try:
-                self._program = self._choose(program, path)
+                programs = self._choose([program, *others], path)
                 for name, count in (entries or {}).items():
                     self._must(self._library.bpf_map__set_max_entries(self._map(name), count), name)
                 self._load(path)
             except BpfError:
                 self.close()
                 raise
-        self.program_descriptor = int(self._library.bpf_program__fd(self._program))
+        self.descriptors = {name: int(self._library.bpf_program__fd(programs[name])) for name in programs}
+        self.program_descriptor = self.descriptors[program]
 
-    def _choose(self, wanted: str, path: Path) -> int:
-        found = None
+    def _choose(self, wanted: Sequence[str], path: Path) -> dict[str, int]:
+        found = {}
         program = self._library.bpf_object__next_program(self._object, None)
         while program:
-            chosen = self._library.bpf_program__name(program) == wanted.encode()
-            self._library.bpf_program__set_autoload(program, chosen)
-            found = program if chosen else found
+            name = self._library.bpf_program__name(program).decode()
+            self._library.bpf_program__set_autoload(program, name in wanted)
+            if name in wanted:
+                found[name] = int(program)
             program = self._library.bpf_object__next_program(self._object, program)
-        if found is None:
-            raise BpfError(f"{path} holds no program {wanted}")
-        return int(found)
+        if missing := set(wanted) - found.keys():
+            raise BpfError(f"{path} holds no program {', '.join(sorted(missing))}")
+        return found
 
     def _load(self, path: Path) -> None:
         failed = -int(self._library.bpf_object__load(self._object))
@@ -271,9 +280,9 @@ class BpfObject:
         self._must(result, f"{name}[{key}]")
         return values
 
-    def attach(self, interface: str) -> Link:
-        """Attach the program to an interface of this network namespace, natively or not at all."""
-        return _attach(self.program_descriptor, interface)
+    def attach(self, interface: str, program: str | None = None) -> Link:
+        """Attach the program, or one of the others, to an interface of this network namespace, natively."""
+        return _attach(self.descriptors[program] if program else self.program_descriptor, interface)
 
     def test_run(self, packet: bytes, repeat: int = 1) -> tuple[int, bytes, int]:
         """Run the program over an Ethernet frame: (action, frame afterwards, ns for one run)."""
@@ -301,6 +310,24 @@ def run(program: int, packet: bytes, repeat: int) -> tuple[int, bytes, int]:
     if failed:
         raise BpfError(f"BPF_PROG_TEST_RUN: {os.strerror(failed)}")
     return int(options.retval), out.raw[: options.data_size_out], int(options.duration)
+
+
+def run_live(program: int, packet: bytes, repeat: int, batch: int) -> None:
+    """Run an XDP program over ``repeat`` real frames, which then go where it sends them; a signal ends it early.
+
+    A frame that comes back to its pool is not written anew: the program finds it as it was left.
+    """
+    options = _TestOptions(
+        size=ctypes.sizeof(_TestOptions),
+        data_in=packet,
+        data_size_in=len(packet),
+        repeat=repeat,
+        flags=_TEST_LIVE_FRAMES,
+        batch_size=batch,
+    )
+    failed = -int(library().bpf_prog_test_run_opts(program, ctypes.byref(options)))
+    if failed not in (0, errno.EINTR):
+        raise BpfError(f"BPF_PROG_RUN with live frames: {os.strerror(failed)}")
 
 
 # Attachment -------------------------------------------------------------------------------------------

@@ -1,0 +1,313 @@
+// The benchmark's own traffic: a generator that runs on live frames (BPF_PROG_RUN), the bare bounce that
+// everything is measured against, and the receiver that counts what comes back.
+//
+// All of it shares one struct in .bss, which user space maps. Generator and receiver run on one processor,
+// where neither interrupts the other, so that plain counters do.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <bpf/bpf_helpers.h>
+#include "everwall.h"
+
+#define KINDS 16
+#define TEMPLATE_WORDS 20
+#define BUCKETS 65536
+#define BUCKET_NS 250
+
+enum kind { CLIENT_DATA, SERVER_DATA, SYN, SYN_ACK, ACK, STRAY, MALFORMED };
+enum mode { DATA, OPEN, MIX, FLOOD };
+
+#define ETHERNET 14
+#define OUTER (ETHERNET + 20 + 8 + 40) // IPv4, UDP, GENEVE with AWS's three options
+#define INNER_BYTES 64
+#define UDP_PORTS (ETHERNET + 20)
+#define OUTER_SOURCE (ETHERNET + 12)
+#define COOKIE (OUTER - 4)
+#define GENEVE_VERSION (ETHERNET + 20 + 8)
+// Of the inner packet
+#define IDENT 4
+#define HEADER_CHECKSUM 10
+#define SOURCE 12
+#define PORTS 20
+#define TCP_CHECKSUM 36
+#define STAMP 40
+
+struct {
+    // What to send; written before a run.
+    __u64 mode;
+    __u64 geneve;
+    __u64 clients; // interface that the clients' packets leave by
+    __u64 servers;
+    __u64 interval; // ns * 256 between packets, 0 = as fast as it goes
+    __u64 backlog; // ns * 256 that may be made up for
+    __u64 first; // flow
+    __u64 flows;
+    __u64 opened; // first flow that a run opens
+    __u64 open; // connections to open
+    __u64 delay; // connections between the steps of one
+    __u64 stamped; // 1: packets carry the time
+    __u64 flood; // share of FLOOD in 1/65536
+    __u64 ports; // mask: outer source ports in use, less one
+    __u64 source; // outer addresses as a returned packet has them: low word source, high word destination
+    __u64 lenient; // mask: of so many returned packets, less one, one outer header is checked
+    // Where it is
+    __u64 due;
+    __u64 at;
+    __u64 turn;
+    __u64 step;
+    __u64 connection;
+    __u64 share;
+    __u64 strays;
+    __u64 behind; // ns * 256 given up because the generator came too late
+    __u64 pauses; // frames that were not due
+    __u64 done; // all connections have had their three packets
+    __u64 mixed;
+    __u64 come; // packets that came back
+    __u64 loop; // 1: what comes back goes out again as the next packet
+    __u64 spare[3];
+    // Counters by kind
+    __u64 sent[KINDS];
+    __u64 returned[KINDS];
+    __u64 others; // came back as something that was not sent
+    __u64 spares[15];
+    __u64 sums[KINDS * 2]; // IPv4 and TCP checksum of a template's constant part, not folded
+    __u64 templates[KINDS * TEMPLATE_WORDS]; // by kind: the frame's first bytes
+    __u64 latencies[BUCKETS];
+} rig;
+
+static __always_inline __u16 fold(__u64 sum)
+{
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return ~sum;
+}
+
+// A frame of a kind and flow; sums are taken over words as they lie in memory (RFC 1071, 2B).
+static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u64 now, int geneve, int loop)
+{
+    const int at = geneve ? OUTER : ETHERNET;
+    const int length = at + INNER_BYTES;
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+    if (data + length > end || kind >= KINDS)
+        return XDP_ABORTED;
+    void *template = rig.templates + kind * TEMPLATE_WORDS;
+#pragma unroll
+    for (int i = 0; i < length / 8 * 8; i += 8)
+        *(__u64 *)(data + i) = *(__u64 *)(template + i);
+#pragma unroll
+    for (int i = length / 8 * 8; i < length; i += 2)
+        *(__u16 *)(data + i) = *(__u16 *)(template + i);
+
+    __u32 client = __builtin_bswap32(0x0a000000 | (flow & 0xffffff));
+    __u32 server = __builtin_bswap32(0xc6120000 | (flow & 0xff));
+    __u16 port = __builtin_bswap16(1024 + ((flow >> 24) & 0x7fff));
+    int back = kind == SERVER_DATA || kind == SYN_ACK;
+    void *inner = data + at;
+    *(__u32 *)(inner + SOURCE) = back ? server : client;
+    *(__u32 *)(inner + SOURCE + 4) = back ? client : server;
+    *(__u16 *)(inner + PORTS + (back ? 2 : 0)) = port;
+    __u64 sum = (__u64)client + server;
+    __u64 tcp = rig.sums[kind * 2 + 1] + sum + port;
+    if (rig.stamped && (kind <= SERVER_DATA || kind == ACK)) {
+        *(__u64 *)(inner + STAMP) = now;
+        tcp += (now & 0xffffffff) + (now >> 32);
+    }
+    *(__u16 *)(inner + HEADER_CHECKSUM) = fold(rig.sums[kind * 2] + sum);
+    *(__u16 *)(inner + TCP_CHECKSUM) = fold(tcp);
+    if (geneve) {
+        *(__u16 *)(data + UDP_PORTS) = __builtin_bswap16(40000 + (flow & rig.ports));
+        *(__u32 *)(data + COOKIE) = flow;
+        if (kind == MALFORMED) {
+            // Four ways of being wrong.
+            switch (rig.strays & 3) {
+            case 0: *(__u8 *)(data + GENEVE_VERSION) = 0x48; break; // version 1
+            case 1: *(__u8 *)(data + GENEVE_VERSION) = 0x3f; break; // options beyond the packet's end
+            case 2: *(__u8 *)(inner) = 0x44; break; // an IPv4 header too short
+            case 3: *(__u8 *)(inner + 2) = 0x7f; break; // longer than what carries it
+            }
+        }
+    }
+    rig.sent[kind]++;
+    return loop ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
+}
+
+// The next of the three packets of connections that are opened ``delay`` connections apart.
+static __always_inline int opening(__u32 *kind, __u64 *flow)
+{
+    __u64 step = rig.step, connection = rig.connection, behind = step * rig.delay;
+
+    *kind = SYN + step;
+    *flow = rig.opened + connection - behind;
+    rig.step = step == 2 ? 0 : step + 1;
+    rig.connection = connection + (step == 2);
+    if (connection >= rig.open + 2 * rig.delay)
+        rig.done = 1;
+    return connection >= behind && connection - behind < rig.open;
+}
+
+static __always_inline void established(__u32 *kind, __u64 *flow)
+{
+    __u64 at = rig.at;
+
+    *flow = rig.first + at;
+    *kind = (rig.turn ^ at) & 1 ? SERVER_DATA : CLIENT_DATA;
+    if (at + 1 >= rig.flows) {
+        rig.at = 0;
+        rig.turn ^= 1;
+    } else {
+        rig.at = at + 1;
+    }
+}
+
+static __always_inline int generate_any(struct xdp_md *ctx, int geneve)
+{
+    __u64 now = 0, flow = 0;
+    __u32 kind = CLIENT_DATA;
+
+    if (rig.interval || rig.stamped)
+        now = bpf_ktime_get_ns();
+    if (rig.interval) {
+        __u64 scaled = now << 8;
+        if (scaled < rig.due) {
+            rig.pauses++;
+            return XDP_DROP;
+        }
+        if (scaled - rig.due > rig.backlog) {
+            rig.behind += scaled - rig.backlog - rig.due;
+            rig.due = scaled - rig.backlog;
+        }
+        rig.due += rig.interval;
+    }
+    switch (rig.mode) {
+    case OPEN:
+        if (rig.done || !opening(&kind, &flow))
+            return XDP_DROP;
+        break;
+    case MIX:
+        // Of twenty packets one opens a connection, two go on with it.
+        rig.mixed = rig.mixed >= 19 ? 0 : rig.mixed + 1;
+        if (rig.mixed >= 3 || !opening(&kind, &flow))
+            established(&kind, &flow);
+        break;
+    case FLOOD:
+        rig.share += rig.flood;
+        if (rig.share >= 65536) {
+            rig.share -= 65536;
+            rig.strays++;
+            kind = STRAY + (rig.strays >> 2 & 1);
+            flow = 0x100000000 | (__u32)(rig.strays * 2654435761);
+            break;
+        }
+        established(&kind, &flow);
+        break;
+    default:
+        established(&kind, &flow);
+    }
+    return emit(ctx, kind, flow, now, geneve, 0);
+}
+
+SEC("xdp")
+int generate_geneve(struct xdp_md *ctx)
+{
+    return generate_any(ctx, 1);
+}
+
+SEC("xdp")
+int generate_plain(struct xdp_md *ctx)
+{
+    return generate_any(ctx, 0);
+}
+
+static __always_inline int count(void *inner)
+{
+    __u32 kind = __builtin_bswap16(*(__u16 *)(inner + IDENT));
+
+    if (kind >= KINDS) {
+        rig.others++;
+        return XDP_DROP;
+    }
+    rig.returned[kind]++;
+    if (rig.stamped && (kind <= SERVER_DATA || kind == ACK)) {
+        __u64 bucket = (bpf_ktime_get_ns() - *(__u64 *)(inner + STAMP)) / BUCKET_NS;
+        if (bucket >= BUCKETS)
+            bucket = BUCKETS - 1;
+        rig.latencies[bucket & (BUCKETS - 1)]++;
+    }
+    return XDP_DROP;
+}
+
+SEC("xdp")
+int receive_geneve(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+    if (data + OUTER + INNER_BYTES > end)
+        return XDP_DROP;
+    // The device under test has just written there: from the other processor it is slow to read.
+    if ((rig.come++ & rig.lenient) == 0 &&
+        (*(__u16 *)(data + 12) != __builtin_bswap16(ETH_P_IP) ||
+         *(__u8 *)(data + ETHERNET + 9) != IPPROTO_UDP ||
+         *(__u16 *)(data + UDP_PORTS + 2) != __builtin_bswap16(GENEVE_PORT) ||
+         *(__u32 *)(data + OUTER_SOURCE) != (__u32)rig.source ||
+         *(__u32 *)(data + OUTER_SOURCE + 4) != (__u32)(rig.source >> 32) ||
+         (__u16)(__builtin_bswap16(*(__u16 *)(data + UDP_PORTS)) - 40000) > rig.ports)) {
+        rig.others++;
+        return XDP_DROP;
+    }
+    count(data + OUTER);
+    if (rig.loop) {
+        __u32 kind;
+        __u64 flow;
+
+        established(&kind, &flow);
+        return emit(ctx, kind, flow, 0, 1, 1);
+    }
+    return XDP_DROP;
+}
+
+SEC("xdp")
+int receive_plain(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+    if (data + ETHERNET + INNER_BYTES > end || *(__u16 *)(data + 12) != __builtin_bswap16(ETH_P_IP))
+        return XDP_DROP;
+    return count(data + ETHERNET);
+}
+
+// Turn every packet around, and nothing else.
+SEC("xdp")
+int bounce(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+    if (data + OUTER > end)
+        return XDP_DROP;
+    __u16 *ethernet = data;
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        __u16 kept = ethernet[i];
+        ethernet[i] = ethernet[i + 3];
+        ethernet[i + 3] = kept;
+    }
+    __u32 *address = data + OUTER_SOURCE;
+    __u32 kept = address[0];
+    address[0] = address[1];
+    address[1] = kept;
+    return XDP_TX;
+}
+
+// Where packets end that show how fast the generator alone is.
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+    (void)ctx;
+    return XDP_DROP;
+}
+
+const char fingerprint[] SEC("everwall") = FINGERPRINT;
+const char terms[] SEC("license") = "GPL";
