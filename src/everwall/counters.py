@@ -44,6 +44,7 @@ class Counter(IntEnum):
     RECEIVED = 20, "packets received"
     HANDED_OVER = 21, "packets given to the worker that has their flow; it counts what becomes of them"
     HANDED_IN = 22, "packets taken from other workers"
+    OFFLOADED = 23, "sessions that the cut-through carries now"
 
 
 COUNTERS = 32

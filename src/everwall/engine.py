@@ -25,9 +25,10 @@ from everwall import limits, pipeline
 from everwall.counters import Counter
 from everwall.policy.match import CompiledPolicy
 from everwall.rings import Ring, ring_pop
-from everwall.session import image, parking, state, tcp
+from everwall.session import control, image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import release_session, write_all
+from everwall.session.offload import totals, withdraw_all
 from everwall.session.state import Sessions, make_sessions
 from everwall.session.table import SharedTable
 from everwall.verdict import Verdict
@@ -67,9 +68,12 @@ class EngineConfig:
 
 
 def make_state(
-    config: EngineConfig, policy: CompiledPolicy, shared: SharedTable | None = None
+    config: EngineConfig,
+    policy: CompiledPolicy,
+    shared: SharedTable | None = None,
+    control_words: npt.NDArray[np.int64] | None = None,
 ) -> pipeline.State:
-    """The arrays of one worker; ``shared``: what the cut-through program sees of its table."""
+    """The arrays of one worker; ``shared`` and ``control_words`` as in ``make_sessions``."""
     sessions = make_sessions(
         limits.sessions_per_worker(config.max_sessions, config.workers),
         parked_packets=config.parked_packets,
@@ -77,6 +81,8 @@ def make_state(
         frame_bytes=config.frame_bytes,
         ring_rows=config.ring_rows,
         shared=shared,
+        control_words=control_words,
+        worker=config.worker,
     )
     sessions.words[state.INSPECT] = int(config.inspect)
     sessions.words[state.RESILIENCY] = int(config.resiliency)
@@ -146,7 +152,8 @@ class Engine:
         release_session(self.state.sessions, slot, now)
 
     def replace_policy(self, policy: CompiledPolicy) -> None:
-        """Decide new and restored sessions by another policy from now on."""
+        """Decide new and restored sessions by another policy from now on; what was offloaded comes back first."""
+        withdraw_all(self.state.sessions)
         self.state = self.state._replace(policy=policy)
 
     def _take(self, released: int) -> list[tuple[int, bytes]]:
@@ -202,8 +209,10 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
     """Rows for people from a live table; a row may be torn while a worker writes it, one just begun is left out."""
     table = sessions.table
     hot, cold, small, short = table.hot, table.cold, table.small, table.short
+    slots = np.flatnonzero(hot[:, t.KEY2])[:limit]
+    want = int(sessions.words[state.EPOCH]) << 16 | 1
     rows = []
-    for slot in np.flatnonzero(hot[:, t.KEY2])[:limit]:
+    for slot, last_seen, packets, octets in zip(slots, *totals(sessions, slots), strict=True):
         flags, key2, which = int(short[slot, t.FLAGS]), int(hot[slot, t.KEY2]), int(short[slot, t.STATE])
         if not key2 or which not in tcp.STATE_NAMES:
             continue
@@ -226,10 +235,11 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
                 "rule": int(small[slot, t.RULE]),
                 "zone": int(short[slot, t.FROM_ZONE]),
                 "generation": int(short[slot, t.GENERATION]),
-                "packets": int(cold[slot, t.PACKETS]),
-                "bytes": int(cold[slot, t.BYTES]),
+                "packets": int(packets),
+                "bytes": int(octets),
                 "start_ms": int(cold[slot, t.START]),
-                "last_seen_ns": int(cold[slot, t.LAST_SEEN]),
+                "last_seen_ns": int(last_seen),
+                "offloaded": int(table.hot32[slot, t.CONTROL]) & control.EPOCH_MASK == want,
             }
         )
     return rows

@@ -111,6 +111,8 @@ BEAT_STALE_NS = 500 * MS_NS
 """A worker whose loop has not passed for this long gets every packet: a node that hangs stops forwarding."""
 SEQUENCE_JUMP_MAX = 1 << 24
 """Bytes by which a segment may lie before or behind the last one bounced; the engine judges those farther off."""
+LOOP_GAP_NS_MAX = 250 * MS_NS
+"""A loop that stood still for longer takes all sessions back from the cut-through: they may be another node's."""
 OUTER_TTL = 64
 """Of the outer header of everything that is returned."""
 
@@ -186,6 +188,7 @@ assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
 assert HANDOVER_PACKETS & (HANDOVER_PACKETS - 1) == 0
 assert HANDOVER_PACKETS >= BATCH_PACKETS, "a batch that came to the wrong worker finds room"
+assert LOOP_GAP_NS_MAX < BEAT_STALE_NS, "the loop notices its own gap before it is taken for dead"
 assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
 assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16

@@ -27,6 +27,7 @@ from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session, worth_storing
 from everwall.session.fragments import complete, remember
+from everwall.session.offload import offload, withdraw
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, write
 from everwall.takeover import demote, restore
@@ -138,6 +139,8 @@ def _process(state_, batch, i, now):
         verdict = _hit(state_, batch, slot, i, now)
         if verdict != FORWARD and _is_doubtful(sessions, slot, now):
             verdict = _doubt(state_, batch, i, verdict, now)
+        else:
+            offload(sessions, slot)
     else:
         verdict = _miss(state_, batch, i, now)
     if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and (verdict == FORWARD or verdict == PARK):
@@ -159,8 +162,10 @@ def locate(sessions, meta, i, now):
             return verdict, _NONE
         make_key(meta, i, sessions.words[state.SEED])
     slot = t.find_session(sessions.table, meta, i)
-    if slot >= 0 and end_if_over(sessions, slot, now):
-        slot = _NONE
+    if slot >= 0:
+        withdraw(sessions, slot)
+        if end_if_over(sessions, slot, now):
+            slot = _NONE
     return FORWARD, slot
 
 

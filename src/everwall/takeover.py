@@ -15,6 +15,7 @@ from everwall.kernels import kernel
 from everwall.opening import add, apply_rule, decide
 from everwall.session import image, state, tcp
 from everwall.session import table as t
+from everwall.session.offload import withdraw
 from everwall.session.writer import protocol_of, report, write
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -161,6 +162,7 @@ def _went_on_elsewhere(sessions, rows, k, slot):
 @kernel
 def _give_up(sessions, slot):
     """End a session that is another node's: nothing is logged and nothing deleted."""
+    withdraw(sessions, slot)
     t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1
     sessions.counters[_SESSIONS_DEMOTED] += 1

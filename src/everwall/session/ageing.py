@@ -10,6 +10,7 @@ from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
 from everwall.session import state, tcp
 from everwall.session import table as t
 from everwall.session.image import REPLIED
+from everwall.session.offload import is_offloaded, sync, withdraw
 from everwall.session.writer import forget, report, write
 
 _SESSIONS = int(Counter.SESSIONS)
@@ -22,11 +23,18 @@ TICK_NS = AGEING_PERIOD_NS // AGEING_TICKS
 @kernel
 def end_session(sessions, slot, reason, now):
     """Log the end of a session, delete its record and free its slot."""
+    withdraw(sessions, slot)
     report(sessions, slot, state.EVENT_ENDED, reason, now)
     forget(sessions, slot)
     t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1
     sessions.counters[_SESSIONS_ENDED] += 1
+
+
+@kernel
+def _is_over(sessions, slot, now):
+    idle = now - sessions.table.cold[slot, t.LAST_SEEN]
+    return idle >= sessions.timeouts[np.int64(sessions.table.short[slot, t.STATE])]
 
 
 @kernel
@@ -37,8 +45,11 @@ def end_if_over(sessions, slot, now):
     connection that lives on is restored by its next packet.
     """
     short = sessions.table.short
-    if now - sessions.table.cold[slot, t.LAST_SEEN] < sessions.timeouts[np.int64(short[slot, t.STATE])]:
+    if not _is_over(sessions, slot, now):
         return False
+    withdraw(sessions, slot)
+    if not _is_over(sessions, slot, now):
+        return False  # the program has bounced a packet in this very moment
     if np.int64(short[slot, t.STATE]) == tcp.TCP_UNVERIFIED_RST:
         short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) & ~t.STORED
     reason = np.int64(short[slot, t.END_REASON])
@@ -64,6 +75,10 @@ def worth_storing(sessions, slot):
 @kernel
 def _age(sessions, slot, now):
     short, cold = sessions.table.short, sessions.table.cold
+    if is_offloaded(sessions, slot):
+        sync(sessions, slot)
+    else:
+        withdraw(sessions, slot)  # a flag of an older epoch
     if end_if_over(sessions, slot, now) or sessions.words[state.RESILIENCY] == 0:
         return
     if np.int64(short[slot, t.LOCAL]) & t.DIRTY != 0:
@@ -106,6 +121,7 @@ def write_all(sessions, now):
 @kernel
 def release_session(sessions, slot, now):
     """Hand a session to the store and free its slot; no log, no delete: it goes on elsewhere."""
+    withdraw(sessions, slot)
     write(sessions, slot, now)
     t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1

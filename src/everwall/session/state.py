@@ -15,7 +15,7 @@ from everwall import limits
 from everwall.counters import COUNTERS
 from everwall.limits import BUCKET_SLOTS
 from everwall.rings import Ring, make_ring
-from everwall.session import image, tcp
+from everwall.session import control, image, tcp
 from everwall.session.table import ADDRESS_COLUMNS, SharedTable, Table, make_table
 from everwall.verdict import VERDICTS
 from everwall.wire.meta import COLUMNS, Batch, make_batch
@@ -38,6 +38,10 @@ DEADLINE_HEAD = 13  # cursors of ``deadlines``
 DEADLINE_TAIL = 14
 MISS_BUDGET = 15  # misses a second
 LOOKUP_DEADLINE = 16  # ns
+CUT_THROUGH = 17  # 1: a program bounces what is offloaded
+WORKER = 18  # whose control words are ours
+EPOCH = 19  # of offloading, 15 bits
+OFFLOADS = 20  # so many times a session was offloaded
 ID_STEP = 24  # between session ids: the number of workers
 ELSEWHERE = 25  # sessions of the other workers
 WORDS = 32
@@ -76,6 +80,7 @@ class Sessions(NamedTuple):
     """The arrays of one worker; shapes in ``make_sessions``."""
 
     table: Table
+    shared: npt.NDArray[np.int64]  # the control words of all workers, see session.control
     timeouts: npt.NDArray[np.int64]  # ns by state
     words: npt.NDArray[np.int64]
     clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; the store thread writes here
@@ -120,9 +125,13 @@ def make_sessions(
     frame_bytes: int = limits.FRAME_BYTES,
     ring_rows: int = limits.REQUEST_RING_ROWS,
     shared: SharedTable | None = None,
+    control_words: npt.NDArray[np.int64] | None = None,
+    worker: int = 0,
 ) -> Sessions:
     """Empty arrays for one worker, with fewer ``parked_packets`` than that where they would take too much room.
-    ``shared``: what the cut-through program sees of the table.
+
+    ``shared``: what the cut-through program sees of the table; with it come ``control_words``, those of all workers,
+    of which this is number ``worker``. Without, nothing is offloaded.
 
     Raises ValueError when ``lookups`` is not a power of two of at least one set.
     """
@@ -134,11 +143,17 @@ def make_sessions(
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
     words[NEXT_ID] = words[ID_STEP] = 1
+    words[WORKER] = worker
+    words[CUT_THROUGH] = int(shared is not None)
+    if control_words is None:
+        control_words = np.zeros(control.WORDS, np.int64)
+    control_words[control.WORKER + worker * control.WORKER_WORDS + control.WANT] = 1  # epoch 0
     parked_packets = min(parked_packets, limits.PARKED_BYTES_MAX // frame_bytes)
     next_row = np.arange(1, parked_packets + 1, dtype=np.int64)
     next_row[-1] = -1
     return Sessions(
         table=make_table(max_sessions, shared),
+        shared=control_words,
         timeouts=default_timeouts(),
         words=words,
         clock=np.zeros(4, np.int64),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import equal_bytes, fence, kernel, lowest_bit, prefetch
+from everwall.kernels import equal_bytes, kernel, lowest_bit, prefetch
 from everwall.limits import BUCKET_SLOTS, SET_CHOICES, TABLE_LOAD_MAX
 from everwall.wire import meta as m
 
@@ -44,6 +44,8 @@ PACKETS_UPPER = 11
 
 SEEN_SHIFT = 20
 
+LINE_BYTES = HOT_COLUMNS * 8
+
 # Columns of ``addresses``: both ends in canonical order
 LOWER_HIGH = 0
 LOWER_LOW = 1
@@ -55,7 +57,7 @@ ADDRESS_COLUMNS = 4
 # as int64
 LAST_SEEN = 0  # ns
 PACKETS = 1  # previous owners included
-BYTES = 2  # the same, less what the program has counted in this slot (session.offload.bytes_of)
+BYTES = 2  # the same, less what the program has counted in this slot (``bytes_of``)
 ID = 3
 START = 12  # milliseconds of store time
 WRITTEN = 13  # ns of the last write to the store
@@ -87,7 +89,7 @@ LEARNED_UPPER = 8
 RELEARNING = 16  # taken over: windows are being learnt again
 SYN_PENDING = 32  # SYN_NEXT holds
 
-SLOT_BYTES = HOT_COLUMNS * 8 + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
+SLOT_BYTES = LINE_BYTES + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 
 _LOW = 0xFFFFFFFF
 
@@ -296,7 +298,11 @@ def add_session(table, meta, i):
 
 @kernel
 def remove_session(table, slot):
-    """Free a slot; the program's leave to bounce its packets goes first."""
-    table.hot32[slot, CONTROL] = 0
-    fence()
+    """Free a slot of a session that is not offloaded."""
     clear_key(table.hot, table.tags, slot)
+
+
+@kernel
+def bytes_of(table, slot):
+    """Inner IP bytes of a session, those that the program has bounced included."""
+    return table.cold[slot, BYTES] + table.hot[slot, BYTES_LOWER] + table.hot[slot, BYTES_UPPER]

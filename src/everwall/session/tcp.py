@@ -225,15 +225,25 @@ def scale_of(scales, end):
 
 
 @kernel
+def _shift(short, slot, end):
+    """By how many bits the window of one end is scaled; the most there can be where it is not known."""
+    scale = scale_of(np.int64(short[slot, t.SCALES]), end)
+    return _SCALE_LOOSE if scale == _SCALE_UNKNOWN else scale
+
+
+@kernel
 def _window(short, slot, meta, i, end):
     """The advertised window in bytes; a SYN's is never scaled (RFC 7323 section 2.2)."""
     window = meta[i, m.TCP_WINDOW_FIELD]
     if meta[i, m.TCP_FLAG_BITS] & m.TCP_SYN != 0:
         return window
-    scale = scale_of(np.int64(short[slot, t.SCALES]), end)
-    if scale == _SCALE_UNKNOWN:
-        scale = _SCALE_LOOSE
-    return window << scale
+    return window << _shift(short, slot, end)
+
+
+@kernel
+def widest_window(short, slot, end):
+    """The largest window that one end can advertise."""
+    return 0xFFFF << _shift(short, slot, end)
 
 
 @kernel

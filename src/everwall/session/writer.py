@@ -10,6 +10,7 @@ from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, SECOND_N
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
 from everwall.session import table as t
+from everwall.session.offload import sync
 from everwall.wire.meta import PROTOCOL_TCP
 
 _REQUESTS_DELAYED = int(Counter.REQUESTS_DELAYED)
@@ -40,6 +41,7 @@ def stored_expiry(sessions, slot):
 
 @kernel
 def _fill(sessions, row, rows, slot):
+    sync(sessions, slot)
     table = sessions.table
     hot, addresses, cold, small, short = table.hot, table.addresses, table.cold, table.small, table.short
     rows[row, image.ENDPOINT] = hot[slot, t.KEY0]
@@ -61,7 +63,7 @@ def _fill(sessions, row, rows, slot):
     rows[row, image.START] = cold[slot, t.START]
     rows[row, image.EXPIRY] = stored_expiry(sessions, slot)
     rows[row, image.PACKETS] = cold[slot, t.PACKETS]
-    rows[row, image.BYTES] = cold[slot, t.BYTES]
+    rows[row, image.BYTES] = t.bytes_of(table, slot)
 
 
 @kernel
