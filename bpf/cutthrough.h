@@ -200,10 +200,6 @@ static __always_inline u64 sip_finish(struct sip *s, u32 length)
 struct flow {
     u64 key0, key1, key2;
     u64 lower_high, lower_low, upper_high, upper_low; /* IPv6 only */
-    u32 direction;                                     /* 0: the packet's source is the lower end; 1: the upper */
-    u32 bytes;                                         /* of the inner IP packet */
-    u32 sequence_end;                                  /* TCP only: after the last byte */
-    u32 tcp;
 };
 
 /* The ones-complement sum of a 20-byte IPv4 header is all ones where its checksum is right. */
@@ -276,110 +272,28 @@ static __always_inline int read_options(const void *options, u32 length, u64 *en
            read_option(options, length, &at, &seen, endpoint) && at == length && seen & 1;
 }
 
-/* From the inner packet, `bytes` long, to the flow's key; OUTCOME_BOUNCED when nothing speaks against it. */
-static __always_inline u32 read_inner(const void *inner, const void *end, u32 bytes, u16 type, struct flow *flow)
+/* Addresses in canonical order and their signature; all ones when the source is the upper end. Apart from the rest,
+ * so that it takes nothing from IPv4. */
+static __noinline u64 read_ipv6_ends(const void *inner, u32 ports, struct flow *flow)
 {
-    const void *transport;
-    u32 family, protocol, left, ports;
-    u64 source_high = 0, source_low, destination_high = 0, destination_low, turned;
+    u64 source_high = bpf_be64_to_cpu(READ64(inner + 8)), source_low = bpf_be64_to_cpu(READ64(inner + 16));
+    u64 destination_high = bpf_be64_to_cpu(READ64(inner + 24)), destination_low = bpf_be64_to_cpu(READ64(inner + 32));
+    u64 high = source_high ^ destination_high, low = source_low ^ destination_low, turned;
+    struct sip s = sip_begin(control[CONTROL_SEED]);
 
-    if (type == bpf_htons(GENEVE_PROTOCOL_TYPE_IPV4)) {
-        u64 both;
-
-        if (inner + 28 > end)
-            return OUTCOME_LENGTH;
-        if (READ8(inner) != 0x45)
-            return OUTCOME_INNER_PROTOCOL;
-        if (READ16(inner + 2) != bpf_htons(bytes))
-            return OUTCOME_LENGTH;
-        if (READ16(inner + 6) & FRAGMENTED)
-            return OUTCOME_FRAGMENT;
-        if (!header_is_right(inner))
-            return OUTCOME_INNER_CHECKSUM;
-        family = 4;
-        protocol = READ8(inner + 9);
-        both = bpf_be64_to_cpu(READ64(inner + 12));
-        source_low = both >> 32;
-        destination_low = (u32)both;
-        transport = inner + 20;
-        left = bytes - 20;
-    } else if (type == bpf_htons(GENEVE_PROTOCOL_TYPE_IPV6)) {
-        if (inner + 48 > end)
-            return OUTCOME_LENGTH;
-        if (READ8(inner) >> 4 != 6)
-            return OUTCOME_INNER_PROTOCOL;
-        left = bytes - 40;
-        if (READ16(inner + 4) != bpf_htons(left))
-            return OUTCOME_LENGTH;
-        family = 6;
-        protocol = READ8(inner + 6);
-        source_high = bpf_be64_to_cpu(READ64(inner + 8));
-        source_low = bpf_be64_to_cpu(READ64(inner + 16));
-        destination_high = bpf_be64_to_cpu(READ64(inner + 24));
-        destination_low = bpf_be64_to_cpu(READ64(inner + 32));
-        transport = inner + 40;
-    } else {
-        return OUTCOME_INNER_PROTOCOL;
-    }
-
-    ports = bpf_ntohl(READ32(transport)); /* source in the high half */
-    if (protocol == META_PROTOCOL_TCP) {
-        u32 header, flags;
-
-        if (transport + 20 > end)
-            return OUTCOME_LENGTH;
-        flags = READ16(transport + 12); /* header length in the low byte, flags in the high one */
-        header = (flags & 0xF0) >> 2;
-        flags >>= 8;
-        if (header < 20 || header > left)
-            return OUTCOME_TRANSPORT_HEADER;
-        if ((flags & (META_TCP_ACK | META_TCP_SYN | META_TCP_FIN | META_TCP_RST | TCP_URG)) != META_TCP_ACK)
-            return OUTCOME_TCP_FLAGS;
-        flow->sequence_end = bpf_ntohl(READ32(transport + 4)) + left - header;
-        flow->tcp = 1;
-    } else if (protocol == META_PROTOCOL_UDP) {
-        u32 length = bpf_ntohs(READ16(transport + 4));
-
-        if (length < 8 || length > left)
-            return OUTCOME_TRANSPORT_HEADER;
-        flow->sequence_end = 0;
-        flow->tcp = 0;
-    } else {
-        return OUTCOME_INNER_PROTOCOL;
-    }
-
-    flow->bytes = bytes;
-    flow->key2 = (u64)protocol << 32 | (u64)family << 40;
-    if (family == 4) {
-        u64 swapped = source_low << 32 | destination_low;
-
-        /* Which end is lower is as good as random: no branch. */
-        turned = (s64)((destination_low << 16 | (ports & 0xFFFF)) - (source_low << 16 | ports >> 16)) >> 63;
-        flow->key1 = swapped ^ ((swapped ^ (destination_low << 32 | source_low)) & turned);
-    } else {
-        struct sip s = sip_begin(control[CONTROL_SEED]);
-
-        if (source_high != destination_high)
-            turned = destination_high < source_high;
-        else if (source_low != destination_low)
-            turned = destination_low < source_low;
-        else
-            turned = (ports & 0xFFFF) < ports >> 16;
-        turned = -turned;
-        flow->lower_high = source_high ^ ((source_high ^ destination_high) & turned);
-        flow->upper_high = destination_high ^ ((source_high ^ destination_high) & turned);
-        flow->lower_low = source_low ^ ((source_low ^ destination_low) & turned);
-        flow->upper_low = destination_low ^ ((source_low ^ destination_low) & turned);
-        sip_absorb(&s, flow->lower_high);
-        sip_absorb(&s, flow->lower_low);
-        sip_absorb(&s, flow->upper_high);
-        sip_absorb(&s, flow->upper_low);
-        flow->key1 = sip_finish(&s, 32);
-    }
-    /* The lower end's port in the low half: `ports` as it stands when turned. */
-    flow->key2 |= rotate(ports, 16) ^ ((rotate(ports, 16) ^ ports) & (u32)turned);
-    flow->direction = turned & 1;
-    return OUTCOME_BOUNCED;
+    if (high)
+        turned = destination_high < source_high;
+    else if (low)
+        turned = destination_low < source_low;
+    else
+        turned = (ports & 0xFFFF) < ports >> 16;
+    turned = -turned;
+    sip_absorb(&s, flow->lower_high = source_high ^ (high & turned));
+    sip_absorb(&s, flow->lower_low = source_low ^ (low & turned));
+    sip_absorb(&s, flow->upper_high = destination_high ^ (high & turned));
+    sip_absorb(&s, flow->upper_low = destination_low ^ (low & turned));
+    flow->key1 = sip_finish(&s, 32);
+    return turned;
 }
 
 /* The table ---------------------------------------------------------------------------------------------------------- */
@@ -476,115 +390,185 @@ static __always_inline void bounce_headers(void *data)
     sum = (u16)~READ16(data + IP_CHECKSUM) + (u16)~time + (OUTER_TTL | (time & 0xFF00));
     sum = (sum & 0xFFFF) + (sum >> 16);
     sum = (sum & 0xFFFF) + (sum >> 16);
-    *(u8 *)(data + IP_TTL) = OUTER_TTL;
-    WRITE16(data + IP_CHECKSUM, ~sum);
+    WRITE32(data + IP_TTL, OUTER_TTL | (time & 0xFF00) | ~sum << 16);
     /* None: RFC 8926 section 3.3 allows it, and a sender on the same host may have left it half-done. */
     WRITE16(data + UDP_CHECKSUM, 0);
 }
 
+/* Count why, and give the packet to the engine; to the kernel where no socket waits on its queue. */
+static __noinline int hand_up(struct xdp_md *ctx, u32 outcome)
+{
+    u32 zero = 0;
+    struct outcomes *outcomes = bpf_map_lookup_elem(&counters, &zero);
+
+    if (outcomes && outcome < OUTCOMES)
+        outcomes->count[outcome] += 1;
+    return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+}
+
+/* Not ours. */
+static __noinline int pass(void)
+{
+    u32 zero = 0;
+    struct outcomes *outcomes = bpf_map_lookup_elem(&counters, &zero);
+
+    if (outcomes)
+        outcomes->count[OUTCOME_PASSED] += 1;
+    return XDP_PASS;
+}
+
 static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
 {
-    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-    u32 zero = 0, outcome, bytes, option_bytes, worker, line_control;
-    struct outcomes *outcomes = bpf_map_lookup_elem(&counters, &zero);
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *inner, *transport;
+    u32 zero = 0, bytes, left, option_bytes, ports, protocol, sequence_end = 0, direction, worker, line_control;
+    struct outcomes *outcomes;
     struct hot_line *line;
     struct flow flow;
     struct sip s;
-    u64 hashed, want, now;
-    u16 first;
-
-    if (!outcomes)
-        return XDP_PASS;
+    u64 hashed, want, now, turned;
+    u16 first, type;
 
     /* Is it GENEVE for us? Anything else is the kernel's. */
-    outcome = OUTCOME_PASSED;
     if (data + GENEVE > end)
-        goto pass;
-    if ((READ32(data + ETHER_TYPE) & bpf_htonl(0xFFFFFF00)) != bpf_htonl(0x08004500))
-        goto pass;
+        return pass();
+    if ((READ32(data + ETHER_TYPE) & bpf_htonl(0xFFFFFF00)) != bpf_htonl(0x08004500) || READ8(data) & 1)
+        return pass();
     if (READ8(data + IP_PROTOCOL) != META_PROTOCOL_UDP || READ16(data + UDP_DESTINATION) != bpf_htons(GENEVE_PORT))
-        goto pass;
-    if (READ16(data + IP_FRAGMENT) & FRAGMENTED || READ8(data) & 1)
-        goto pass;
-    if (!is_local(bpf_ntohl(READ32(data + IP_ADDRESSES + 4))) || !header_is_right(data + IP))
-        goto pass;
+        return pass();
+    if (READ16(data + IP_FRAGMENT) & FRAGMENTED || !header_is_right(data + IP))
+        return pass();
+    if (!is_local(bpf_ntohl(READ32(data + IP_ADDRESSES + 4))))
+        return pass();
 
-    outcome = OUTCOME_DISABLED;
+    /* Does the engine take it from there? */
     if (!control[CONTROL_ENABLED])
-        goto up;
-    outcome = OUTCOME_SOURCE;
+        return hand_up(ctx, OUTCOME_DISABLED);
     if (!source_allowed(bpf_ntohl(READ32(data + IP_ADDRESSES))))
-        goto up;
+        return hand_up(ctx, OUTCOME_SOURCE);
 
-    outcome = OUTCOME_LENGTH;
+    /* Do all lengths agree? */
     if (data + HEADERS_MIN > end)
-        goto up;
+        return hand_up(ctx, OUTCOME_LENGTH);
     bytes = bpf_ntohs(READ16(data + IP_LENGTH));
     if (bpf_ntohs(READ16(data + UDP_LENGTH)) + (UDP - IP) != bytes)
-        goto up;
-    if (end - data != bytes + IP && (!frags || bpf_xdp_get_buff_len(ctx) != bytes + IP))
-        goto up;
+        return hand_up(ctx, OUTCOME_LENGTH);
+    if ((frags ? bpf_xdp_get_buff_len(ctx) : (u64)(end - data)) != bytes + IP)
+        return hand_up(ctx, OUTCOME_LENGTH);
 
-    outcome = OUTCOME_OPTIONS;
+    /* GENEVE */
     first = READ16(data + GENEVE);
+    type = READ16(data + GENEVE + 2);
     option_bytes = (first & 0xFF) * 4; /* too many where the version is not 0 */
     if (option_bytes < OPTION_BYTES_MIN || option_bytes > OPTION_BYTES_MAX)
-        goto up;
+        return hand_up(ctx, OUTCOME_OPTIONS);
     if (!read_options(data + OPTIONS, option_bytes, &flow.key0))
-        goto up;
+        return hand_up(ctx, OUTCOME_OPTIONS);
+    if (first & 0x8000)
+        return hand_up(ctx, OUTCOME_INNER_PROTOCOL); /* a control packet */
 
-    outcome = OUTCOME_INNER_PROTOCOL;
-    if (first & 0x8000) /* a control packet */
-        goto up;
+    /* The inner IP header */
+    inner = data + OPTIONS + option_bytes;
     bytes -= OPTIONS - IP + option_bytes;
-    outcome = read_inner(data + OPTIONS + option_bytes, end, bytes, READ16(data + GENEVE + 2), &flow);
-    if (outcome != OUTCOME_BOUNCED)
-        goto up;
+    if (type == bpf_htons(GENEVE_PROTOCOL_TYPE_IPV4)) {
+        if (inner + 28 > end || READ16(inner + 2) != bpf_htons(bytes))
+            return hand_up(ctx, OUTCOME_LENGTH);
+        if (READ8(inner) != 0x45)
+            return hand_up(ctx, OUTCOME_INNER_PROTOCOL);
+        if (READ16(inner + 6) & FRAGMENTED)
+            return hand_up(ctx, OUTCOME_FRAGMENT);
+        if (!header_is_right(inner))
+            return hand_up(ctx, OUTCOME_INNER_CHECKSUM);
+        protocol = READ8(inner + 9);
+        left = bytes - 20;
+        transport = inner + 20;
+        flow.key2 = 4ULL << 40;
+    } else if (type == bpf_htons(GENEVE_PROTOCOL_TYPE_IPV6)) {
+        left = bytes - 40;
+        if (inner + 48 > end || READ16(inner + 4) != bpf_htons(left))
+            return hand_up(ctx, OUTCOME_LENGTH);
+        if (READ8(inner) >> 4 != 6)
+            return hand_up(ctx, OUTCOME_INNER_PROTOCOL);
+        protocol = READ8(inner + 6);
+        transport = inner + 40;
+        flow.key2 = 6ULL << 40;
+    } else {
+        return hand_up(ctx, OUTCOME_INNER_PROTOCOL);
+    }
 
+    /* The transport header */
+    ports = bpf_ntohl(READ32(transport)); /* source in the high half */
+    if (protocol == META_PROTOCOL_TCP) {
+        u32 header, flags;
+
+        if (transport + 20 > end)
+            return hand_up(ctx, OUTCOME_LENGTH);
+        flags = READ16(transport + 12); /* header length in the low byte, flags in the high one */
+        header = (flags & 0xF0) >> 2;
+        flags >>= 8;
+        if (header < 20 || header > left)
+            return hand_up(ctx, OUTCOME_TRANSPORT_HEADER);
+        if ((flags & (META_TCP_ACK | META_TCP_SYN | META_TCP_FIN | META_TCP_RST | TCP_URG)) != META_TCP_ACK)
+            return hand_up(ctx, OUTCOME_TCP_FLAGS);
+        sequence_end = bpf_ntohl(READ32(transport + 4)) + left - header;
+    } else if (protocol == META_PROTOCOL_UDP) {
+        u32 length = bpf_ntohs(READ16(transport + 4));
+
+        if (length < 8 || length > left)
+            return hand_up(ctx, OUTCOME_TRANSPORT_HEADER);
+    } else {
+        return hand_up(ctx, OUTCOME_INNER_PROTOCOL);
+    }
+
+    /* The key: ends in canonical order. Which one is lower is as good as random, so there is no branch. */
+    if (type == bpf_htons(GENEVE_PROTOCOL_TYPE_IPV4)) {
+        u64 both = bpf_be64_to_cpu(READ64(inner + 12)), other = both >> 32 | both << 32;
+
+        turned = (s64)(((u64)(u32)both << 16 | (ports & 0xFFFF)) - ((both >> 32) << 16 | ports >> 16)) >> 63;
+        flow.key1 = both ^ ((both ^ other) & turned);
+    } else {
+        turned = read_ipv6_ends(inner, ports, &flow);
+    }
+    flow.key2 |= (u64)protocol << 32 | (rotate(ports, 16) ^ ((rotate(ports, 16) ^ ports) & (u32)turned));
+    direction = turned & 1;
+
+    /* The session */
     s = sip_begin(control[CONTROL_SEED]);
     sip_absorb(&s, flow.key0);
     sip_absorb(&s, flow.key1);
     sip_absorb(&s, flow.key2);
     hashed = sip_finish(&s, 24);
-
-    outcome = OUTCOME_NO_SESSION;
     worker = (hashed >> 32) * control[CONTROL_WORKERS] >> 32;
     if (worker >= CONTROL_WORKERS_MAX)
-        goto up;
+        return hand_up(ctx, OUTCOME_NO_SESSION);
     line = find(&flow, hashed, worker, &line_control);
     if (!line)
-        goto up;
+        return hand_up(ctx, OUTCOME_NO_SESSION);
 
-    outcome = OUTCOME_NOT_OFFLOADED;
+    /* Does its worker want it bounced, and live? */
     want = control[CONTROL_WORKER + worker * CONTROL_WORKER_WORDS + CONTROL_WANT];
     if (!(want & 1) || (line_control & CONTROL_EPOCH_MASK) != want || line->half[HOT_CONTROL] != line_control)
-        goto up;
-    outcome = OUTCOME_STALE;
+        return hand_up(ctx, OUTCOME_NOT_OFFLOADED);
     now = bpf_ktime_get_coarse_ns();
     if ((s64)(now - control[CONTROL_WORKER + worker * CONTROL_WORKER_WORDS + CONTROL_BEAT]) > BEAT_STALE_NS)
-        goto up;
+        return hand_up(ctx, OUTCOME_STALE);
 
-    if (flow.tcp) {
-        s32 ahead = flow.sequence_end - line->half[HOT_END_LOWER + flow.direction];
+    /* Nothing speaks against it. */
+    if (protocol == META_PROTOCOL_TCP) {
+        s32 ahead = sequence_end - line->half[HOT_END_LOWER + direction];
 
-        outcome = OUTCOME_SEQUENCE;
         if (ahead > SEQUENCE_JUMP_MAX || ahead < -SEQUENCE_JUMP_MAX)
-            goto up;
+            return hand_up(ctx, OUTCOME_SEQUENCE);
         if (ahead > 0)
-            line->half[HOT_END_LOWER + flow.direction] = flow.sequence_end;
+            line->half[HOT_END_LOWER + direction] = sequence_end;
     }
     line->half[HOT_SEEN] = now >> HOT_SEEN_SHIFT;
-    line->half[HOT_PACKETS_LOWER + flow.direction] += 1;
-    line->wide[HOT_BYTES_LOWER + flow.direction] += flow.bytes;
+    line->half[HOT_PACKETS_LOWER + direction] += 1;
+    line->wide[HOT_BYTES_LOWER + direction] += bytes;
     bounce_headers(data);
-    outcomes->count[OUTCOME_BOUNCED] += 1;
-    outcomes->count[OUTCOME_BOUNCED_BYTES] += flow.bytes;
+    outcomes = bpf_map_lookup_elem(&counters, &zero);
+    if (outcomes) {
+        outcomes->count[OUTCOME_BOUNCED] += 1;
+        outcomes->count[OUTCOME_BOUNCED_BYTES] += bytes;
+    }
     return XDP_TX;
-
-up:
-    outcomes->count[outcome] += 1;
-    return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
-pass:
-    outcomes->count[OUTCOME_PASSED] += 1;
-    return XDP_PASS;
 }
