@@ -28,7 +28,12 @@ from bench.rig.network import Pair
 from bench.rig.programs import Programs
 
 # The words of the program's struct, in its order.
-_WORDS = ["mode", "geneve", "clients", "servers", "interval", "backlog", "first", "flows", "opened", "open", "delay", "stamped", "flood", "ports", "source", "lenient", "due", "at", "turn", "step", "connection", "share", "strays", "behind", "pauses", "done", "mixed", "come", "loop"]
+_WORDS = (
+    *("mode", "geneve", "clients", "servers", "interval", "backlog", "first", "flows"),
+    *("opened", "open", "delay", "stamped", "flood", "ports", "source", "lenient"),
+    *("due", "at", "turn", "step", "connection", "share", "strays", "behind"),
+    *("pauses", "done", "mixed", "come", "loop"),
+)
 _AT = {name: index for index, name in enumerate(_WORDS)}
 _SENT, _RETURNED, _OTHERS, _SUMS, _TEMPLATES = 32, 48, 64, 80, 112
 _LATENCIES = _TEMPLATES + 16 * 20
