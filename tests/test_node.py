@@ -26,6 +26,7 @@ from tests.redis_server import PASSWORD, RedisServer
 CLIENT, SERVER = "10.1.0.5", "10.2.0.9"
 BALANCER = "127.0.82.100"
 SECRET = "5f" * 32
+PLUGIN = "plugin-op-commands=set-sess-ress:True,aws-gwlb-inspect:enable"
 START_S = 300.0  # a cold cache is compiled first
 ANSWER_S = 5.0
 
@@ -65,7 +66,7 @@ class Process:
         (self.folder / "policy.yaml").write_text(POLICY)
         lines = [
             f"hostname=fw{number}",
-            "plugin-op-commands=set-sess-ress:True,aws-gwlb-inspect:enable",
+            *([] if "plugin-op-commands" in extra else [PLUGIN]),
             f"everwall-data-address={self.address}",
             "everwall-port=udp",
             "everwall-health-port=8099",
@@ -291,6 +292,28 @@ def test_sigterm_drains_and_the_traffic_log_tells_what_ended(
     assert balancer.through(node, s2c(flags="A", seq=5001, ack=1005))
     assert balancer.through(node, c2s(flags="RA", seq=1005, ack=5001))
     assert node.process.wait(timeout=30) == 0, node.said()
+
+
+def test_workers_share_the_packets_and_the_store_knows_nothing_of_them(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    first = start(9, redis, extra="everwall-workers=2")
+    second = start(
+        10, redis, extra="plugin-op-commands=set-dp-cores:3,set-sess-ress:True,aws-gwlb-inspect:enable"
+    )
+    first.ready()
+    second.ready()
+    handshake(balancer, first)
+    until(lambda: first.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    counters = first.ask("counters")
+    assert [len(first.ask("status")["workers"]), len(second.ask("status")["workers"])] == [2, 3]
+    assert sum(one["forward"] for one in counters["workers"] if "forward" in one) == 3
+    assert counters["counters"]["forward"] == 3
+    assert first.ask("store")["connections"] == 2
+    first.process.kill()
+    first.process.wait()
+    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
+    assert second.counters()["sessions-restored"] == 1
 
 
 def test_policy_and_endpoint_zone_decide(

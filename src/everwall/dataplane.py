@@ -108,7 +108,9 @@ def _open_raw(config: InitCfg, data: DataInterface) -> DataPlane:
     everything = config.data_address is None and data.name != "lo"
     device = data.name if data.name != "lo" else None
     try:
-        return DataPlane("raw", [ports.open_raw("0.0.0.0" if everything else data.address, device)])
+        return DataPlane(
+            "raw", _one_each(config, ports.open_raw, "0.0.0.0" if everything else data.address, device)
+        )
     except PermissionError as error:
         raise DataPlaneError("everwall-port=raw needs root (CAP_NET_RAW)") from error
     except OSError as error:
@@ -117,9 +119,22 @@ def _open_raw(config: InitCfg, data: DataInterface) -> DataPlane:
 
 def _open_udp(config: InitCfg, data: DataInterface) -> DataPlane:
     try:
-        return DataPlane("udp", [ports.open_udp(data.address)])
+        return DataPlane("udp", _one_each(config, ports.open_udp, data.address))
     except OSError as error:
         raise _cannot_receive(data, error) from error
+
+
+def _one_each(config: InitCfg, opener: Callable[..., Port], *arguments: object) -> list[Port]:
+    """A socket port for each worker; where there are several, the system spreads packets over them."""
+    opened: list[Port] = []
+    try:
+        for _ in range(config.workers):
+            opened.append(opener(*arguments, shared=config.workers > 1))
+    except OSError:
+        for each in opened:
+            ports.close(each)
+        raise
+    return opened
 
 
 def _cannot_receive(data: DataInterface, error: OSError) -> DataPlaneError:

@@ -64,7 +64,7 @@ class EngineConfig:
     worker: int = 0
     """Which of the node's workers this is, from 0."""
     workers: int = 1
-    """They share ``max_sessions``; everything else above is for each of them."""
+    """Room, look-up budget and session ids are the node's, and shared by so many."""
 
 
 def make_state(
@@ -76,7 +76,7 @@ def make_state(
     """The arrays of one worker; ``shared`` and ``control_words`` as in ``make_sessions``."""
     sessions = make_sessions(
         limits.sessions_per_worker(config.max_sessions, config.workers),
-        parked_packets=config.parked_packets,
+        parked_packets=max(config.parked_packets // config.workers, 1),
         lookups=config.lookups,
         frame_bytes=config.frame_bytes,
         ring_rows=config.ring_rows,
@@ -89,6 +89,8 @@ def make_state(
     sessions.words[state.OWNER] = config.owner
     sessions.words[state.SEED] = config.seed
     sessions.words[state.MAX_SESSIONS] = config.max_sessions
+    budget = max(limits.MISS_BUDGET_PER_S // config.workers, 1)
+    sessions.words[state.MISS_BUDGET] = sessions.words[state.MISS_TOKENS] = budget
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[0] = config.epoch_offset

@@ -23,7 +23,7 @@ from everwall import __version__
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.counters import Counter
 from everwall.dataplane import find_data_interface, open_data_plane
-from everwall.engine import EngineConfig, describe_event, describe_sessions, drain_ring, verdict_counts
+from everwall.engine import EngineConfig, describe_event
 from everwall.limits import (
     DRAIN_EMPTY_S,
     DRAIN_QUIET_S,
@@ -40,8 +40,8 @@ from everwall.policy.compile import Loaded, load_policy
 from everwall.session import state
 from everwall.session.record import derive_keys
 from everwall.store.protocol import buckets_for
-from everwall.store.redis import RedisStore, StoreConfig
-from everwall.worker import Worker
+from everwall.store.redis import StoreConfig
+from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
 
@@ -80,8 +80,6 @@ class Node:
                 interface=self._data.name,
                 mtu=self._data.mtu,
             )
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._store_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         owner = owner_id(self.name)
         engine = EngineConfig(
             max_sessions=config.max_sessions,
@@ -93,15 +91,17 @@ class Node:
             seed=int.from_bytes(os.urandom(7), "big"),
             frame_bytes=frame_bytes_for(self._data.mtu),
         )
+        cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
         self.plane = open_data_plane(config, self._data)
-        self.worker = Worker(engine, self.policy.compiled, self.plane.ports[0], self._wake, self._store_wake)
-        self.store = self._make_store(owner) if self.resiliency.enabled else None
+        self.workers = Workers(engine, self.policy.compiled, self.plane.ports, cores)
+        if self.resiliency.enabled:
+            self._connect_to_store(owner)
         self._traffic_log = TrafficLog(config.traffic_log)
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
 
-    def _make_store(self, owner: int) -> RedisStore:
+    def _connect_to_store(self, owner: int) -> None:
         config = self.config
         assert config.redis_endpoint is not None
         assert config.cluster_secret is not None
@@ -115,16 +115,7 @@ class Node:
             owner=owner,
         )
         keys = derive_keys(config.cluster_secret.get_secret_value())
-        return RedisStore(
-            store,
-            keys,
-            self.worker.sessions.requests,
-            self.worker.loop.replies,
-            self._store_wake,
-            self._wake,
-            self.worker.sessions.clock,
-            buckets_for(config.max_sessions),
-        )
+        self.workers.connect(store, keys, buckets_for(config.max_sessions))
 
     # Life -----------------------------------------------------------------------------------------------
 
@@ -133,14 +124,12 @@ class Node:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
-        self.worker.start()
-        if self.store is not None:
-            self.store.start()
+        self.workers.start()
         health = HealthListener(
             self._data.address,
             self.config.health_port,
             lambda: self.state,
-            lambda: self.worker.heartbeat,
+            lambda: self.workers.heartbeat,
         )
         control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
         maintenance = None
@@ -176,17 +165,17 @@ class Node:
     @property
     def state(self) -> str:
         """``joining``, ``active``, ``draining`` or ``failing``."""
-        return self._state if self.worker.running else "failing"
+        return self._state if self.workers.running else "failing"
 
     async def _join(self) -> None:
-        """Wait for the worker to be in its loop, and for the store as long as the grace allows: without
+        """Wait for the workers to be in their loops, and for the store as long as the grace allows: without
         it new sessions still work."""
-        while self.worker.running and self.worker.heartbeat == 0:
+        while self.workers.running and self.workers.heartbeat == 0:
             await asyncio.sleep(0.01)
         deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
-        while self.store is not None and not self.store.status()["connected"] and not self._stopping.is_set():
+        while self.resiliency.enabled and not self._store()["connected"] and not self._stopping.is_set():
             if time.monotonic_ns() > deadline:
-                log.warning("the store does not answer: joining without it", **self._store_facts())
+                log.warning("the store does not answer: joining without it", **self._store())
                 break
             await asyncio.sleep(0.01)
         if self._state == "joining":
@@ -201,6 +190,7 @@ class Node:
             version=__version__,
             data=f"{self._data.name} {self._data.address}, MTU {self._data.mtu}",
             port=self.plane.kind,
+            workers=len(self.workers),
             policy=self.policy.policy.summary,
             health=f"{self._data.address}:{self.config.health_port}",
             seconds=round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 2),
@@ -221,14 +211,14 @@ class Node:
             log.info("draining", sessions=self._count(Counter.SESSIONS), at_most_s=self._drain_timeout_s)
 
     async def _maintain(self) -> None:
-        """Write the traffic log, watch the worker, end a drain."""
+        """Write the traffic log, watch the workers, end a drain."""
         received, quiet_since = -1, time.monotonic_ns()
         while True:
             await asyncio.sleep(MAINTENANCE_S)
             self._log_events()
             now = time.monotonic_ns()
-            if not self.worker.running:
-                log.error("the worker has stopped")
+            if not self.workers.running:
+                log.error("a worker has stopped")
                 self._stopping.set()
                 return
             if self._count(Counter.RECEIVED) != received:
@@ -243,28 +233,26 @@ class Node:
                     return
 
     def _log_events(self) -> None:
-        events = drain_ring(self.worker.sessions.events)
-        ended = [event for event in events if event[state.EVENT_KIND] == state.EVENT_ENDED]
+        ended = [event for event in self.workers.events() if event[state.EVENT_KIND] == state.EVENT_ENDED]
         self._traffic_log.write([self._named(describe_event(event)) for event in ended])
 
     def _close(self) -> None:
-        self.worker.stop()
-        if self.store is not None:
-            self.store.stop()
+        self.workers.stop()
         self._log_events()
         self._traffic_log.close()
         self.plane.close()
-        os.close(self._wake)
-        os.close(self._store_wake)
 
     # What is seen from outside --------------------------------------------------------------------------------
 
     def _handlers(self) -> dict[str, Any]:
         return {
             "status": lambda _: self.status(),
-            "counters": lambda _: {"counters": self.counters()},
+            "counters": lambda _: {
+                "counters": self.workers.counters(),
+                "workers": self.workers.each_counters(),
+            },
             "sessions": self._sessions,
-            "store": lambda _: self._store_facts(),
+            "store": lambda _: self._store(),
             "drain": self._drain_command,
             "resiliency": lambda _: self._resiliency(),
         }
@@ -280,21 +268,16 @@ class Node:
             "port": self.plane.kind,
             "data_address": self._data.address,
             "resiliency": self._resiliency(),
-            "store": self._store_facts(),
+            "store": self._store(),
+            "workers": self.workers.each(),
             "uptime_s": round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 1),
         }
-
-    def counters(self) -> dict[str, int]:
-        """Verdicts and counters by name."""
-        sessions = self.worker.sessions
-        counts = {which.label: int(sessions.counters[which]) for which in Counter}
-        return {**verdict_counts(sessions.verdicts), **counts}
 
     def _sessions(self, arguments: Answer) -> Answer:
         limit = arguments.get("limit", 100)
         if not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit must be a positive whole number, got {limit!r}")
-        rows = describe_sessions(self.worker.sessions, limit)
+        rows = self.workers.sessions(limit)
         return {"sessions": [self._named(row) for row in rows], "total": self._count(Counter.SESSIONS)}
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -310,8 +293,8 @@ class Node:
     def _resiliency(self) -> Answer:
         return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}
 
-    def _store_facts(self) -> Answer:
-        return self.store.status() if self.store is not None else {"connected": False}
+    def _store(self) -> Answer:
+        return self.workers.store_status()
 
     def _count(self, which: Counter) -> int:
-        return int(self.worker.sessions.counters[which])
+        return self.workers.count(which)

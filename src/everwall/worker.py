@@ -217,13 +217,15 @@ class Worker:
         """True while the loop is running; it leaves by itself only when it fails."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self) -> None:
-        """Enter the loop in a thread of its own."""
+    def start(self, core: int | None = None) -> None:
+        """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
         self.loop.control[STOP] = 0
         self._thread = threading.Thread(
             target=run, args=(self.state, self.port, self.loop), name="worker", daemon=True
         )
         self._thread.start()
+        if core is not None and self._thread.native_id is not None:
+            os.sched_setaffinity(self._thread.native_id, {core})
 
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""

@@ -176,6 +176,29 @@ def test_tokens_that_are_not_used_yet_are_named_so(token: str) -> None:
     assert warning == f"init-cfg.txt:1: plugin-op-commands: '{token}:enable' is recognised but not used yet"
 
 
+def test_the_number_of_workers_is_the_vendors_word_or_ours() -> None:
+    assert read("").workers == 1
+    assert read("plugin-op-commands=set-dp-cores:4").workers == 4
+    assert read("plugin-op-commands=set-dp-cores:4\neverwall-workers=2").workers == 2
+    assert read("plugin-op-commands=set-dp-cores:4\neverwall-workers=0").workers == 4
+    assert read("everwall-workers=2\neverwall-worker-cores=2,0").worker_cores == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("plugin-op-commands=set-dp-cores:0", "set-dp-cores:1 to set-dp-cores:64"),
+        ("plugin-op-commands=set-dp-cores", "set-dp-cores:1 to set-dp-cores:64"),
+        ("everwall-workers=65", "a whole number from 0 to 64"),
+        ("everwall-worker-cores=0,0", "each once"),
+        ("everwall-worker-cores=0,x", "numbers of processors"),
+    ],
+)
+def test_a_number_of_workers_that_cannot_be_is_an_error(line: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        read(line)
+
+
 def test_modes_may_be_parted_by_spaces_or_commas() -> None:
     for text in ("jumbo-frame mgmt-interface-swap", "jumbo-frame,mgmt-interface-swap"):
         cfg, warnings = parse(f"op-command-modes={text}")

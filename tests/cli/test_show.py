@@ -75,6 +75,18 @@ def test_status_shows_nested_facts_by_their_path() -> None:
     assert "61.5" in text
 
 
+def test_counters_of_each_worker_stand_beside_their_sum() -> None:
+    answer = {
+        "counters": {"forward": 7, "received": 7},
+        "workers": [{"forward": 7, "received": 7}, {"received": 0}],
+    }
+    text = seen("counters", answer, False, True)
+    assert "worker 1" in text
+    assert "worker 0" not in seen("counters", answer)
+    forward = next(line for line in text.splitlines() if "forward" in line)
+    assert [word for word in forward.split() if word.isdigit()] == ["7", "7", "0"]
+
+
 def test_counters_come_with_their_meaning_and_without_zeros() -> None:
     counters = {"forward": 10, "non-syn-tcp": 3, "table-full": 0, "own-counter": 1}
     text = seen("counters", {"counters": counters})

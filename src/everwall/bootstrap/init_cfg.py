@@ -30,10 +30,12 @@ from everwall.bootstrap.keys import (
     RESILIENCY_TOKENS,
     SECRET_KEYS,
     SWAP_MODE,
+    TOKENS,
     UNUSED_KEYS,
     UNUSED_MODES,
     UNUSED_TOKENS,
     USED_KEYS,
+    WORKERS_TOKEN,
 )
 from everwall.config import ConfigError, did_you_mean, read_text, shown
 from everwall.limits import (
@@ -44,6 +46,7 @@ from everwall.limits import (
     SESSIONS_DEFAULT,
     SESSIONS_MAX,
     SESSIONS_MIN,
+    WORKERS_MAX,
 )
 
 INIT_CFG = Path("config") / "init-cfg.txt"
@@ -125,6 +128,9 @@ class InitCfg:
     """One of ``PORTS``."""
     cut_through: bool = True
     """Established flows are answered in the kernel where the port is ``xdp``."""
+    workers: int = 1
+    worker_cores: tuple[int, ...] | None = None
+    """Processor of each worker; None: one each where there are enough, for more than one worker."""
     control_socket: Path | None = None
     traffic_log: Path | None = None
 
@@ -208,14 +214,14 @@ class _Parser:
             self._line(number, line.removesuffix("\r"))
         self._name_unused()
         modes = self._op_command_modes()
-        resiliency, inspect = self._plugin_op_commands()
+        commands = self._plugin_op_commands()
         cfg = InitCfg(
             file=str(self.file),
             hostname=self._read("hostname", self._host, None),
             mgmt_interface_swap=SWAP_MODE in modes,
             jumbo_frame=JUMBO_MODE in modes,
-            session_resiliency=resiliency,
-            gwlb_inspect=inspect,
+            session_resiliency=bool(commands.get(RESILIENCY_TOKENS[0])),
+            gwlb_inspect=bool(commands.get(INSPECT_TOKEN)),
             redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
             redis_auth=self._read("redis-auth", self._auth, None),
             redis_certificate=self._read("redis-certificate", self._certificate, None),
@@ -234,6 +240,9 @@ class _Parser:
             data_address=self._read("everwall-data-address", self._ipv4, None),
             port=self._read("everwall-port", self._one_of(PORTS), "auto"),
             cut_through=self._read("everwall-cut-through", self._one_of(("on", "off")), "on") == "on",
+            workers=self._read("everwall-workers", self._integer(0, WORKERS_MAX), 0)
+            or commands.get(WORKERS_TOKEN, 1),
+            worker_cores=self._read("everwall-worker-cores", self._cores, None),
             control_socket=self._read("everwall-control-socket", self._socket_path, None),
             traffic_log=self._read("everwall-traffic-log", self._path, None),
         )
@@ -329,22 +338,26 @@ class _Parser:
                 self._warn(entry.line, entry.key, f"unknown mode {shown(word)}{hint}")
         return found
 
-    def _plugin_op_commands(self) -> tuple[bool, bool]:
-        """(session resiliency, GWLB inspection)."""
-        found: dict[str, bool] = {}
+    def _plugin_op_commands(self) -> dict[str, int]:
+        """The arguments of the known commands, by the first spelling of each."""
+        found: dict[str, int] = {}
         for entry, word in self._words("plugin-op-commands"):
             name, _, argument = word.partition(":")
+            choices: dict[str, int]
             if name in RESILIENCY_TOKENS:
                 token, choices = RESILIENCY_TOKENS[0], {"true": True, "false": False}
                 expected = f"{name}:True or {name}:False"
             elif name == INSPECT_TOKEN:
                 token, choices = name, {"enable": True, "disable": False}
                 expected = f"{name}:enable or {name}:disable"
+            elif name == WORKERS_TOKEN:
+                token, choices = name, {str(number): number for number in range(1, WORKERS_MAX + 1)}
+                expected = f"{name}:1 to {name}:{WORKERS_MAX}"
             else:
                 if name in UNUSED_TOKENS:
                     self._warn(entry.line, entry.key, f"{shown(word)} is recognised but not used yet")
                 else:
-                    hint = did_you_mean(name, (*RESILIENCY_TOKENS, INSPECT_TOKEN, *UNUSED_TOKENS))
+                    hint = did_you_mean(name, (*TOKENS, *UNUSED_TOKENS))
                     self._warn(entry.line, entry.key, f"unknown command {shown(word)}{hint}")
                 continue
             if argument.lower() not in choices:
@@ -352,7 +365,7 @@ class _Parser:
             value = choices[argument.lower()]
             if found.setdefault(token, value) != value:
                 raise self._error(entry, f"one word about {token}, not two that differ", word)
-        return found.get(RESILIENCY_TOKENS[0], False), found.get(INSPECT_TOKEN, False)
+        return found
 
     # Values -------------------------------------------------------------------------------------------
 
@@ -416,6 +429,12 @@ class _Parser:
         ):
             raise self._error(entry, f"seconds from 0 to {JOIN_GRACE_S_MAX:g}, as 10 or 0.5")
         return float(entry.value)
+
+    def _cores(self, entry: _Entry) -> tuple[int, ...]:
+        words = [word for _, word in self._words(entry.key)]
+        if not all(re.fullmatch(r"[0-9]{1,4}", word) for word in words) or len(set(words)) < len(words):
+            raise self._error(entry, "numbers of processors, each once, as 0,2")
+        return tuple(map(int, words))
 
     def _sources(self, entry: _Entry) -> tuple[ipaddress.IPv4Network, ...]:
         sources = []

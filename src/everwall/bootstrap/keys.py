@@ -23,6 +23,8 @@ USED_KEYS = (
     "everwall-data-address",
     "everwall-port",
     "everwall-cut-through",
+    "everwall-workers",
+    "everwall-worker-cores",
     "everwall-control-socket",
     "everwall-traffic-log",
 )
@@ -58,7 +60,6 @@ UNUSED_TOKENS = (
     "sriov-access-mode-on",
     "aws-gwlb-associate-vpce",
     "aws-gwlb-overlay-routing",
-    "set-dp-cores",
     "set-cores",
     "numa-perf-optimize",
     "advance-routing",
@@ -66,6 +67,8 @@ UNUSED_TOKENS = (
 )
 RESILIENCY_TOKENS = ("set-sess-ress", "setsess-ress")
 INSPECT_TOKEN = "aws-gwlb-inspect"
+WORKERS_TOKEN = "set-dp-cores"
+TOKENS = (*RESILIENCY_TOKENS, INSPECT_TOKEN, WORKERS_TOKEN)
 SWAP_MODE = "mgmt-interface-swap"
 JUMBO_MODE = "jumbo-frame"
 MODES = (SWAP_MODE, JUMBO_MODE)

@@ -38,6 +38,9 @@ def command(
     control: Annotated[Path, CONTROL_OPTION],
     as_json: Annotated[bool, typer.Option("--json", help="The answer as it came, one JSON object.")] = False,
     limit: Annotated[int, typer.Option(help="At most this many sessions or flows.", min=1)] = 100,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Counters of each worker beside their sum.")
+    ] = False,
     zero: Annotated[bool, typer.Option("--zero", help="Counters that are 0 as well.")] = False,
 ) -> None:
     """Look into a running firewall or load balancer through its control socket.
@@ -53,15 +56,16 @@ def command(
         typer.echo(json.dumps(answer))
     elif answer["ok"]:
         del answer["ok"]
-        Console().print(*tables(what.value, answer, zero), sep="\n")
+        Console().print(*tables(what.value, answer, zero, workers), sep="\n")
     if not answer.get("ok", True):
         fail(answer["error"])
 
 
-def tables(what: str, answer: dict[str, Any], zero: bool = False) -> list[Table | str]:
+def tables(what: str, answer: dict[str, Any], zero: bool = False, workers: bool = False) -> list[Table | str]:
     """The answer as tables: counters with their meaning, lists of objects by column, the rest by name."""
     if what == "counters":
-        return [_counters(answer.get("counters", answer), zero)]
+        each = answer.get("workers", []) if workers else []
+        return [_counters(answer.get("counters", answer), each, zero)]
     facts = Table(title=what, show_header=False, title_justify="left")
     found: list[Table | str] = []
     for name, value in _flat(answer):
@@ -74,16 +78,21 @@ def tables(what: str, answer: dict[str, Any], zero: bool = False) -> list[Table 
     return [*([facts] if facts.row_count else []), *found]
 
 
-def _counters(counters: dict[str, Any], zero: bool) -> Table:
-    table = Table("name", "count", "meaning", title="counters", title_justify="left")
-    table.columns[1].justify = "right"
+def _counters(counters: dict[str, Any], each: list[dict[str, Any]], zero: bool) -> Table:
+    """``each``: the counters of each worker, for a column each."""
+    names = [f"worker {number}" for number in range(len(each))]
+    table = Table("name", "count", *names, "meaning", title="counters", title_justify="left")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
     for name, count in counters.items():
         if not count and not zero:
             continue
         verdict = _LABELS.get(name)
         # Something is misconfigured, overloaded or broken where a counter that is not normal moves.
         style = "yellow" if verdict is not None and not verdict.normal and count else ""
-        table.add_row(escape(name), _text(count), verdict.meaning if verdict is not None else "", style=style)
+        counts = [_text(count), *(_text(one.get(name, 0)) for one in each)]
+        meaning = verdict.meaning if verdict is not None else ""
+        table.add_row(escape(name), *counts, meaning, style=style)
     return table
 
 

@@ -7,6 +7,8 @@ the same name (``ports/bpf_build.py``).
 
 from __future__ import annotations
 
+from everwall import limits
+
 SEED = 0
 """Of the flow hash."""
 WORKERS = 1
@@ -32,10 +34,12 @@ BEAT = 0
 WANT = 1
 """What CONTROL & EPOCH_MASK of an offloaded session must equal: epoch << 16 | 1; 0 = nothing is offloaded."""
 WORKERS_MAX = 64
+"""A number of its own here, because the program's build reads it; see below."""
 WORDS = WORKER + WORKERS_MAX * WORKER_WORDS
 
 EPOCH_MASK = 0xFFFF0001
 """Of a session's CONTROL: the epoch and the flag; the version between them is left out."""
 
+assert WORKERS_MAX == limits.WORKERS_MAX
 assert SOURCE + 2 * SOURCES_MAX <= ADDRESS
 assert ADDRESS + ADDRESSES_MAX <= WORKER

@@ -1,0 +1,208 @@
+"""The workers of a node as one: started, stopped, counted and asked together.
+
+Each has a port, an engine, rings, and a store connection of its own; the answers to its questions come back to it. They
+hand packets to one another (``handover.py``) and share nothing else, so what a node knows is a sum over them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.counters import Counter
+from everwall.engine import EngineConfig, describe_sessions, drain_ring, verdict_counts
+from everwall.handover import make_handovers
+from everwall.limits import MS_NS
+from everwall.policy.match import CompiledPolicy
+from everwall.ports.port import Port
+from everwall.store.protocol import Rows
+from everwall.store.redis import RedisStore, StoreConfig
+from everwall.worker import Worker
+
+
+class WorkersError(RuntimeError):
+    """The workers cannot run as they were asked to; the message says what to change."""
+
+
+def choose_cores(
+    workers: int, wanted: Sequence[int] | None, allowed: Collection[int]
+) -> list[int] | list[None]:
+    """The processor of each worker, or None for each that may run on any.
+
+    Not asked for, one processor each for several workers, if there are as many. Raises WorkersError when
+    ``wanted`` does not fit the workers or the processors of this process.
+    """
+    if wanted is None:
+        if workers == 1 or len(allowed) < workers:
+            return [None] * workers
+        return sorted(allowed)[:workers]
+    if len(wanted) < workers:
+        raise WorkersError(
+            f"everwall-worker-cores names {len(wanted)} processors for {workers} workers; give one to each"
+        )
+    for core in wanted:
+        if core not in allowed:
+            may = ",".join(map(str, sorted(allowed)))
+            raise WorkersError(
+                f"everwall-worker-cores: this process may use the processors {may}, not {core}"
+            )
+    return list(wanted[:workers])
+
+
+class Workers:
+    """As many workers as there are ports."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        policy: CompiledPolicy,
+        ports: Sequence[Port],
+        cores: Sequence[int | None],
+    ) -> None:
+        """``config`` is that of all of them together; nothing runs until ``start``."""
+        self.cores = list(cores)
+        # For each worker the eventfd that wakes it, and the one that wakes its store.
+        self._wakes = [_eventfd() for _ in ports]
+        self._store_wakes = [_eventfd() for _ in ports]
+        shares = make_handovers(self._wakes, config.frame_bytes)
+        self.all = [
+            Worker(
+                replace(config, worker=number, workers=len(ports)),
+                policy,
+                port,
+                self._wakes[number],
+                self._store_wakes[number],
+                shares[number],
+            )
+            for number, port in enumerate(ports)
+        ]
+        self._stores: list[RedisStore] = []
+
+    def connect(self, store: StoreConfig, keys: Rows, buckets: int) -> None:
+        """Give each worker a store connection; to be called before ``start``."""
+        self._stores = [
+            RedisStore(
+                store,
+                keys,
+                worker.sessions.requests,
+                worker.loop.replies,
+                self._store_wakes[number],
+                self._wakes[number],
+                worker.sessions.clock,
+                buckets,
+            )
+            for number, worker in enumerate(self.all)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    # Life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Enter all loops; the stores connect by themselves."""
+        for worker, core in zip(self.all, self.cores, strict=True):
+            worker.start(core)
+        for store in self._stores:
+            store.start()
+
+    def stop(self) -> None:
+        """Leave all loops and end the stores, after what they still have to write."""
+        for worker in self.all:
+            worker.stop()
+        ended = [store.stop() for store in self._stores]
+        if all(ended):  # a store that hangs may still want to wake its worker
+            for descriptor in self._wakes + self._store_wakes:
+                os.close(descriptor)
+
+    @property
+    def running(self) -> bool:
+        """False as soon as one of them has stopped: its share of the flows goes nowhere."""
+        return all(worker.running for worker in self.all)
+
+    @property
+    def heartbeat(self) -> int:
+        """CLOCK_MONOTONIC ns at which the slowest last passed its loop; 0 until all have."""
+        return min(worker.heartbeat for worker in self.all)
+
+    # What they know -------------------------------------------------------------------------------------
+
+    def count(self, which: Counter) -> int:
+        """One counter, summed."""
+        return sum(int(worker.sessions.counters[which]) for worker in self.all)
+
+    def counters(self) -> dict[str, int]:
+        """Verdicts and counters by name, summed."""
+        verdicts = verdict_counts(np.sum([worker.sessions.verdicts for worker in self.all], axis=0))
+        return {**verdicts, **{which.label: self.count(which) for which in Counter}}
+
+    def each_counters(self) -> list[dict[str, int]]:
+        """The same for each worker."""
+        return [
+            {
+                **verdict_counts(worker.sessions.verdicts),
+                **{which.label: int(worker.sessions.counters[which]) for which in Counter},
+            }
+            for worker in self.all
+        ]
+
+    def each(self) -> list[dict[str, Any]]:
+        """Each worker at a glance."""
+        now = time.monotonic_ns()
+        counters = [worker.sessions.counters for worker in self.all]
+        return [
+            {
+                "worker": number,
+                "core": self.cores[number],
+                "running": worker.running,
+                "heartbeat_ms": round((now - worker.heartbeat) / MS_NS, 1),
+                "sessions": int(counters[number][Counter.SESSIONS]),
+                "received": int(counters[number][Counter.RECEIVED]),
+                "handed_over": int(counters[number][Counter.HANDED_OVER]),
+                "handed_in": int(counters[number][Counter.HANDED_IN]),
+            }
+            for number, worker in enumerate(self.all)
+        ]
+
+    def sessions(self, limit: int) -> list[dict[str, Any]]:
+        """Live sessions as people read them, at most ``limit``."""
+        rows: list[dict[str, Any]] = []
+        for worker in self.all:
+            rows += describe_sessions(worker.sessions, limit - len(rows))
+        return rows
+
+    def events(self) -> list[npt.NDArray[np.int64]]:
+        """Session events since the last call, in the order of each worker."""
+        return [event for worker in self.all for event in drain_ring(worker.sessions.events)]
+
+    def store_status(self) -> dict[str, Any]:
+        """What the operator sees of the store: sums, and the worst where a sum has no meaning."""
+        if not self._stores:
+            return {"connected": False}
+        return combined([store.status() for store in self._stores])
+
+
+def combined(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Facts of the same names as one: numbers of things are added, measures are the largest, yes is all of them."""
+    together: dict[str, Any] = {}
+    for name, first in each[0].items():
+        values = [facts[name] for facts in each]
+        if isinstance(first, bool):
+            together[name] = all(values)
+        elif isinstance(first, int):
+            together[name] = sum(values)
+        elif isinstance(first, float):
+            together[name] = max(values, key=abs)
+        else:
+            together[name] = next((value for value in values if value is not None), None)
+    return together
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -1,0 +1,114 @@
+"""The workers of a node as one: where they run, and what they know together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from everwall.counters import Counter
+from everwall.engine import EngineConfig
+from everwall.policy.match import allow_all
+from everwall.ports import port as ports
+from everwall.workers import Workers, WorkersError, choose_cores, combined
+
+pytestmark = pytest.mark.kernel
+
+ADDRESS = "127.0.84.1"
+
+
+@contextlib.contextmanager
+def workers(number: int, **options: Any) -> Iterator[Workers]:
+    opened = [ports.open_udp(ADDRESS, shared=True) for _ in range(number)]
+    made = Workers(EngineConfig(max_sessions=64), allow_all(), opened, [None] * number)
+    try:
+        yield made
+    finally:
+        made.stop()
+        for port in opened:
+            ports.close(port)
+
+
+def test_each_worker_gets_a_processor_where_there_are_enough() -> None:
+    assert choose_cores(1, None, {0, 1, 2}) == [None], "one worker goes where the system puts it"
+    assert choose_cores(2, None, {5, 3, 4}) == [3, 4]
+    assert choose_cores(4, None, {0, 1}) == [None] * 4, "two on one processor would wait for each other"
+    assert choose_cores(2, (4, 0, 2), {0, 2, 4}) == [4, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [((0,), "names 1 processors for 2 workers"), ((0, 9), "may use the processors 0,1, not 9")],
+)
+def test_processors_that_do_not_fit_are_named(wanted: tuple[int, ...], why: str) -> None:
+    with pytest.raises(WorkersError, match=why):
+        choose_cores(2, wanted, {0, 1})
+
+
+def test_facts_of_several_stores_are_summed_or_the_worst() -> None:
+    first = {
+        "connected": True,
+        "server": "redis",
+        "written": 3,
+        "rtt_ms": 0.5,
+        "skew_ms": 1.0,
+        "last_error": None,
+    }
+    other = {
+        "connected": False,
+        "server": None,
+        "written": 4,
+        "rtt_ms": 0.2,
+        "skew_ms": -2.0,
+        "last_error": "gone",
+    }
+    assert combined([first]) == first
+    assert combined([first, other]) == {
+        "connected": False,
+        "server": "redis",
+        "written": 7,
+        "rtt_ms": 0.5,
+        "skew_ms": -2.0,
+        "last_error": "gone",
+    }
+
+
+def test_the_node_is_as_healthy_as_its_worst_worker() -> None:
+    with workers(3) as three:
+        assert (three.running, three.heartbeat) == (False, 0)
+        three.start()
+        deadline = time.monotonic() + 60
+        while three.heartbeat == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert three.running
+        three.all[1].stop()
+        stopped = three.all[1].heartbeat
+        time.sleep(0.2)
+        assert not three.running
+        assert three.heartbeat == stopped, "the others go on, the oldest counts"
+        assert [row["running"] for row in three.each()] == [True, False, True]
+
+
+def test_counters_are_sums_and_each_ones_can_be_seen() -> None:
+    with workers(2) as pair:
+        for number, worker in enumerate(pair.all):
+            worker.sessions.counters[Counter.RECEIVED] = 10 + number
+            worker.sessions.verdicts[0] = 5
+        assert pair.count(Counter.RECEIVED) == 21
+        assert (pair.counters()["received"], pair.counters()["forward"]) == (21, 10)
+        assert [one["received"] for one in pair.each_counters()] == [10, 11]
+        assert pair.store_status() == {"connected": False}
+
+
+def test_a_worker_runs_on_the_processor_it_was_given() -> None:
+    core = min(os.sched_getaffinity(0))
+    with workers(1) as one:
+        one.all[0].start(core)
+        thread = one.all[0]._thread
+        assert thread is not None
+        assert thread.native_id is not None
+        assert os.sched_getaffinity(thread.native_id) == {core}
