@@ -9,15 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from everwall.engine import Engine, EngineConfig
-from everwall.limits import SECOND_NS
+from everwall.limits import BUCKET_SLOTS, SECOND_NS
 from everwall.policy.match import CompiledPolicy, allow_all
-from everwall.session import image, record, state, tcp
+from everwall.session import control, image, record, state, tcp
 from everwall.session import table as t
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from tests import packets
+from tests.naive.cutthrough import BOUNCED, Program
 
 SECRET = bytes(range(32))
 START_S = 1_700_000_000
@@ -52,15 +53,20 @@ class Cluster:
 
 
 class Node:
-    """One engine and its way to the store."""
+    """One engine and its way to the store; with ``cut_through`` in its configuration, a program before it."""
 
     def __init__(
         self, cluster: Cluster, owner: int, policy: CompiledPolicy, secret: bytes, config: dict
     ) -> None:
+        cut_through = config.pop("cut_through", False)
         self.cluster = cluster
         self.offset = cluster.time - owner * 1000 * SECOND_NS
         settings = {"max_sessions": 64, "owner": owner, "epoch_offset": self.offset, "seed": owner} | config
-        self.engine = Engine(EngineConfig(**settings), policy)
+        if cut_through:
+            self.program = _program(settings["max_sessions"], settings["seed"])
+            self.engine = Engine(EngineConfig(**settings), policy, self.program.table, self.program.control)
+        else:
+            self.engine = Engine(EngineConfig(**settings), policy)
         self.protocol = Protocol(record.derive_keys(secret), buckets=16)
         self.released: list[bytes] = []
 
@@ -87,6 +93,15 @@ class Node:
             changed = np.flatnonzero(self.engine.state.sessions.verdicts - before)
             verdicts.append(Verdict(int(changed[0])) if verdict == Verdict.PARK else verdict)
         return verdicts
+
+    def drive(self, *inners: bytes, endpoint: int = 0) -> list[str | Verdict]:
+        """As packets come to a node with a program: each is bounced, or judged by the engine, whose loop lives."""
+        outcomes: list[str | Verdict] = []
+        self.program.control[control.WORKER + control.BEAT] = self.now
+        for inner in inners:
+            outcome = self.program.run(inner, endpoint, self.now)
+            outcomes += [outcome] if outcome == BOUNCED else self.receive(inner, endpoint=endpoint)
+        return outcomes
 
     # Store --------------------------------------------------------------------------------------
 
@@ -144,3 +159,16 @@ class Node:
             for event in self.engine.events()
             if event[state.EVENT_KIND] == state.EVENT_ENDED
         ]
+
+
+def _program(sessions: int, seed: int) -> Program:
+    """A program for one worker's table, as a node makes it."""
+    slots = t.slots_for(sessions)
+    words = np.zeros(control.WORDS, np.int64)
+    words[control.SEED], words[control.WORKERS], words[control.SETS] = seed, 1, slots // BUCKET_SLOTS
+    shared = t.SharedTable(
+        np.zeros((slots, t.HOT_COLUMNS), np.int64),
+        np.zeros(slots, np.uint8),
+        np.zeros((slots, t.ADDRESS_COLUMNS), np.int64),
+    )
+    return Program(shared, words)

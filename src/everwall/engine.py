@@ -109,9 +109,15 @@ def drain_ring(ring: Ring) -> npt.NDArray[np.int64]:
 class Engine:
     """The contract above over one set of arrays."""
 
-    def __init__(self, config: EngineConfig, policy: CompiledPolicy) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        policy: CompiledPolicy,
+        shared: SharedTable | None = None,
+        control_words: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self.config = config
-        self.state = make_state(config, policy)
+        self.state = make_state(config, policy, shared, control_words)
 
     @property
     def sessions_state(self) -> Sessions:
