@@ -11,12 +11,15 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.ports import port as ports
 from everwall.ports.interface import mtu_of
 from everwall.ports.port import Port
+from everwall.session.table import SharedTable
 
 log = structlog.get_logger()
 
@@ -79,6 +82,13 @@ class DataPlane:
     kind: str
     """``raw`` or ``udp``."""
     ports: list[Port]
+    control: npt.NDArray[np.int64] | None = None
+    """The words that the cut-through program reads, where there is one."""
+
+    @property
+    def shared(self) -> list[SharedTable | None]:
+        """For each worker: what the program sees of its session table."""
+        return [None] * len(self.ports)
 
     def close(self) -> None:
         """Let go of everything; the workers have stopped."""

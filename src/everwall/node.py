@@ -93,7 +93,9 @@ class Node:
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
         self.plane = open_data_plane(config, self._data)
-        self.workers = Workers(engine, self.policy.compiled, self.plane.ports, cores)
+        self.workers = Workers(
+            engine, self.policy.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
+        )
         if self.resiliency.enabled:
             self._connect_to_store(owner)
         self._traffic_log = TrafficLog(config.traffic_log)

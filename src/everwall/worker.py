@@ -41,7 +41,9 @@ from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image, parking
+from everwall.session.offload import stamp
 from everwall.session.state import Sessions
+from everwall.session.table import SharedTable
 from everwall.system import clear_signal, monotonic, poll_words, readable, signal, wait
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -84,6 +86,7 @@ def turn(state_, port, loop, now):
     """One pass of the loop, which never blocks; returns whether there was anything to do."""
     sessions, batch, handover = state_.sessions, loop.batch, loop.handover
     loop.control[HEARTBEAT] = now
+    stamp(sessions, now)
     asked = sessions.requests.index[_TAIL]
 
     count = receive(port, batch, batch.meta.shape[0])
@@ -185,9 +188,14 @@ class Worker:
         wake: int,
         store_wake: int,
         handover: Handover | None = None,
+        shared: SharedTable | None = None,
+        control_words: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """``handover``: this worker's of ``make_handovers``; None for a worker that is alone."""
-        self.state = make_state(config, policy)
+        """``handover``: this worker's of ``make_handovers``; None for a worker that is alone.
+
+        ``shared`` and ``control_words``: what a cut-through program shares with it, as in ``make_sessions``.
+        """
+        self.state = make_state(config, policy, shared, control_words)
         self.port = port
         self.loop = Loop(
             control=np.zeros(_CONTROL_WORDS, np.int64),

@@ -21,6 +21,7 @@ from everwall.handover import make_handovers
 from everwall.limits import MS_NS
 from everwall.policy.match import CompiledPolicy
 from everwall.ports.port import Port
+from everwall.session.table import SharedTable
 from everwall.store.protocol import Rows
 from everwall.store.redis import RedisStore, StoreConfig
 from everwall.worker import Worker
@@ -64,8 +65,13 @@ class Workers:
         policy: CompiledPolicy,
         ports: Sequence[Port],
         cores: Sequence[int | None],
+        shared: Sequence[SharedTable | None] | None = None,
+        control_words: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """``config`` is that of all of them together; nothing runs until ``start``."""
+        """``config`` is that of all of them together; nothing runs until ``start``.
+
+        ``shared``, for each, and ``control_words`` are what a cut-through program shares with them.
+        """
         self.cores = list(cores)
         # For each worker the eventfd that wakes it, and the one that wakes its store.
         self._wakes = [_eventfd() for _ in ports]
@@ -79,6 +85,8 @@ class Workers:
                 self._wakes[number],
                 self._store_wakes[number],
                 shares[number],
+                shared[number] if shared else None,
+                control_words,
             )
             for number, port in enumerate(ports)
         ]
