@@ -16,12 +16,13 @@ import numpy as np
 from everwall import pipeline
 from everwall.engine import EngineConfig, drain_ring, verdict_counts
 from everwall.handover import make_handovers, worker_of
-from everwall.limits import FRAME_BYTES, GENEVE_PORT, SECOND_NS
+from everwall.limits import FRAME_BYTES, GENEVE_PORT, SECOND_NS, sessions_per_worker
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports import port as ports
 from everwall.rings import ring_push
-from everwall.session import image, record
+from everwall.session import control, image, record, state
 from everwall.session.fragments import datagram_hash
+from everwall.session.table import ADDRESS_COLUMNS, HOT_COLUMNS, SharedTable, slots_for
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol
 from everwall.wire import meta as m
@@ -35,11 +36,27 @@ PATIENCE_S = 20.0
 _NETWORK = itertools.count(1)
 
 
+def shared_table(max_sessions: int, workers: int) -> SharedTable:
+    """What a cut-through program would see of one worker's table."""
+    slots = slots_for(sessions_per_worker(max_sessions, workers))
+    return SharedTable(
+        np.zeros((slots, HOT_COLUMNS), np.int64),
+        np.zeros(slots, np.uint8),
+        np.zeros((slots, ADDRESS_COLUMNS), np.int64),
+    )
+
+
 class Fleet:
     """``workers`` workers; nothing moves but by ``step`` or, after ``start``, in threads."""
 
     def __init__(
-        self, workers: int, *, one_address: bool = False, policy: CompiledPolicy | None = None, **config: int
+        self,
+        workers: int,
+        *,
+        one_address: bool = False,
+        policy: CompiledPolicy | None = None,
+        cut_through: bool = False,
+        **config: int,
     ) -> None:
         # Addresses that no other process and no other fleet uses.
         self._prefix = f"127.{64 + os.getpid() % 64}.{os.getpid() // 64 % 256}."
@@ -53,6 +70,7 @@ class Fleet:
         self.wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
         self.store_wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
         handovers = make_handovers(self.wakes, FRAME_BYTES)
+        self.control_words = np.zeros(control.WORDS, np.int64)
         settings = {"max_sessions": 1024, "seed": SEED, "workers": workers, "resiliency": False} | config
         self.workers = [
             Worker(
@@ -62,9 +80,13 @@ class Fleet:
                 self.wakes[w],
                 self.store_wakes[w],
                 handovers[w],
+                shared_table(settings["max_sessions"], workers) if cut_through else None,
+                self.control_words,
             )
             for w in range(workers)
         ]
+        for worker in self.workers:  # the test is a slow store
+            worker.sessions.words[state.LOOKUP_DEADLINE] = int(PATIENCE_S) * SECOND_NS
         self.now = 1_000 * SECOND_NS
         self.store = MemoryStore()
         self.protocol = Protocol(record.derive_keys(SECRET), buckets=16)

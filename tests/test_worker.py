@@ -14,8 +14,9 @@ import pytest
 from everwall.counters import Counter
 from everwall.engine import describe_sessions
 from everwall.handover import lie_down
-from everwall.limits import HANDOVER_PACKETS, SECOND_NS
+from everwall.limits import HANDOVER_PACKETS, LOOP_GAP_NS_MAX, SECOND_NS
 from everwall.policy.match import deny_all
+from everwall.session import control
 from tests import packets
 from tests.conversations import Connection
 from tests.fleet import Fleet
@@ -196,6 +197,30 @@ def test_all_workers_together_have_room_for_max_sessions(fleet: Callable[..., Fl
     pair.now += 10 * SECOND_NS
     pair.step()
     assert sum(pair.counter(Counter.SESSIONS)) == 0
+
+
+def test_each_worker_stamps_its_own_word_and_takes_its_sessions_back_after_a_gap(
+    fleet: Callable[..., Fleet],
+) -> None:
+    pair = fleet(2, cut_through=True)
+    talk = connection_of(pair, 1)
+    pair.send(0, *talk.handshake(), talk.data(), talk.data(talk.server))
+    pair.step()
+    assert pair.counter(Counter.OFFLOADED) == [0, 1]
+    beats = [control.WORKER + w * control.WORKER_WORDS + control.BEAT for w in range(2)]
+    wants = [beat - control.BEAT + control.WANT for beat in beats]
+    assert pair.control_words[beats].tolist() == [pair.now] * 2
+    before = pair.control_words[wants].tolist()
+    pair.now += LOOP_GAP_NS_MAX
+    pair.step(0, 1)
+    assert pair.control_words[wants].tolist() == before, "busy for a while, no more"
+    pair.now += LOOP_GAP_NS_MAX
+    pair.step(0)
+    pair.now += 1
+    pair.step(1)
+    assert pair.control_words[beats].tolist() == [pair.now - 1, pair.now]
+    assert pair.control_words[wants[0]] == before[0]
+    assert pair.control_words[wants[1]] != before[1], "who stood still does not know whose its sessions are"
 
 
 # In threads --------------------------------------------------------------------------------------------

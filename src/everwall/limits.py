@@ -126,6 +126,10 @@ HEARTBEAT_STALE_NS = 300 * MS_NS
 """A worker whose loop has not passed for this long is not healthy."""
 POLL_MS_MAX = 50
 """Longest sleep of an idle worker; well under the heartbeat bound."""
+POLL_OFFLOADED_MS_MAX = 5
+"""The same while the cut-through bounces for it."""
+BEAT_MS_MAX = 10
+"""A worker that the cut-through bounces for stamps its word this often, unless something holds it up."""
 UDP_SOURCE_PORTS_MAX = 64
 """Outer source ports the unprivileged UDP port answers from, one socket each."""
 GWLB_SOURCE_PORTS_UNPRIVILEGED = 16
@@ -189,6 +193,8 @@ assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
 assert HANDOVER_PACKETS & (HANDOVER_PACKETS - 1) == 0
 assert HANDOVER_PACKETS >= BATCH_PACKETS, "a batch that came to the wrong worker finds room"
 assert LOOP_GAP_NS_MAX < BEAT_STALE_NS, "the loop notices its own gap before it is taken for dead"
+assert POLL_OFFLOADED_MS_MAX * 2 <= BEAT_MS_MAX
+assert BEAT_MS_MAX * MS_NS * 10 <= BEAT_STALE_NS, "what delays a worker a little stops nothing"
 assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
 assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16

@@ -7,7 +7,8 @@
 Called for each batch from Python, the same kernels would wait for the interpreter lock as soon as
 another thread is busy (milliseconds instead of microseconds); inside one loop that never takes the
 lock they do not. Python threads reach the loop through rings, an eventfd and the control words only.
-An idle worker sleeps in poll, at most POLL_MS_MAX, so that its heartbeat stays fresh.
+An idle worker sleeps in poll, at most POLL_MS_MAX, so that its heartbeat stays fresh; at most
+POLL_OFFLOADED_MS_MAX while the cut-through forwards for it, which wants to know that it lives.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall import pipeline
+from everwall.counters import Counter
 from everwall.engine import EngineConfig, drain_ring, make_state
 from everwall.handover import (
     WORKER,
@@ -35,13 +37,19 @@ from everwall.handover import (
     spread,
 )
 from everwall.kernels import kernel
-from everwall.limits import BATCH_PACKETS, MS_NS, POLL_MS_MAX, REPLY_RING_ROWS, STORE_BATCH_RECORDS
+from everwall.limits import (
+    BATCH_PACKETS,
+    MS_NS,
+    POLL_MS_MAX,
+    POLL_OFFLOADED_MS_MAX,
+    REPLY_RING_ROWS,
+    STORE_BATCH_RECORDS,
+)
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
-from everwall.session import image, parking
-from everwall.session.offload import stamp
+from everwall.session import image, offload, parking
 from everwall.session.state import Sessions
 from everwall.session.table import SharedTable
 from everwall.system import clear_signal, monotonic, poll_words, readable, signal, wait
@@ -55,6 +63,7 @@ HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _CONTROL_WORDS = 16
 
 _FORWARD = int(Verdict.FORWARD)
+_OFFLOADED = int(Counter.OFFLOADED)
 _TAIL = 8  # of a ring's index
 
 
@@ -86,7 +95,7 @@ def turn(state_, port, loop, now):
     """One pass of the loop, which never blocks; returns whether there was anything to do."""
     sessions, batch, handover = state_.sessions, loop.batch, loop.handover
     loop.control[HEARTBEAT] = now
-    stamp(sessions, now)
+    offload.stamp(sessions, now)  # before anything is judged: it may take all sessions back
     asked = sessions.requests.index[_TAIL]
 
     count = receive(port, batch, batch.meta.shape[0])
@@ -164,9 +173,10 @@ def _send(sessions, port, batch, rows, count):
 
 @kernel
 def _sleep(state_, loop, now):
-    """Until a packet or an answer comes, the next timer is due, or POLL_MS_MAX has passed."""
+    """Until a packet or an answer comes, the next timer is due, or the longest sleep allowed has passed."""
     due = max(pipeline.next_timer(state_) - now, 0)
-    timeout_ms = min((due + MS_NS - 1) // MS_NS, POLL_MS_MAX)
+    most = POLL_OFFLOADED_MS_MAX if state_.sessions.counters[_OFFLOADED] > 0 else POLL_MS_MAX
+    timeout_ms = min((due + MS_NS - 1) // MS_NS, most)
     if lie_down(loop.handover):
         if wait(loop.words, timeout_ms) > 0 and readable(loop.words, 1):
             clear_signal(loop.descriptors[0], loop.scratch)
@@ -193,7 +203,7 @@ class Worker:
     ) -> None:
         """``handover``: this worker's of ``make_handovers``; None for a worker that is alone.
 
-        ``shared`` and ``control_words``: what a cut-through program shares with it, as in ``make_sessions``.
+        ``shared`` and ``control_words``: for the cut-through, as in ``make_sessions``.
         """
         self.state = make_state(config, policy, shared, control_words)
         self.port = port

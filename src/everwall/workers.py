@@ -70,13 +70,14 @@ class Workers:
     ) -> None:
         """``config`` is that of all of them together; nothing runs until ``start``.
 
-        ``shared``, for each, and ``control_words`` are what a cut-through program shares with them.
+        ``shared``, each worker's slices, and ``control_words`` are what the cut-through program sees.
         """
+        shared = shared or [None] * len(ports)
         self.cores = list(cores)
         # For each worker the eventfd that wakes it, and the one that wakes its store.
         self._wakes = [_eventfd() for _ in ports]
         self._store_wakes = [_eventfd() for _ in ports]
-        shares = make_handovers(self._wakes, config.frame_bytes)
+        handovers = make_handovers(self._wakes, config.frame_bytes)
         self.all = [
             Worker(
                 replace(config, worker=number, workers=len(ports)),
@@ -84,8 +85,8 @@ class Workers:
                 port,
                 self._wakes[number],
                 self._store_wakes[number],
-                shares[number],
-                shared[number] if shared else None,
+                handovers[number],
+                shared[number],
                 control_words,
             )
             for number, port in enumerate(ports)
