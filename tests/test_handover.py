@@ -151,6 +151,17 @@ def test_what_is_taken_keeps_its_rows_until_it_is_given_back() -> None:
     assert hands.spread(0, inner)[1] == []
 
 
+def test_the_owner_does_not_take_the_givers_frame_for_its_own() -> None:
+    hands = Hands(2)
+    batch = packets.batch_of([flow_of(hands, 1)], bare=True)
+    batch.meta[0, m.FRAME] = 77
+    pipeline.read(hands.states[0], batch, 0)
+    spread(hands.states[0].sessions, hands.handovers[0], batch, np.zeros(1, np.int64), 1, NOW)
+    rows = np.zeros(1, np.int64)
+    assert arrivals(hands.handovers[1], 0, rows) == 1
+    assert hands.handovers[1].packets.meta[rows[0], m.FRAME] == 0
+
+
 def test_each_pair_of_workers_has_a_pool_of_its_own() -> None:
     hands = Hands(3)
     inners = [flow_of(hands, worker, payload=b"to %d" % worker) for worker in range(3)]

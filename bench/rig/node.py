@@ -31,25 +31,26 @@ class Device:
         self._node = node
 
     @property
-    def _sessions(self) -> Sessions:
-        return self._node.worker.sessions
+    def _sessions(self) -> list[Sessions]:
+        return [worker.sessions for worker in self._node.workers.all]
 
     def counters(self) -> dict[str, Any]:
         """Verdicts and counters of the engine."""
-        return {"counters": self._node.counters()}
+        return {"counters": self._node.workers.counters()}
 
     def store(self) -> dict[str, Any]:
         """What the store's thread says of itself."""
-        return dict(self._node.store.status()) if self._node.store is not None else {}
+        return self._node.workers.store_status()
 
     def resiliency(self, on: int) -> dict[str, Any]:
         """Whether sessions are written to the store and looked up there."""
-        self._sessions.words[state.RESILIENCY] = on
+        for sessions in self._sessions:
+            sessions.words[state.RESILIENCY] = on
         return {}
 
     def memory(self) -> dict[str, Any]:
         """Bytes of all arrays that grow with the sessions, and for how many sessions they are made."""
-        arrays = {array.ctypes.data: array.nbytes for array in self._sessions.table}
+        arrays = {array.ctypes.data: array.nbytes for each in self._sessions for array in each.table}
         return {"bytes": sum(arrays.values()), "sessions": self._node.config.max_sessions}
 
 

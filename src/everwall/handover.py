@@ -153,6 +153,7 @@ def _give(handover, owner, batch, i):
     packets = handover.packets
     for column in range(m.COLUMNS):
         packets.meta[row, column] = batch.meta[i, column]
+    packets.meta[row, m.FRAME] = 0  # the port of the giver has that, not ours
     for at in range(batch.meta[i, m.START], batch.meta[i, m.END]):
         packets.data[row, at] = batch.data[i, at]
     handover.staged[owner] += 1
