@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 _CLONE_NEWNET = 0x40000000
+_HERE = "/proc/thread-self/ns/net"
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -18,18 +19,74 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
+class Network:
+    """A network namespace, gone when it is closed and nothing in it is open any more."""
+
+    def __init__(self) -> None:
+        home = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("unshare", _CLONE_NEWNET)
+            self.descriptor = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+            _call("setns", home, _CLONE_NEWNET)
+        finally:
+            os.close(home)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread, and what it starts, live in here meanwhile."""
+        home = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("setns", self.descriptor, _CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                _call("setns", home, _CLONE_NEWNET)
+        finally:
+            os.close(home)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
 @contextlib.contextmanager
 def new_network() -> Iterator[None]:
-    """A network namespace of its own for the calling thread and what it starts, gone afterwards."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """A network namespace of its own for the calling thread and what it starts."""
+    made = Network()
     try:
-        _call("unshare", _CLONE_NEWNET)
-        try:
+        with made.entered():
             yield
-        finally:
-            _call("setns", home, _CLONE_NEWNET)
     finally:
-        os.close(home)
+        made.close()
+
+
+class Linked:
+    """Two networks with a virtual Ethernet link between them: ``near`` and ``far``, whose device is ``eth0``."""
+
+    def __init__(self, near: list[str], far: list[str], mtu: int = 1700) -> None:
+        """``near`` and ``far``: the addresses of either end, in one /24."""
+        self.near, self.far = Network(), Network()
+        with self.near.entered():
+            far_name = f"/proc/self/fd/{self.far.descriptor}"
+            # The program that makes the link has to see the other namespace as well.
+            done = subprocess.run(
+                ["ip", "link", "add", "eth0", "mtu", str(mtu), "type", "veth"]
+                + ["peer", "name", "eth0", "mtu", str(mtu), "netns", far_name],
+                capture_output=True,
+                text=True,
+                check=False,
+                pass_fds=[self.far.descriptor],
+            )
+            assert done.returncode == 0, done.stderr
+        for network, addresses in ((self.near, near), (self.far, far)):
+            with network.entered():
+                ip("link", "set", "lo", "up")
+                for address in addresses:
+                    ip("addr", "add", f"{address}/24", "dev", "eth0")
+                ip("link", "set", "eth0", "up")
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
 
 
 def ip(*words: str) -> str:

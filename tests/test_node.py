@@ -316,6 +316,22 @@ def test_workers_share_the_packets_and_the_store_knows_nothing_of_them(
     assert second.counters()["sessions-restored"] == 1
 
 
+def test_a_node_without_traffic_leaves_the_processor_alone(
+    redis: RedisServer, start: Callable[..., Process]
+) -> None:
+    """Polling its rings without a pause looks like good performance until nobody sends anything."""
+    node = start(11, redis, extra="everwall-workers=2").ready()
+    began = cpu_seconds(node.process.pid)
+    time.sleep(2)
+    assert cpu_seconds(node.process.pid) - began < 0.5
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_policy_and_endpoint_zone_decide(
     redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
 ) -> None:
