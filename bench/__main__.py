@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, gateway, records, start, store
+from bench import engine, gateway, memory, records, start, store
 
 MEASUREMENTS = {
     "engine": engine.measure,
     "gateway": gateway.measure,
+    "memory": memory.measure,
     "records": records.measure,
     "start": start.measure,
     "store": store.measure,

@@ -11,6 +11,10 @@ from everwall.policy.match import allow_all, deny_all
 from everwall.session import image
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
+from tests import packets
+from tests.cluster import Cluster
+from tests.conversations import Connection
+from tests.naive.cutthrough import BOUNCED
 from tests.packets import batch_of, geneve, tcp
 
 pytestmark = pytest.mark.kernel
@@ -107,3 +111,56 @@ def test_a_new_connection_on_an_old_session_asks_todays_policy() -> None:
     node.engine.replace_policy(deny_all())
     assert node.take(client("S", 77_000, 0)) is Verdict.POLICY_DENY
     assert node.take(client("PA", 1, 1, b"the old one goes on")) is Verdict.FORWARD
+
+
+# Many at once ------------------------------------------------------------------------------------------
+
+
+def test_many_sessions_are_taken_over_at_once() -> None:
+    cluster = Cluster()
+    former, node = cluster.node(), cluster.node(cut_through=True)
+    talks = [Connection(sport=sport) for sport in range(10)]
+    asks = [packets.udp(CLIENT, SERVER, sport, 53) for sport in range(20, 30)]
+    answers = [packets.udp(SERVER, CLIENT, 53, sport) for sport in range(20, 30)]
+    for talk in talks:
+        former.receive(*talk.handshake())
+    former.receive(*asks, *answers)
+    rows = former.engine.outbox()
+    rows = rows[rows[:, image.OP] == image.WRITE_FIRST]
+    assert node.drive(packets.udp(CLIENT, SERVER, 20, 53)) == [Verdict.FORWARD], "one of them is here already"
+    node.engine.outbox()
+    assert node.engine.restore_all(rows, node.now) == 19
+    assert node.engine.counters["sessions-restored"] == 19
+    assert node.engine.restore_all(rows, node.now) == 0, "all of them are here by now"
+    assert node.drive(*asks[1:], *answers[1:]) == [BOUNCED] * 18, "answered flows need no look"
+    assert node.drive(*(talk.data() for talk in talks)) == [Verdict.FORWARD] * 10, "windows are learnt first"
+    assert {session["generation"] for session in node.sessions()} == {0, 1}
+    written = node.engine.outbox()
+    assert (written[:, image.OP] == image.WRITE).sum() == 19, "they are this node's now"
+
+
+def test_of_many_sessions_policy_and_room_decide() -> None:
+    cluster = Cluster()
+    former = cluster.node(max_sessions=200)
+    former.receive(*(packets.udp(CLIENT, SERVER, sport, 53) for sport in range(100)))
+    former.receive(*(packets.udp(SERVER, CLIENT, 53, sport) for sport in range(100)))
+    rows = former.engine.outbox()
+    rows = rows[rows[:, image.OP] == image.WRITE_FIRST]
+    assert cluster.node(deny_all()).engine.restore_all(rows, former.now) == 0
+    narrow = cluster.node(max_sessions=64)
+    assert narrow.engine.restore_all(rows, narrow.now) == 64
+    assert len(narrow.sessions()) == 64
+
+
+def test_what_the_queue_to_the_store_cannot_take_is_written_later() -> None:
+    cluster = Cluster()
+    former, node = cluster.node(), cluster.node(ring_rows=8)
+    for sport in range(20):
+        former.receive(*Connection(sport=sport).handshake())
+    assert node.engine.restore_all(former.engine.outbox(), node.now) == 20
+    assert len(node.engine.outbox()) == 8
+    node.tick(1)
+    node.tick(1)
+    assert len(node.engine.outbox()) == 8
+    node.tick(1)
+    assert len(node.engine.outbox()) == 4

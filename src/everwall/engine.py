@@ -31,6 +31,7 @@ from everwall.session.ageing import release_session, write_all
 from everwall.session.offload import totals, withdraw_all
 from everwall.session.state import Sessions, make_sessions
 from everwall.session.table import SharedTable
+from everwall.takeover import restore_all
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.meta import Batch
@@ -142,6 +143,10 @@ class Engine:
     def inbox(self, replies: npt.NDArray[np.int64], now: int) -> list[tuple[int, bytes]]:
         """Act on store replies; returns (session id, packet bytes) of parked packets that may go."""
         return self._take(pipeline.answers(self.state, replies, len(replies), now))
+
+    def restore_all(self, rows: npt.NDArray[np.int64], now: int) -> int:
+        """Take over many sessions at once, int64[n, image.COLUMNS]; returns how many came to live here."""
+        return int(restore_all(self.state, rows, len(rows), now))
 
     def next_timer(self) -> int:
         """When ``handle_timer`` is due, ns."""

@@ -15,7 +15,7 @@ from everwall.kernels import kernel
 from everwall.opening import add, apply_rule, decide
 from everwall.session import image, state, tcp
 from everwall.session import table as t
-from everwall.session.offload import withdraw
+from everwall.session.offload import offload, withdraw
 from everwall.session.writer import protocol_of, report, write
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -27,6 +27,8 @@ _SESSIONS_RESTORED = int(Counter.SESSIONS_RESTORED)
 _SESSIONS_ADOPTED = int(Counter.SESSIONS_ADOPTED)
 _SESSIONS_DEMOTED = int(Counter.SESSIONS_DEMOTED)
 _RESTORE_DENIED = int(Counter.RESTORE_DENIED)
+
+_NONE = -1
 
 
 @kernel
@@ -54,9 +56,50 @@ def restore(state_, rows, k, own, now):
         return _FORWARD
     if not own:
         return _FORWARD
-    verdict, slot = add(sessions, scratch, 0, now)
+    verdict, slot = _install(state_, rows, k, rule, zone, now)
     if verdict != _FORWARD:
         return verdict
+    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
+    write(sessions, slot, now)
+    return _FORWARD
+
+
+@kernel
+def restore_all(state_, rows, count, now):
+    """Take over the sessions of the first ``count`` rows at once; returns how many of them came to live here.
+
+    As ``restore``, for many: what policy denies or is here already is passed over. Nobody asked for them, so there is
+    no line in the log for each; to the store they go as fast as its queue takes them. What needs no look is offloaded.
+    """
+    sessions = state_.sessions
+    scratch = sessions.scratch
+    restored = 0
+    for k in range(count):
+        _flow_of_image(scratch, rows, k, sessions.words[state.SEED])
+        if t.find_session(sessions.table, scratch, 0) >= 0:
+            continue
+        verdict, rule, zone = decide(state_, scratch, 0, rows[k, image.FLAGS] & image.INITIATOR_UPPER)
+        if verdict != _FORWARD:
+            sessions.counters[_RESTORE_DENIED] += 1
+            continue
+        verdict, slot = _install(state_, rows, k, rule, zone, now)
+        if verdict != _FORWARD:
+            continue
+        sessions.table.cold[slot, t.WRITTEN] = now
+        if sessions.words[state.RESILIENCY] != 0:
+            write(sessions, slot, now)
+        offload(sessions, slot)
+        restored += 1
+    return restored
+
+
+@kernel
+def _install(state_, rows, k, rule, zone, now):
+    """A session as row ``k`` has it, in a slot of its own: (verdict, slot); ``scratch`` holds its flow."""
+    sessions = state_.sessions
+    verdict, slot = add(sessions, sessions.scratch, 0, now)
+    if verdict != _FORWARD:
+        return verdict, _NONE
     short, small = sessions.table.short, sessions.table.small
     short[slot, t.STATE] = rows[k, image.STATE]
     short[slot, t.FLAGS] = rows[k, image.FLAGS]
@@ -69,9 +112,7 @@ def restore(state_, rows, k, own, now):
     apply_rule(state_, slot, rule, zone)
     _inherit(sessions, rows, k, slot)
     sessions.counters[_SESSIONS_RESTORED] += 1
-    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
-    write(sessions, slot, now)
-    return _FORWARD
+    return _FORWARD, slot
 
 
 @kernel

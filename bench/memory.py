@@ -1,0 +1,112 @@
+"""What a session costs a node in memory, and what becomes of a full table.
+
+A million sessions are inserted at once, as a node takes over another's. Then sessions are replaced at random at
+full load, as they are on any day, and those that find no place are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numba
+import numpy as np
+
+from everwall.engine import Engine, EngineConfig
+from everwall.policy.match import allow_all
+from everwall.session import image, tcp
+from everwall.session import table as t
+from everwall.wire import meta as m
+
+SESSIONS = 1_000_000
+_CHUNK = 50_000
+_TURNOVER = 4
+
+
+def measure(seconds: float) -> dict[str, float]:
+    """Bytes per session of the arrays and of the process, ns per inserted session, overflow in a full table."""
+    engine = Engine(EngineConfig(max_sessions=SESSIONS, resiliency=False), allow_all())
+    table = engine.sessions_state.table
+    # Compiled, or loaded, before anything is measured.
+    engine.restore_all(rows_of_sessions(0, 1), 1)
+    before = _resident()
+    spent = 0
+    for first in range(1, SESSIONS, _CHUNK):
+        rows = rows_of_sessions(first, min(_CHUNK, SESSIONS - first))
+        start = time.perf_counter_ns()
+        assert engine.restore_all(rows, 1) == len(rows), engine.verdicts
+        spent += time.perf_counter_ns() - start
+    del rows
+    resident = _resident() - before
+    slots = len(table.tags)
+    shared = table.hot.nbytes + table.tags.nbytes + table.addresses.nbytes
+    return {
+        "bytes per slot": t.SLOT_BYTES,
+        "slots taken, per cent": 100 * SESSIONS / slots,
+        "bytes per session": (shared + table.cold.nbytes) / SESSIONS,
+        "of these in maps that the cut-through sees": shared / SESSIONS,
+        "bytes per session that the process grew by": resident / SESSIONS,
+        "bytes of one worker beside its table": _others(engine),
+        "ns per session inserted in bulk": spent / SESSIONS,
+        "replaced sessions without a place, per million": _overflow(engine),
+    }
+
+
+def rows_of_sessions(first: int, count: int) -> np.ndarray:
+    """Image rows of answered UDP flows, each another one: int64[count, image.COLUMNS]."""
+    number = np.arange(first, first + count)
+    rows = np.zeros((count, image.COLUMNS), np.int64)
+    rows[:, image.LOWER_LOW] = 0x0A000000 + number // 50_000
+    rows[:, image.UPPER_LOW] = 0x0A800001
+    rows[:, image.KEY2] = (1_024 + number % 50_000) | 53 << 16 | m.PROTOCOL_UDP << 32 | 4 << 40
+    rows[:, image.STATE] = tcp.UDP
+    rows[:, image.FLAGS] = image.REPLIED
+    return rows
+
+
+def _others(engine: Engine) -> float:
+    """Bytes of all arrays of a worker that do not grow with its sessions."""
+    total = 0
+    waiting = [part for part in engine.sessions_state if part is not engine.sessions_state.table]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, tuple):
+            waiting += part
+        else:
+            total += part.nbytes
+    return total
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@numba.njit(nogil=True, error_model="numpy", _nrt=False)
+def _replace(table, meta, slots, victims):  # type: ignore[no-untyped-def]
+    overflow = 0
+    for k in range(victims.shape[0]):
+        victim = victims[k]
+        if slots[victim] >= 0:
+            t.remove_session(table, slots[victim])
+        meta[0, m.HASH] = meta[k + 1, m.HASH]
+        slots[victim] = t.add_session(table, meta, 0)
+        if slots[victim] < 0:
+            overflow += 1
+    return overflow
+
+
+def _overflow(engine: Engine) -> float:
+    """Sessions that found all their sets full, of a million that took another's place."""
+    table = engine.sessions_state.table
+    dice = np.random.default_rng(1)
+    slots = np.flatnonzero(table.tags)
+    meta = np.zeros((SESSIONS // 10 + 1, m.COLUMNS), np.int64)
+    meta[0, m.KEY2] = 1
+    overflow = 0.0
+    for _ in range(_TURNOVER):
+        overflow = 0.0  # the last round counts: by then the table is as it will always be
+        for _ in range(10):
+            meta[1:, m.HASH] = dice.integers(-(2**63), 2**63, SESSIONS // 10)
+            overflow += _replace(table, meta, slots, dice.integers(0, len(slots), SESSIONS // 10))
+    return overflow * 1e6 / SESSIONS
