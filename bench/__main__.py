@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, gateway, memory, records, start, store
+from bench import engine, gateway, memory, records, start, store, worker
 
 MEASUREMENTS = {
     "engine": engine.measure,
@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "records": records.measure,
     "start": start.measure,
     "store": store.measure,
+    "worker": worker.measure,
 }
 
 
