@@ -62,15 +62,16 @@ def new_network() -> Iterator[None]:
 class Linked:
     """Two networks with a virtual Ethernet link between them: ``near`` and ``far``, whose device is ``eth0``."""
 
-    def __init__(self, near: list[str], far: list[str], mtu: int = 1700) -> None:
-        """``near`` and ``far``: the addresses of either end, in one /24."""
+    def __init__(self, near: list[str], far: list[str], mtu: int = 1700, queues: int = 1) -> None:
+        """``near`` and ``far``: the addresses of either end, in one /24; ``queues``: of either device."""
         self.near, self.far = Network(), Network()
         with self.near.entered():
+            many = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
             far_name = f"/proc/self/fd/{self.far.descriptor}"
             # The program that makes the link has to see the other namespace as well.
             done = subprocess.run(
-                ["ip", "link", "add", "eth0", "mtu", str(mtu), "type", "veth"]
-                + ["peer", "name", "eth0", "mtu", str(mtu), "netns", far_name],
+                ["ip", "link", "add", "eth0", "mtu", str(mtu), *many, "type", "veth"]
+                + ["peer", "name", "eth0", "mtu", str(mtu), *many, "netns", far_name],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -155,8 +155,8 @@ def external(name: str, result: str, *arguments: str) -> Callable[..., Any]:
 # Memory by address --------------------------------------------------------------------------------
 #
 # For memory that is no array of ours: rings shared with the kernel, frames, lines to fetch ahead. Addresses
-# are int64; whoever passes one answers for it. Values are int64; those of 32 bits come without sign. All are
-# aligned to their size.
+# are int64; whoever passes one answers for it, and for its being a multiple of 4 where an order is asked for. Values
+# are int64; those of 32 bits come without sign.
 #
 # An acquiring load is seen before every access that follows it, a releasing store after every one that
 # precedes it: what AF_XDP's rings ask for (the kernel uses the same pair). How it was checked:
@@ -177,7 +177,7 @@ if JIT:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 pointer = _pointer(builder, arguments[0], bits)
                 if ordering is None:
-                    value = builder.load(pointer, align=bits // 8)
+                    value = builder.load(pointer, align=1)
                 else:
                     value = builder.load_atomic(pointer, ordering, bits // 8)
                 return value if bits == 64 else builder.zext(value, _WORD)
@@ -192,7 +192,7 @@ if JIT:
                 pointer = _pointer(builder, arguments[0], bits)
                 word = arguments[1] if bits == 64 else builder.trunc(arguments[1], ir.IntType(bits))
                 if ordering is None:
-                    builder.store(word, pointer, align=bits // 8)
+                    builder.store(word, pointer, align=1)
                 else:
                     builder.store_atomic(word, pointer, ordering, bits // 8)
                 return context.get_dummy_value()

@@ -28,6 +28,20 @@ JUMBO_MTU_MIN = INNER_MTU_MAX + GENEVE_OVERHEAD_BYTES
 HEADROOM_BYTES = 64
 """Room before a received packet, for the outer headers that a port writes in place on return."""
 GENEVE_OPTIONS_BYTES_MAX = 252
+XDP_FRAMES = 4096
+"""Of each queue of an AF_XDP port: what waits in the kernel, what we have, and what is on its way out."""
+XDP_FILL_FRAMES = 2048
+"""Of these, frames that the kernel may have for what comes."""
+XDP_RING_ROWS = 2048
+"""Descriptors of an AF_XDP port's rx and tx rings."""
+XDP_PIECES_MAX = 18
+"""Frames of one packet: one, and as many fragments as the kernel's own packets may have (MAX_SKB_FRAGS)."""
+XDP_HEADROOM_BYTES = 256
+"""What the kernel leaves free before a packet in its frame (XDP_PACKET_HEADROOM)."""
+XDP_HELD_ROWS = 4096
+XDP_BUSY_POLL_US = 20
+XDP_DEFERRED_INTERRUPTS = 2
+XDP_FLUSH_NS = 200_000
 IPV6_EXTENSIONS_MAX = 8
 """Extension headers followed in one IPv6 packet; a longer chain is dropped by name."""
 

@@ -45,6 +45,7 @@ class Verdict(IntEnum):
     GENEVE_NO_ENDPOINT = 10, False, "the endpoint id option is missing"
     ENDPOINT_UNMAPPED = 11, False, "the endpoint has no zone although others have one"
     OVERSIZE = 12, False, "longer than a packet slot"
+    OUTER_HEADER = 13, False, "not UDP to port 6081 in one whole IPv4 packet with a right header checksum"
 
     # The inner packet ------------------------------------------------------------------------------
     IP_TRUNCATED = 20, True, "shorter than its IP header says"

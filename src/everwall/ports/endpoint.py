@@ -21,7 +21,7 @@ from everwall.kernels import external, kernel, load32, load32_acquire, store32_r
 from everwall.limits import HEADROOM_BYTES
 from everwall.verdict import Verdict
 from everwall.wire.geneve import ENCAPSULATION_BYTES
-from everwall.wire.meta import BARE, END, ENDPOINT, START, VERDICT
+from everwall.wire.meta import BARE, END, ENDPOINT, FRAME, START, VERDICT
 
 _read = external("read", "i64", "i32", "pointer", "i64")
 _write = external("write", "i64", "i32", "pointer", "i64")
@@ -127,6 +127,7 @@ def receive(rows, k, endpoint, batch, limit):
         meta[count, END] = START_BYTES + (length if fits else 0)
         meta[count, ENDPOINT] = endpoint
         meta[count, BARE] = 1
+        meta[count, FRAME] = 0
         meta[count, VERDICT] = _FORWARD if fits else _OVERSIZE
         count += 1
     return count
