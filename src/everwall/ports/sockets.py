@@ -1,8 +1,6 @@
-"""The port of GENEVE packets over sockets: receive on UDP 6081, return with the source port kept.
+"""Ports over sockets: an ordinary UDP socket receives on port 6081, and sends from its own port only.
 
-A return goes from the address and to the port that its packet came by: outer addresses swapped,
-the outer *source* port kept, destination port 6081. An ordinary UDP socket sends from its own port
-only, so there are two ways:
+A return has to keep its packet's outer source port, so there are two ways to send one:
 
 * ``RAW`` (privileged): the outer IPv4 and UDP headers are written in place before the packet and
   sent through one raw socket (IP_HDRINCL). The UDP checksum is 0, which RFC 8926 section 3.3
@@ -10,8 +8,7 @@ only, so there are two ways:
 * ``UDP`` (no privilege): one socket for each outer source port, bound when first needed, at most
   ``UDP_SOURCE_PORTS_MAX``. For loopback and tests.
 
-Packets move in batches (recvmmsg, sendmmsg); the caller names the rows to send. The load balancer
-sends through the same port: it sets the three outer columns instead of keeping the received ones.
+Packets move in batches (recvmmsg, sendmmsg).
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import socket
 import numpy as np
 
 from everwall.kernels import external, kernel
-from everwall.limits import BATCH_PACKETS, GENEVE_PORT, HEADROOM_BYTES
+from everwall.limits import BATCH_PACKETS, GENEVE_PORT, HEADROOM_BYTES, OUTER_TTL
 from everwall.ports.layout import (
     CONTROL_ROOM,
     KIND,
@@ -211,7 +208,7 @@ def _write_outer(data, row, start, end, local_address, source_port, peer_address
     _write16(data, row, at + 2, end - at)
     _write16(data, row, at + 4, 0)
     _write16(data, row, at + 6, 0x4000)  # do not fragment
-    data[row, at + 8] = 64
+    data[row, at + 8] = OUTER_TTL
     data[row, at + 9] = 17
     _write16(data, row, at + 10, 0)
     _write32(data, row, at + 12, local_address)

@@ -30,7 +30,7 @@ from everwall.kernels import (
     store32_release,
     store64,
 )
-from everwall.limits import GENEVE_PORT, HEADROOM_BYTES, XDP_FILL_FRAMES, XDP_PIECES_MAX
+from everwall.limits import GENEVE_PORT, HEADROOM_BYTES, OUTER_TTL, XDP_FILL_FRAMES, XDP_PIECES_MAX
 from everwall.ports.layout import (
     BUSY,
     CHUNK_BYTES,
@@ -433,9 +433,10 @@ def _write_outer(port, at, meta, row):
     local, remote = swap32(meta[row, LOCAL_ADDRESS]), swap32(meta[row, PEER_ADDRESS])
     store64(at, peer | (own & 0xFFFF) << 48)
     store64(at + 8, own >> 16 | 0x0045_0008 << 32)
-    # Do not fragment, 64 hops, UDP; no identification.
-    store64(at + 16, ip_bytes | 0x1140_0040 << 32)
-    total = 0x0045 + ip_bytes + 0x0040 + 0x1140 + (local & 0xFFFF) + (local >> 16)
+    # Do not fragment, no identification; UDP.
+    hops = OUTER_TTL | 17 << 8
+    store64(at + 16, ip_bytes | 0x0040 << 32 | hops << 48)
+    total = 0x0045 + ip_bytes + 0x0040 + hops + (local & 0xFFFF) + (local >> 16)
     checksum = _fold(total + (remote & 0xFFFF) + (remote >> 16)) ^ 0xFFFF
     store32(at + 24, checksum | (local & 0xFFFF) << 16)
     store32(at + 28, local >> 16 | (remote & 0xFFFF) << 16)
