@@ -7,6 +7,8 @@ spreading packets over the workers as it likes.
 from __future__ import annotations
 
 import os
+import random
+from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -221,6 +223,49 @@ def test_each_worker_stamps_its_own_word_and_takes_its_sessions_back_after_a_gap
     assert pair.control_words[beats].tolist() == [pair.now - 1, pair.now]
     assert pair.control_words[wants[0]] == before[0]
     assert pair.control_words[wants[1]] != before[1], "who stood still does not know whose its sessions are"
+
+
+# Against one worker ------------------------------------------------------------------------------------
+
+
+def traffic(dice: random.Random) -> list[bytes]:
+    """Packets of many flows as they might come, with strays, refused datagrams and lost first fragments."""
+    flows: list[list[bytes]] = []
+    for number in range(12):
+        talk = Connection(CLIENT, SERVER, 41_000 + number)
+        segments = [*talk.handshake(), talk.data(), talk.data(talk.server)]
+        segments += [packets.icmp_error("10.9.9.9", CLIENT, segments[-2]), *talk.goodbye()]
+        flows.append(segments[dice.randrange(2) * dice.randrange(4) :])  # some began elsewhere
+        there = packets.udp(CLIENT, SERVER, 5_000 + number, 53, b"x" * dice.choice((20, 3000)))
+        back = packets.udp(SERVER, CLIENT, 53, 5_000 + number, b"y" * dice.choice((20, 3000)))
+        pieces = packets.fragments(there, 1400, number + 1) + packets.fragments(back, 1400, number + 50)
+        flows.append(pieces[dice.randrange(2) :])
+        flows.append([packets.icmp_echo(CLIENT, SERVER, number, reply=bool(dice.randrange(2)))] * 2)
+    mixed = []
+    while flows:
+        flow = dice.choice(flows)
+        mixed.append(flow.pop(0))
+        if not flow:
+            flows.remove(flow)
+    return mixed
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_so_many_workers_do_what_one_would_do(fleet: Callable[..., Fleet], workers: int) -> None:
+    dice = random.Random(workers)
+    alone, many = fleet(1), fleet(workers)
+    for packet in traffic(dice):
+        alone.send(0, packet)
+        many.send(dice.randrange(workers), packet)
+        alone.step()
+        many.step()
+        assert many.returned() == alone.returned()
+    total = sum((Tally(told) for told in many.verdicts()), Tally())
+    assert total == Tally(alone.verdicts()[0])
+    assert len(total) >= 5, "more has happened than forwarding"
+    for which in (Counter.SESSIONS, Counter.SESSIONS_CREATED, Counter.BYTES, Counter.RECEIVED):
+        assert sum(many.counter(which)) == alone.counter(which)[0], which.label
+    assert sum(many.counter(Counter.HANDED_OVER)) == sum(many.counter(Counter.HANDED_IN)) > 0
 
 
 # In threads --------------------------------------------------------------------------------------------
