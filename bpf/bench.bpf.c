@@ -301,6 +301,26 @@ int bounce(struct xdp_md *ctx)
     return XDP_TX;
 }
 
+struct {
+    __uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+} target SEC(".maps");
+
+// For BPF_PROG_TEST_RUN, which always takes the same packet: the next flow's packet, handed to ``target``.
+SEC("xdp")
+int cycle(struct xdp_md *ctx)
+{
+    __u32 kind;
+    __u64 flow;
+
+    established(&kind, &flow);
+    emit(ctx, kind, flow, 0, 1, 1);
+    bpf_tail_call(ctx, &target, 0);
+    return XDP_ABORTED;
+}
+
 // Where packets end that show how fast the generator alone is.
 SEC("xdp")
 int sink(struct xdp_md *ctx)

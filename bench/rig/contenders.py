@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,9 @@ from bench.rig.generator import Generator, Route
 from bench.rig.network import (
     DEVICE_CPU,
     GENERATOR_CPU,
-    Namespace,
     Network,
     Pair,
     cpu_ns,
-    wait_for,
 )
 from bench.rig.programs import Programs as Kernel
 from everwall.lab import configuration, rundir, store
@@ -30,7 +26,6 @@ from everwall.lab.processes import LabError, Program, Programs
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "bench" / "nftables.conf"
 _START_S_MAX = 60.0
-_NFT_ACCEPTED = "ct state established,related"
 
 
 @dataclass
@@ -39,11 +34,16 @@ class Contender:
 
     name: str
     route: Route
+    device: str
+    """Its interface."""
     kernel_threads: list[int]
     """NAPI on the processor of the device under test."""
     program: Program | None = None
     """The node's process."""
+    fast: bool = False
+    """As fast as the generator, so that frames have to go round to find its end."""
     limits: dict[str, float] = field(default_factory=dict)
+    """Rates at which it is measured, as they were found."""
 
     def cpu_ns(self) -> int:
         """Processor time of everything that works for it."""
@@ -112,7 +112,7 @@ class Rig:
         with self.network.device.inside():
             self._kernel.attach(program, pair.far)
         threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU, first=True)
-        return self._add(Contender(name, Route.encapsulated(pair), threads))
+        return self._add(Contender(name, Route.encapsulated(pair), pair.far, threads, fast=True))
 
     def add_forwarding(self, name: str = "kernel") -> Contender:
         """The kernel's own forwarding of the inner packets, with nftables and conntrack."""
@@ -131,7 +131,7 @@ class Rig:
             f"ip route add 198.18.0.0/15 via {servers.near_address}\n"
             f"nft -f {RULES}"
         )
-        return self._add(Contender(name, Route(clients, servers, False), threads))
+        return self._add(Contender(name, Route(clients, servers, False), clients.far, threads))
 
     def conntrack_entries(self) -> int:
         """Connections that the router's conntrack holds."""
@@ -194,7 +194,7 @@ class Rig:
         program = self._programs.start(
             name, [sys.executable, "-m", "bench.rig.node", str(file)], self.network.device.path(), pipes=True
         )
-        contender = Contender(name, Route.encapsulated(pair), [], program)
+        contender = Contender(name, Route.encapsulated(pair), pair.far, [], program, fast=cut_through)
         try:
             contender.ask("counters")
         except LabError as error:
@@ -203,6 +203,11 @@ class Rig:
         pin(program.pid, DEVICE_CPU)
         contender.kernel_threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU, first=False)
         return self._add(contender)
+
+    def program_of(self, contender: Contender) -> int:
+        """The number of the XDP program that is attached at the device under test."""
+        shown = self.network.device.shell(f"ip -json link show dev {contender.device}")
+        return int(json.loads(shown)[0]["xdp"]["prog"]["id"])
 
     def _add(self, contender: Contender) -> Contender:
         self.contenders[contender.name] = contender

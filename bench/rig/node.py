@@ -12,27 +12,34 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bench.rig import frames
 from everwall.bootstrap.init_cfg import load_init_cfg
 from everwall.management import logs
 from everwall.node import Node
-from everwall.session import state
+from everwall.session import image, state, tcp
+from everwall.session import table as t
 from everwall.session.state import Sessions
+
+_CHUNK = 100_000
 
 
 class Device:
-    """The requests by name."""
+    """The requests by name. Nodes here have one worker."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        (self._worker,) = node.workers.all
 
     @property
-    def _sessions(self) -> list[Sessions]:
-        return [worker.sessions for worker in self._node.workers.all]
+    def _sessions(self) -> Sessions:
+        return self._worker.sessions
 
     def counters(self) -> dict[str, Any]:
         """Verdicts and counters of the engine."""
@@ -44,14 +51,53 @@ class Device:
 
     def resiliency(self, on: int) -> dict[str, Any]:
         """Whether sessions are written to the store and looked up there."""
-        for sessions in self._sessions:
-            sessions.words[state.RESILIENCY] = on
+        self._sessions.words[state.RESILIENCY] = on
         return {}
+
+    def refresh(self, fraction: float) -> dict[str, Any]:
+        """Let a part of the established sessions be due for a refresh in the store, now."""
+        table = self._sessions.table
+        slots = np.flatnonzero(table.short[:, t.STATE] == tcp.TCP_ESTABLISHED)
+        chosen = np.random.default_rng(1).choice(slots, int(len(slots) * fraction), replace=False)
+        table.cold[chosen, t.WRITTEN] -= self._sessions.timeouts[tcp.TCP_ESTABLISHED]
+        return {"due": len(chosen)}
+
+    def insert(self, first: int, count: int) -> dict[str, Any]:
+        """Take over established sessions of so many flows at once, as after another node's death."""
+        from everwall.takeover import restore_all
+
+        restored = 0
+        self._worker.stop()
+        for begin in range(first, first + count, _CHUNK):
+            rows = _images(begin, min(_CHUNK, first + count - begin))
+            restored += int(restore_all(self._worker.state, rows, len(rows), time.monotonic_ns()))
+        self._worker.start(None)
+        return {"restored": restored}
 
     def memory(self) -> dict[str, Any]:
         """Bytes of all arrays that grow with the sessions, and for how many sessions they are made."""
-        arrays = {array.ctypes.data: array.nbytes for each in self._sessions for array in each.table}
+        arrays = {array.ctypes.data: array.nbytes for array in self._sessions.table}
         return {"bytes": sum(arrays.values()), "sessions": self._node.config.max_sessions}
+
+
+def _images(first: int, count: int) -> npt.NDArray[np.int64]:
+    """The generator's flows as the store would hand them over."""
+    rows = np.zeros((count, image.COLUMNS), np.int64)
+    flows = np.arange(first, first + count, dtype=np.int64)
+    rows[:, image.OP] = image.FOUND
+    rows[:, image.ENDPOINT] = frames.ENDPOINT
+    # A client (10/8) is the lower end, its server (198.18/16) the upper one.
+    rows[:, image.LOWER_LOW] = 0x0A000000 | flows & 0xFFFFFF
+    rows[:, image.UPPER_LOW] = 0xC6120000 | flows & 0xFF
+    ports = frames.CLIENT_PORT_FIRST + (flows >> 24 & 0x7FFF) | frames.SERVER_PORT << 16
+    rows[:, image.KEY2] = ports | 6 << 32 | 4 << 40
+    rows[:, image.STATE] = tcp.TCP_ESTABLISHED
+    rows[:, image.FLAGS] = image.REPLIED
+    rows[:, image.SCALES] = 0x77
+    rows[:, image.GENERATION] = 1
+    rows[:, image.START] = time.time_ns() // 1_000_000
+    rows[:, image.EXPIRY] = int(time.time()) + 7200
+    return rows
 
 
 def _answer(device: Device) -> None:

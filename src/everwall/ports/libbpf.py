@@ -96,6 +96,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_map_delete_elem": (_INT, [_INT, _P]),
     "bpf_link_create": (_INT, [_INT, _INT, _INT, _P]),
     "bpf_prog_load": (_INT, [_INT, _STR, _STR, _P, ctypes.c_size_t, _P]),
+    "bpf_prog_get_fd_by_id": (_INT, [_U32]),
     "bpf_prog_test_run_opts": (_INT, [_INT, _P]),
     "libbpf_set_print": (_P, [_PRINT]),
     "libbpf_num_possible_cpus": (_INT, []),
@@ -328,6 +329,14 @@ def run_live(program: int, packet: bytes, repeat: int, batch: int) -> None:
     failed = -int(library().bpf_prog_test_run_opts(program, ctypes.byref(options)))
     if failed not in (0, errno.EINTR):
         raise BpfError(f"BPF_PROG_RUN with live frames: {os.strerror(failed)}")
+
+
+def open_program(number: int) -> int:
+    """A descriptor of a loaded program of this machine by its number, as ``ip link`` shows it."""
+    descriptor = int(library().bpf_prog_get_fd_by_id(number))
+    if descriptor < 0:
+        raise BpfError(f"there is no BPF program {number}, or it may not be seen: {os.strerror(-descriptor)}")
+    return descriptor
 
 
 # Attachment -------------------------------------------------------------------------------------------
