@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import sys
 from dataclasses import dataclass, field
@@ -167,9 +168,10 @@ class Rig:
         """A node with a data interface of its own; None, and its reason in ``missing``, when it does not start."""
         pair = self.network.pair(self.network.device)
         self._receive(pair, "receive_geneve")
+        host = re.sub(r"[^a-z0-9]+", "-", name.lower())
         operations = ["aws-gwlb-inspect:enable"]
         lines = [
-            f"hostname={name}",
+            f"hostname={host}",
             f"everwall-data-interface={pair.far}",
             f"everwall-data-address={pair.far_address}",
             f"everwall-geneve-sources={pair.near_address}/32",
@@ -188,11 +190,11 @@ class Rig:
                 f"everwall-cluster-secret={self._secret}",
             ]
         lines.append(f"plugin-op-commands={','.join(operations)}")
-        file = configuration.write(self._directory.path / f"{name}.txt", "\n".join(lines) + "\n")
+        file = configuration.write(self._directory.path / f"{host}.txt", "\n".join(lines) + "\n")
         if port != "xdp":
             self.network.device.shell(f"ethtool -K {pair.far} gro on")
         program = self._programs.start(
-            name, [sys.executable, "-m", "bench.rig.node", str(file)], self.network.device.path(), pipes=True
+            host, [sys.executable, "-m", "bench.rig.node", str(file)], self.network.device.path(), pipes=True
         )
         contender = Contender(name, Route.encapsulated(pair), pair.far, [], program, fast=cut_through)
         try:

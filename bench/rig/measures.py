@@ -13,7 +13,10 @@ from bench.rig.generator import Count, Mode, Traffic
 LOSS_MAX = 0.001
 """Of a steady state."""
 LATENCY_RATE = 50_000.0
+OPEN = "open"
+"""In a contender's limits: connections per second."""
 _SEARCH_S = 0.25
+_LITTLE, _MUCH = 0.01, 0.1
 _STRIDE = 1.5
 _ALL = 0.95
 _AROUND = (0.9, 1.0, 1.1, 1.25)
@@ -83,20 +86,34 @@ def saturate(rig: Rig, contender: Contender, seconds: float, flows: int = 10_000
         return watched(
             contender, lambda: rig.generator.circle(contender.route, traffic, seconds), lambda c: c.rate
         )
-    rate = contender.limits.setdefault(f"peak {size}", 0.0) or find_peak(rig, contender, flows, size)
-    traffic = Traffic(flows=flows, size=size, rate=rate)
-    return watched(contender, lambda: rig.generator.run(contender.route, traffic, seconds), lambda c: c.rate)
+    peak = f"peak {size}"
+    if peak not in contender.limits:
+        find_peak(rig, contender, flows, size)
+    traffic = Traffic(flows=flows, size=size, rate=contender.limits[peak])
+    found = watched(contender, lambda: rig.generator.run(contender.route, traffic, seconds), lambda c: c.rate)
+    _adapt(contender, peak, found.count)
+    return found
 
 
-def find_peak(rig: Rig, contender: Contender, flows: int, size: int) -> float:
+def _adapt(contender: Contender, which: str, count: Count) -> None:
+    """Follow what the contender can do now: offer more than it takes, but not much more.
+
+    What is far too much is not a fair question: it costs the work that is thrown away.
+    """
+    if count.loss() < _LITTLE:
+        contender.limits[which] *= 1.15
+    elif count.loss() > _MUCH:
+        contender.limits[which] *= 0.85
+
+
+def find_peak(rig: Rig, contender: Contender, flows: int, size: int) -> None:
     """The rate at which most packets come back, kept in the contender's ``limits``."""
 
     def offer(rate: float) -> tuple[float, float]:
         count = rig.generator.run(contender.route, Traffic(flows=flows, size=size, rate=rate), _SEARCH_S)
         return count.offered, count.rate
 
-    found = contender.limits[f"peak {size}"] = _peak(offer, 100_000.0)
-    return found
+    contender.limits[f"peak {size}"] = _peak(offer, 100_000.0)
 
 
 def _peak(offer: Callable[[float], tuple[float, float]], rate: float) -> float:
@@ -163,33 +180,40 @@ class Openings:
 
 
 def open_connections(
-    rig: Rig, contender: Contender, openings: Openings, per_second: float, seconds: float
+    rig: Rig, contender: Contender, openings: Openings, seconds: float, which: str = OPEN
 ) -> Round:
-    """Connections per second of which all three packets came back: the third passes only within a session."""
+    """Connections per second of which all three packets came back: the third passes only within a session.
+
+    As many are offered as it can open, by the limit ``which``.
+    """
+    per_second = contender.limits[which]
     traffic = Traffic(
         Mode.OPEN,
         rate=per_second * 3,
         opened=openings.take(int(per_second * seconds * 1.2) + 1000),
         delay=max(_DELAY_CONNECTIONS_MIN, int(per_second * _DELAY_S)),
     )
-    return watched(
+    found = watched(
         contender,
         lambda: rig.generator.run(contender.route, traffic, seconds),
         lambda count: float(count.returned[Kind.ACK]) / count.seconds,
     )
+    _adapt(contender, which, found.count)
+    return found
 
 
 def find_opening_peak(
     rig: Rig, contender: Contender, openings: Openings, before: Callable[[], None] = lambda: None
-) -> float:
-    """The rate of new connections at which most come to be."""
+) -> None:
+    """The rate of new connections at which most come to be, kept in the contender's ``limits``."""
 
     def offer(rate: float) -> tuple[float, float]:
         before()
-        tried = open_connections(rig, contender, openings, rate, _SEARCH_S)
+        contender.limits[OPEN] = rate
+        tried = open_connections(rig, contender, openings, _SEARCH_S)
         return float(tried.count.sent[Kind.ACK]) / tried.count.seconds, tried.amount
 
-    return _peak(offer, 20_000.0)
+    contender.limits[OPEN] = _peak(offer, 20_000.0)
 
 
 def mixed(rig: Rig, contender: Contender, openings: Openings, rate: float, seconds: float) -> Round:
@@ -197,6 +221,7 @@ def mixed(rig: Rig, contender: Contender, openings: Openings, rate: float, secon
     traffic = Traffic(
         Mode.MIX,
         rate=rate,
+        stamped=True,
         opened=openings.take(int(rate * seconds * 1.2 / 20) + 1000),
         delay=max(_DELAY_CONNECTIONS_MIN, int(rate / 20 * _DELAY_S)),
     )

@@ -1,0 +1,398 @@
+"""What is measured, in which order, and what is kept of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from typing import Any
+
+from bench.rig import measures
+from bench.rig.contenders import Contender, Rig
+from bench.rig.frames import Kind
+from bench.rig.generator import Traffic
+from bench.rig.measures import Openings, Round, Rounds
+from bench.rig.network import wait_for
+
+SANE = {"bounce_pps": 2_500_000, "kernel_pps": 300_000, "kernel_cps": 75_000}
+FEW, MANY = 10_000, 1_000_000
+ENGINE_SESSIONS = 2_000_000
+SIZES = (64, 512, 1400)
+"""Of inner packets, bytes."""
+FLOOD_RATE = 1_000_000.0
+FLOOD_SHARE = 0.3
+"""Of saturation: what established flows are offered beside the flood."""
+_OPEN_STORE = "open, store"
+_WARM_S_MAX = 20.0
+_DRAIN_S = 2.0
+_REFRESHES = 0.05
+"""Of the established sessions, due in each round of the measurement of resiliency."""
+
+BOUNCE, SINK, KERNEL = "bounce", "sink", "kernel"
+CUT, CUT_MANY = "cut-through", "cut-through 1M"
+ENGINE, RAW, UDP = "engine over AF_XDP", "engine over raw", "engine over UDP"
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, rig: Rig, rounds: int, seconds: float) -> None:
+        self.rig, self.rounds, self.seconds = rig, rounds, seconds
+        self.details: dict[str, Any] = {}
+        self._openings = Openings(MANY)
+        self._found: dict[str, float | None] = {}
+
+    # The contenders ---------------------------------------------------------------------------------------
+
+    def prepare(self, *, sockets: bool) -> None:
+        """Everything that is compared, standing and with its sessions."""
+        rig = self.rig
+        rig.add_bounce(BOUNCE)
+        rig.add_bounce(SINK, "sink")
+        rig.add_forwarding(KERNEL)
+        rig.add_node(CUT, "xdp", FEW, cut_through=True)
+        rig.add_node(CUT_MANY, "xdp", MANY, cut_through=True)
+        rig.add_node(ENGINE, "xdp", ENGINE_SESSIONS, with_store=True)
+        if sockets:
+            rig.add_node(RAW, "raw", ENGINE_SESSIONS)
+            rig.add_node(UDP, "udp", ENGINE_SESSIONS)
+        for name, why in rig.missing.items():
+            print(f"{name}: not available here: {why.strip().splitlines()[-1]}")
+        for contender in self._present(KERNEL, CUT, CUT_MANY, ENGINE, RAW, UDP):
+            self._set_up(contender, _flows(contender))
+
+    def _present(self, *names: str) -> list[Contender]:
+        return [self.rig.contenders[name] for name in names if name in self.rig.contenders]
+
+    def _get(self, name: str) -> Contender | None:
+        return self.rig.contenders.get(name)
+
+    def _set_up(self, contender: Contender, flows: int) -> None:
+        if contender.program is not None:
+            contender.ask("resiliency", on=0)
+        if flows == FEW:
+            there = measures.set_up(self.rig, contender, flows)
+        else:
+            there = contender.ask("insert", first=0, count=flows)["restored"]
+        if contender.fast:
+            self._warm_up(contender, flows)
+        if there < flows * 0.999:
+            print(f"{contender.name}: only {there} of {flows} sessions could be set up")
+
+    def _warm_up(self, contender: Contender, flows: int) -> None:
+        """Traffic until every session is offloaded: the engine has to see both directions of each."""
+        deadline = time.monotonic() + _WARM_S_MAX
+        offloaded = 0
+        while offloaded < flows and time.monotonic() < deadline:
+            self.rig.generator.circle(contender.route, Traffic(flows=flows), 0.5)
+            offloaded = contender.ask("counters")["counters"]["offloaded"]
+        self.details.setdefault("offloaded", {})[contender.name] = offloaded
+        if offloaded < flows:
+            print(f"{contender.name}: {offloaded} of {flows} sessions are offloaded")
+
+    # Everything -------------------------------------------------------------------------------------------
+
+    def measure(self, sizes: list[int]) -> None:
+        """All measurements; packets of ``sizes``, where the size matters."""
+        full = len(sizes) > 1
+        self._generator()
+        for size in sizes:
+            self._saturation(size)
+            if full:
+                self._steady(size)
+        self._connections()
+        self._program_time()
+        self._latency()
+        self._resiliency()
+        self._memory()
+        if full:
+            self._flood()
+
+    def _generator(self) -> None:
+        """How fast the generator alone is: nothing comes back."""
+        count = self.rig.generator.run(self.rig.contenders[SINK].route, Traffic(), self.seconds)
+        self.details["generator_pps"] = count.offered
+        print(f"The generator alone: {count.offered:,.0f} packets/s")
+
+    def _saturation(self, size: int) -> None:
+        contenders = self._present(BOUNCE, CUT, CUT_MANY, ENGINE, RAW, UDP, KERNEL)
+        rounds = measures.alternate(
+            self.rounds,
+            {
+                c.name: lambda c=c: measures.saturate(self.rig, c, self.seconds, _flows(c), size)  # type: ignore[misc]
+                for c in contenders
+            },
+        )
+        table = Table(
+            f"Saturation, {size} bytes inside, medians of {self.rounds} rounds",
+            ["packets/s", "of-bounce", "of-kernel", "CPU-ns", "busy", "loss", "refused"],
+        )
+        for name, of in rounds.items():
+            table.row(
+                name,
+                measures.median(of),
+                measures.ratio(rounds, name, BOUNCE),
+                measures.ratio(rounds, name, KERNEL),
+                statistics.median(each.ns_per_packet for each in of),
+                statistics.median(each.busy for each in of),
+                statistics.median(each.count.loss() for each in of),
+                sum(each.count.others for each in of),
+            )
+        self.details[f"saturation {size}"] = table.show()
+        self._drops(contenders)
+        if size == 64:
+            self._keep("bounce_pps", rounds, BOUNCE)
+            self._keep("cutthrough_pps", rounds, CUT)
+            self._keep("cutthrough_vs_bounce", rounds, CUT, BOUNCE)
+            self._keep("cutthrough_1m_vs_bounce", rounds, CUT_MANY, BOUNCE)
+            self._keep("kernel_pps", rounds, KERNEL)
+            self._keep("engine_xdp_pps", rounds, ENGINE)
+            self._keep("engine_xdp_vs_kernel", rounds, ENGINE, KERNEL)
+
+    def _drops(self, contenders: list[Contender]) -> None:
+        """What the nodes say of packets that they did not forward."""
+        for contender in contenders:
+            if contender.program is None:
+                continue
+            counters = contender.ask("counters")
+            self.details.setdefault("counters", {})[contender.name] = counters
+
+    def _steady(self, size: int) -> None:
+        table = Table(f"Steady state, {size} bytes inside, loss < 0.1 %", ["packets/s"])
+        for contender in self._present(BOUNCE, CUT, CUT_MANY, ENGINE, RAW, UDP, KERNEL):
+            table.row(contender.name, measures.steady(self.rig, contender, _flows(contender), size))
+        self.details[f"steady {size}"] = table.show()
+
+    # Connections ------------------------------------------------------------------------------------------
+
+    def _connections(self) -> None:
+        """New connections per second, the engine's without and with the store."""
+        kernel, engine = self.rig.contenders[KERNEL], self._get(ENGINE)
+        acts = {KERNEL: lambda: self._open_kernel(kernel)}
+        measures.find_opening_peak(self.rig, kernel, self._openings, self.rig.forget_connections)
+        if engine is not None:
+            measures.find_opening_peak(self.rig, engine, self._openings)
+            engine.limits[_OPEN_STORE] = engine.limits[measures.OPEN]
+            acts[ENGINE] = lambda: self._open_engine(engine, False)
+            acts[f"{ENGINE}, store"] = lambda: self._open_engine(engine, True)
+        rounds = measures.alternate(self.rounds, acts)
+        self.rig.forget_connections()
+        self._set_up(kernel, FEW)
+        table = Table(
+            f"New connections, medians of {self.rounds} rounds",
+            ["connections/s", "of-kernel", "CPU-ns/connection", "busy", "loss"],
+        )
+        for name, of in rounds.items():
+            table.row(
+                name,
+                measures.median(of),
+                measures.ratio(rounds, name, KERNEL),
+                statistics.median(each.cpu_ns / max(1, each.amount * each.count.seconds) for each in of),
+                statistics.median(each.busy for each in of),
+                statistics.median(each.count.loss() for each in of),
+            )
+        self.details["connections"] = table.show()
+        self._keep("kernel_cps", rounds, KERNEL)
+        self._keep("engine_cps", rounds, ENGINE)
+        self._keep("cps_vs_kernel", rounds, ENGINE, KERNEL)
+        self._keep("cps_with_store_vs_kernel", rounds, f"{ENGINE}, store", KERNEL)
+
+    def _open_kernel(self, kernel: Contender) -> Round:
+        self.rig.forget_connections()
+        found = measures.open_connections(self.rig, kernel, self._openings, self.seconds)
+        opened = int(found.count.returned[Kind.ACK])
+        entries = self.rig.conntrack_entries()
+        if entries < opened:
+            raise RuntimeError(f"conntrack holds {entries} connections, {opened} seemed to be open")
+        return found
+
+    def _open_engine(self, engine: Contender, store: bool) -> Round:
+        """With the store, a connection counts only if its record was acknowledged by the end of the round."""
+        if store:
+            self._settle(engine)
+        engine.ask("resiliency", on=int(store))
+        before = self._created(engine)
+        which = _OPEN_STORE if store else measures.OPEN
+        found = measures.open_connections(self.rig, engine, self._openings, self.seconds, which)
+        after = self._created(engine)
+        engine.ask("resiliency", on=0)
+        opened = int(found.count.returned[Kind.ACK])
+        if after["created"] - before["created"] < opened:
+            raise RuntimeError(f"{opened} connections seemed to be open, the engine knows of fewer: {after}")
+        if store:
+            written = after["written"] - before["written"]
+            found = Round(found.count, found.cpu_ns, min(found.amount, written / found.count.seconds))
+        return found
+
+    def _created(self, engine: Contender) -> dict[str, int]:
+        counters = engine.ask("counters")["counters"]
+        return {"created": counters["sessions-created"], "written": engine.ask("store").get("written", 0)}
+
+    def _settle(self, engine: Contender) -> None:
+        """Wait until the store has what was given to it."""
+
+        def settled() -> bool:
+            status = engine.ask("store")
+            return bool(status["connected"]) and status["queue"] + status["pipelines"] == 0
+
+        wait_for("the store takes what is waiting", settled, _DRAIN_S * 5)
+
+    # Time -------------------------------------------------------------------------------------------------
+
+    def _program_time(self) -> None:
+        """Nanoseconds by BPF_PROG_TEST_RUN; making the packets is in it."""
+        table = Table("BPF_PROG_TEST_RUN, ns with the making of packets", ["one-session", "cycling"])
+        for contender in self._present(SINK, BOUNCE, CUT, CUT_MANY):
+            program = self.rig.program_of(contender)
+            times = [
+                self.rig.generator.nanoseconds(contender.route, program, n) for n in (1, _flows(contender))
+            ]
+            table.row(contender.name, *times)
+            if contender.name == CUT:
+                self._found["cutthrough_ns"] = times[1]
+        self.details["program_ns"] = table.show()
+
+    def _latency(self) -> None:
+        contenders = self._present(BOUNCE, CUT, CUT_MANY, ENGINE, RAW, UDP, KERNEL)
+        rounds = measures.alternate(
+            3,
+            {c.name: lambda c=c: measures.latency(self.rig, c, self.seconds) for c in contenders},  # type: ignore[misc]
+        )
+        table = Table("Latency at 50,000 packets/s, us", ["p50", "p99", "CPU-ns"])
+        for name, of in rounds.items():
+            table.row(
+                name,
+                measures.median(of),
+                statistics.median(each.count.latency_us(0.99) for each in of),
+                statistics.median(each.ns_per_packet for each in of),
+            )
+        self.details["latency"] = table.show()
+
+    # Resiliency, memory, floods ---------------------------------------------------------------------------
+
+    def _resiliency(self) -> None:
+        """What the store costs: of twenty packets one opens a session, and refreshes are due."""
+        engine = self._get(ENGINE)
+        if engine is None:
+            return
+        rate = engine.limits["peak 64"]
+        for what, at, amount in (
+            ("throughput", rate, lambda each: each.amount),
+            ("latency", measures.LATENCY_RATE, lambda each: each.count.latency_us(0.5)),
+        ):
+            rounds = measures.alternate(
+                self.rounds,
+                {
+                    "off": lambda at=at: self._mixed(engine, at, False),  # type: ignore[misc]
+                    "on": lambda at=at: self._mixed(engine, at, True),  # type: ignore[misc]
+                },
+            )
+            off, on = ([amount(each) for each in rounds[name]] for name in ("off", "on"))
+            if what == "throughput":
+                self._found["resiliency_throughput_tax"] = 1 - statistics.median(
+                    b / a for a, b in zip(off, on, strict=True)
+                )
+            else:
+                self._found["resiliency_latency_us"] = statistics.median(on) - statistics.median(off)
+            print(f"Resiliency, {what}: off {statistics.median(off):,.1f}, on {statistics.median(on):,.1f}")
+            self.details[f"resiliency {what}"] = {"off": off, "on": on}
+        engine.ask("resiliency", on=0)
+
+    def _mixed(self, engine: Contender, rate: float, store: bool) -> Round:
+        if store:
+            self._settle(engine)
+            engine.ask("resiliency", on=1)
+            engine.ask("refresh", fraction=_REFRESHES)
+        else:
+            engine.ask("resiliency", on=0)
+        return measures.mixed(self.rig, engine, self._openings, rate, self.seconds)
+
+    def _memory(self) -> None:
+        for contender in self._present(CUT_MANY, ENGINE):
+            memory = contender.ask("memory")
+            each = memory["bytes"] / memory["sessions"]
+            self.details.setdefault("memory", {})[contender.name] = {**memory, "bytes_per_session": each}
+            print(f"Memory of {contender.name}: {each:.1f} bytes for each of {memory['sessions']:,} sessions")
+            self._found.setdefault("node_bytes_per_session", each)
+
+    def _flood(self) -> None:
+        cut = self._get(CUT)
+        if cut is None:
+            return
+        established = FLOOD_SHARE * (self._found["cutthrough_pps"] or 0.0)
+        rounds = [
+            measures.flooded(self.rig, cut, established, FLOOD_RATE, self.seconds) for _ in range(self.rounds)
+        ]
+        table = Table("Established flows beside a flood", ["offered/s", "flood/s", "loss"])
+        for number, each in enumerate(rounds):
+            sent = each.count.sent
+            table.row(
+                str(number + 1),
+                float(sent[: Kind.SYN].sum()) / each.count.seconds,
+                float(sent[[Kind.STRAY, Kind.MALFORMED]].sum()) / each.count.seconds,
+                each.amount,
+            )
+        self.details["flood"] = table.show()
+        self._drops([cut])
+
+    # The result -------------------------------------------------------------------------------------------
+
+    def _keep(self, key: str, rounds: Rounds, name: str, base: str | None = None) -> None:
+        if name not in rounds:
+            self._found[key] = None
+        elif base is None:
+            self._found[key] = measures.median(rounds[name])
+        else:
+            self._found[key] = measures.ratio(rounds, name, base)
+
+    def figures(self) -> dict[str, Any]:
+        """What is written: the figures by name, and everything that was seen."""
+        low = {key: self._found[key] for key, least in SANE.items() if (self._found.get(key) or 0.0) < least}
+        why = ", ".join(f"{key} is {value:,.0f}, not {SANE[key]:,}" for key, value in low.items())
+        print()
+        for key, value in self._found.items():
+            print(f"{key:32}{'not available' if value is None else f'{value:>16,.3f}'}")
+        return {
+            "sane": not low,
+            "why_not_sane": why,
+            **dict.fromkeys(_FIGURES),
+            **self._found,
+            "missing": self.rig.missing,
+            "machine": f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}",
+            "details": self.details,
+        }
+
+
+_FIGURES = (
+    *("bounce_pps", "cutthrough_pps", "cutthrough_vs_bounce", "cutthrough_1m_vs_bounce", "cutthrough_ns"),
+    *("kernel_pps", "engine_xdp_pps", "engine_xdp_vs_kernel", "kernel_cps", "engine_cps", "cps_vs_kernel"),
+    *("cps_with_store_vs_kernel", "resiliency_throughput_tax", "resiliency_latency_us"),
+    "node_bytes_per_session",
+)
+
+
+def _flows(contender: Contender) -> int:
+    return MANY if contender.name == CUT_MANY else FEW
+
+
+class Table:
+    """Rows of numbers under names, printed as they come."""
+
+    def __init__(self, title: str, columns: list[str]) -> None:
+        self._columns = columns
+        self._rows: dict[str, dict[str, float]] = {}
+        print(f"\n{title}")
+        print(f"{'':28}" + "".join(f"{name.replace('-', ' '):>19}" for name in columns))
+
+    def row(self, name: str, *values: float) -> None:
+        """One row; small numbers get decimals."""
+        self._rows[name] = dict(zip(self._columns, map(float, values), strict=True))
+        print(
+            f"{name:28}" + "".join(f"{v:>19,.3f}" if abs(v) < 100 else f"{v:>19,.0f}" for v in values),
+            flush=True,
+        )
+
+    def show(self) -> dict[str, dict[str, float]]:
+        """All rows by name."""
+        return self._rows
