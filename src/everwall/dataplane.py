@@ -1,27 +1,51 @@
-"""How packets come to a node's workers: the data interface, and the best port that it allows.
+"""How packets come to a node's workers: the data interface, the best port that it allows, the cut-through.
 
-``everwall-port=auto`` takes the first port of ``PORTS`` that works here and says in one log line each why the
+``everwall-port=auto`` takes the first of xdp, raw and udp that works here, and says in one log line each why the
 ones before it do not. A port that was asked for by name works or is an error.
+
+The xdp port is two things: a program on the interface that decides which packets are ours, and one AF_XDP socket for
+each of its queues. What is not ours (ARP, health checks, other protocols) goes on to the kernel. With
+``everwall-cut-through=on`` the program also shares the workers' session tables, and answers what they have
+marked without waking them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import ipaddress
 import socket
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from everwall.bootstrap.init_cfg import InitCfg
+from everwall.limits import SESSIONS_MIN, sessions_per_worker
 from everwall.ports import port as ports
+from everwall.ports.bpf import BpfError, CutThrough, Outcome
 from everwall.ports.interface import mtu_of
 from everwall.ports.port import Port
-from everwall.session.table import SharedTable
+from everwall.ports.umem import is_zero_copy, needs_pieces
+from everwall.session import control as words
+from everwall.session.table import SharedTable, slots_for
 
 log = structlog.get_logger()
+
+_CUT_THROUGH = "cut-through-"
+BOUNCED = _CUT_THROUGH + Outcome.BOUNCED.label
+"""The counter of packets that the program answered."""
+BOUNCED_BYTES = _CUT_THROUGH + Outcome.BOUNCED_BYTES.label
+
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GCHANNELS = 0x3C
+# Of struct ethtool_channels: command, four maxima, then the counts of receive, transmit, other and combined.
+_CHANNELS_RECEIVE = 5
+_CHANNELS_COMBINED = 8
 
 
 class DataPlaneError(RuntimeError):
@@ -34,9 +58,14 @@ class DataInterface:
 
     name: str
     address: str
-    networks: tuple[ipaddress.IPv4Network, ...]
+    interfaces: tuple[IPv4Interface, ...]
+    """The addresses of the interface with their subnets."""
     mtu: int
     """Packet slots are as large as it asks for (``limits.frame_bytes_for``)."""
+
+    @property
+    def networks(self) -> tuple[IPv4Network, ...]:
+        return tuple(interface.network for interface in self.interfaces)
 
 
 def find_data_interface(config: InitCfg) -> DataInterface:
@@ -50,7 +79,7 @@ def find_data_interface(config: InitCfg) -> DataInterface:
         for name, networks in addresses.items():
             for interface in networks:
                 if str(interface.ip) == wanted or (name == "lo" and config.data_address in interface.network):
-                    return DataInterface(name, wanted, (interface.network,), mtu_of(name))
+                    return DataInterface(name, wanted, (interface,), mtu_of(name))
         raise DataPlaneError(f"everwall-data-address {wanted} is not an address of this machine")
     present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
     data = config.interfaces(present)[0]
@@ -60,48 +89,79 @@ def find_data_interface(config: InitCfg) -> DataInterface:
     if not own:
         raise DataPlaneError(f"the data interface {data} is missing or has no IPv4 address")
     address = str(config.data_address or own[0].ip)
-    return DataInterface(data, address, tuple(interface.network for interface in own), mtu_of(data))
+    return DataInterface(data, address, tuple(own), mtu_of(data))
 
 
-def _addresses() -> dict[str, list[ipaddress.IPv4Interface]]:
+def _addresses() -> dict[str, list[IPv4Interface]]:
     from pyroute2 import IPRoute  # slow to import, needed once
 
-    found: dict[str, list[ipaddress.IPv4Interface]] = {}
+    found: dict[str, list[IPv4Interface]] = {}
     with IPRoute() as route:
         for message in route.get_addr(family=socket.AF_INET):
             name = socket.if_indextoname(message["index"])
             text = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
-            found.setdefault(name, []).append(ipaddress.IPv4Interface(text))
+            found.setdefault(name, []).append(IPv4Interface(text))
     return found
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a node asks for."""
+
+    config: InitCfg
+    data: DataInterface
+    sources: tuple[IPv4Network, ...]
+    """Whose GENEVE is believed."""
+    seed: int
+    """Of the flow hash."""
+
+    @property
+    def everything(self) -> bool:
+        """Receive on all addresses of the interface, not on one only."""
+        return self.config.data_address is None and self.data.name != "lo"
 
 
 @dataclass
 class DataPlane:
-    """The open ports of a node, one for each worker."""
+    """The open ports of a node, one for each worker, and the program that stands before them."""
 
     kind: str
-    """``raw`` or ``udp``."""
+    """``xdp``, ``raw`` or ``udp``."""
     ports: list[Port]
-    control: npt.NDArray[np.int64] | None = None
-    """The words that the cut-through program reads, where there is one."""
+    detail: str = ""
+    """Which way of the kind it is, in words."""
+    without: str = ""
+    """Why there is no cut-through; empty where there is one."""
+    program: CutThrough | None = None
+    """Of the xdp port."""
+    shared: list[SharedTable | None] = field(default_factory=list)
+    """For each worker: what the program sees of its session table."""
 
     @property
-    def shared(self) -> list[SharedTable | None]:
-        """For each worker: what the program sees of its session table."""
-        return [None] * len(self.ports)
+    def control(self) -> npt.NDArray[np.int64] | None:
+        """The words that the program reads, with a cut-through."""
+        return None if self.without or self.program is None else self.program.control
+
+    def counters(self) -> dict[str, int]:
+        """What the program did with packets, by name."""
+        if self.program is None:
+            return {}
+        return {f"{_CUT_THROUGH}{name}": count for name, count in self.program.counters().items()}
 
     def close(self) -> None:
-        """Let go of everything; the workers have stopped."""
+        """Let go of everything, the program first; the workers have stopped."""
+        if self.program is not None:
+            self.program.close()
         for each in self.ports:
             ports.close(each)
 
 
-def open_data_plane(config: InitCfg, data: DataInterface) -> DataPlane:
-    """Ports of the kind that ``everwall-port`` names, or of the best one; raises DataPlaneError."""
-    kinds = ("raw", "udp") if config.port == "auto" else (config.port,)
+def open_data_plane(wish: Wish) -> DataPlane:
+    """The port that was asked for, or the best one; raises DataPlaneError."""
+    kinds = tuple(_OPEN) if wish.config.port == "auto" else (wish.config.port,)
     for kind in kinds:
         try:
-            return _OPEN[kind](config, data)
+            return _OPEN[kind](wish)
         except DataPlaneError as error:
             if kind == kinds[-1]:
                 raise
@@ -109,50 +169,113 @@ def open_data_plane(config: InitCfg, data: DataInterface) -> DataPlane:
     raise AssertionError("the last kind is open or has raised")
 
 
-def _open_xdp(config: InitCfg, data: DataInterface) -> DataPlane:
-    raise DataPlaneError("everwall-port=xdp is not there yet")
+# The xdp port -----------------------------------------------------------------------------------------
 
 
-def _open_raw(config: InitCfg, data: DataInterface) -> DataPlane:
-    # Without an address of its own: whatever comes to the interface.
-    everything = config.data_address is None and data.name != "lo"
+def _open_xdp(wish: Wish) -> DataPlane:
+    config, interface = wish.config, wish.data.name
+    if interface == "lo":
+        raise DataPlaneError("loopback has no native XDP")
+    without = "" if config.cut_through else "everwall-cut-through is off"
+    # Without a cut-through nobody fills the program's table.
+    sessions = SESSIONS_MIN if without else sessions_per_worker(config.max_sessions, config.workers)
+    slots = slots_for(sessions)
+    queues = receive_queues(interface)
+    plane = DataPlane("xdp", [], without=without)
+    try:
+        frags = needs_pieces(wish.data.mtu)
+        program = plane.program = CutThrough(workers=config.workers, slots=slots, queues=queues, frags=frags)
+        for worker in range(config.workers):
+            own = slice(worker * slots, (worker + 1) * slots)
+            table = SharedTable(program.hot[own], program.tags[own], program.addresses[own])
+            plane.shared.append(None if without else table)
+            plane.ports.append(_xdp_port(wish, range(worker, queues, config.workers)))
+        _configure(program, wish)
+        for port in plane.ports:
+            for queue, descriptor in ports.queue_sockets(port):
+                program.set_socket(queue, descriptor)
+        # Last: from here on packets are ours. What comes before the workers run waits in the sockets.
+        attached = program.attach(interface)
+    except (BpfError, OSError) as error:
+        plane.close()
+        raise DataPlaneError(str(error)) from error
+    copies = "zero-copy" if is_zero_copy(plane.ports[0]) else "copy mode"
+    plane.detail = f"{attached} XDP, {copies}, {queues} queue{'s' if queues > 1 else ''}"
+    return plane
+
+
+def _xdp_port(wish: Wish, queues: range) -> Port:
+    if not queues:
+        # More workers than queues: this one gets all its packets from the others, and sends them by itself.
+        return ports.open_raw(wish.data.address, wish.data.name, shared=True)
+    return ports.open_xdp(wish.data.name, list(queues))
+
+
+def _configure(program: CutThrough, wish: Wish) -> None:
+    """Tell the program what is ours; what it has no room for, it hands up for the engine to decide."""
+    sources = list(ipaddress.collapse_addresses(wish.sources))
+    if len(sources) > words.SOURCES_MAX and wish.config.cut_through:
+        log.warning(
+            f"only the first {words.SOURCES_MAX} GENEVE sources have the cut-through", of=len(sources)
+        )
+    addresses = [IPv4Address(wish.data.address)]
+    if wish.everything:
+        addresses = [each.ip for each in wish.data.interfaces]
+    if len(addresses) > words.ADDRESSES_MAX:
+        addresses = []  # every one
+    program.configure(seed=wish.seed, sources=sources, addresses=addresses)
+    program.control[words.ENABLED] = int(wish.config.cut_through)
+
+
+def receive_queues(interface: str) -> int:
+    """Receive queues in use, by ETHTOOL_GCHANNELS: sysfs shows another network namespace's interfaces."""
+    channels = (ctypes.c_uint32 * 9)(_ETHTOOL_GCHANNELS)
+    request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(channels))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            fcntl.ioctl(control, _SIOCETHTOOL, request)
+        except OSError:
+            return 1  # a driver that does not say has one
+    return max(1, channels[_CHANNELS_RECEIVE] + channels[_CHANNELS_COMBINED])
+
+
+# Sockets ----------------------------------------------------------------------------------------------
+
+
+def _open_raw(wish: Wish) -> DataPlane:
+    data = wish.data
     device = data.name if data.name != "lo" else None
     try:
-        return DataPlane(
-            "raw", _one_each(config, ports.open_raw, "0.0.0.0" if everything else data.address, device)
-        )
+        return _one_each("raw", wish, ports.open_raw, "0.0.0.0" if wish.everything else data.address, device)
     except PermissionError as error:
         raise DataPlaneError("everwall-port=raw needs root (CAP_NET_RAW)") from error
     except OSError as error:
         raise _cannot_receive(data, error) from error
 
 
-def _open_udp(config: InitCfg, data: DataInterface) -> DataPlane:
+def _open_udp(wish: Wish) -> DataPlane:
     try:
-        return DataPlane("udp", _one_each(config, ports.open_udp, data.address))
+        return _one_each("udp", wish, ports.open_udp, wish.data.address)
     except OSError as error:
-        raise _cannot_receive(data, error) from error
+        raise _cannot_receive(wish.data, error) from error
 
 
-def _one_each(config: InitCfg, opener: Callable[..., Port], *arguments: object) -> list[Port]:
+def _one_each(kind: str, wish: Wish, opener: Callable[..., Port], *arguments: object) -> DataPlane:
     """A socket port for each worker; where there are several, the system spreads packets over them."""
-    opened: list[Port] = []
+    workers = wish.config.workers
+    plane = DataPlane(kind, [], without="only the xdp port has it", shared=[None] * workers)
     try:
-        for _ in range(config.workers):
-            opened.append(opener(*arguments, shared=config.workers > 1))
+        for _ in range(workers):
+            plane.ports.append(opener(*arguments, shared=workers > 1))
     except OSError:
-        for each in opened:
-            ports.close(each)
+        plane.close()
         raise
-    return opened
+    return plane
 
 
 def _cannot_receive(data: DataInterface, error: OSError) -> DataPlaneError:
     return DataPlaneError(f"cannot receive GENEVE on {data.address}: {error.strerror or error}")
 
 
-_OPEN: dict[str, Callable[[InitCfg, DataInterface], DataPlane]] = {
-    "xdp": _open_xdp,
-    "raw": _open_raw,
-    "udp": _open_udp,
-}
+_OPEN: dict[str, Callable[[Wish], DataPlane]] = {"xdp": _open_xdp, "raw": _open_raw, "udp": _open_udp}
+"""In the order in which ``auto`` tries them."""

@@ -22,7 +22,7 @@ import structlog
 from everwall import __version__
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.counters import Counter
-from everwall.dataplane import find_data_interface, open_data_plane
+from everwall.dataplane import BOUNCED, BOUNCED_BYTES, Wish, find_data_interface, open_data_plane
 from everwall.engine import EngineConfig, describe_event
 from everwall.limits import (
     DRAIN_EMPTY_S,
@@ -41,6 +41,7 @@ from everwall.session import state
 from everwall.session.record import derive_keys
 from everwall.store.protocol import buckets_for
 from everwall.store.redis import StoreConfig
+from everwall.verdict import Verdict
 from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
@@ -92,7 +93,7 @@ class Node:
             frame_bytes=frame_bytes_for(self._data.mtu),
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
-        self.plane = open_data_plane(config, self._data)
+        self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
         self.workers = Workers(
             engine, self.policy.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
         )
@@ -191,7 +192,8 @@ class Node:
             name=self.name,
             version=__version__,
             data=f"{self._data.name} {self._data.address}, MTU {self._data.mtu}",
-            port=self.plane.kind,
+            port=f"{self.plane.kind} ({self.plane.detail})" if self.plane.detail else self.plane.kind,
+            cut_through=self.plane.without or "on",
             workers=len(self.workers),
             policy=self.policy.policy.summary,
             health=f"{self._data.address}:{self.config.health_port}",
@@ -223,8 +225,8 @@ class Node:
                 log.error("a worker has stopped")
                 self._stopping.set()
                 return
-            if self._count(Counter.RECEIVED) != received:
-                received, quiet_since = self._count(Counter.RECEIVED), now
+            if (came := self.counters()[Counter.RECEIVED.label]) != received:
+                received, quiet_since = came, now
             if self._state == "draining":
                 flowless = self._count(Counter.SESSIONS) == 0
                 enough_s = DRAIN_EMPTY_S if flowless else DRAIN_QUIET_S
@@ -250,7 +252,7 @@ class Node:
         return {
             "status": lambda _: self.status(),
             "counters": lambda _: {
-                "counters": self.workers.counters(),
+                "counters": self.counters(),
                 "workers": self.workers.each_counters(),
             },
             "sessions": self._sessions,
@@ -268,12 +270,22 @@ class Node:
             "sessions": self._count(Counter.SESSIONS),
             "max_sessions": self.config.max_sessions,
             "port": self.plane.kind,
+            "port_detail": self.plane.detail,
+            "cut_through": {"enabled": not self.plane.without, "why": self.plane.without},
             "data_address": self._data.address,
             "resiliency": self._resiliency(),
             "store": self._store(),
             "workers": self.workers.each(),
             "uptime_s": round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 1),
         }
+
+    def counters(self) -> dict[str, int]:
+        """Verdicts and counters by name. What the cut-through answered has come and gone like everything else."""
+        counts, kernel = self.workers.counters(), self.plane.counters()
+        for label in (Verdict.FORWARD.label, Counter.RECEIVED.label):
+            counts[label] = counts.get(label, 0) + kernel.get(BOUNCED, 0)
+        counts[Counter.BYTES.label] += kernel.get(BOUNCED_BYTES, 0)
+        return {**counts, **kernel}
 
     def _sessions(self, arguments: Answer) -> Answer:
         limit = arguments.get("limit", 100)

@@ -20,8 +20,9 @@ from everwall.policy.rules import read_policy
 def site(request: pytest.FixtureRequest) -> NamespaceSite | LoopbackSite:
     directory = rundir.create()
     try:
-        made: NamespaceSite | LoopbackSite = request.param(directory, 3)
-        return made
+        if request.param is LoopbackSite:
+            return LoopbackSite(directory, 3)
+        return NamespaceSite(directory, 3, port="xdp", cut_through=True)
     finally:
         directory.close(remove=True)
 
@@ -48,7 +49,18 @@ def test_a_node_reads_its_init_cfg(
         assert read.resiliency.enabled is resiliency
         assert read.gwlb_inspect
         assert read.redis_tls
+        assert (read.port, read.cut_through) == (place.port, place.cut_through)
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_bounces_has_an_xdp_program_at_the_other_end() -> None:
+    """XDP_TX through a veth is lost where the peer has none."""
+    directory = rundir.create()
+    try:
+        assert NamespaceSite(directory, 2, port="xdp", cut_through=True).gateway.xdp_pass == ("fw1", "fw2")
+        assert NamespaceSite(directory, 2, port="raw", cut_through=False).gateway.xdp_pass == ()
+    finally:
+        directory.close(remove=True)
 
 
 def test_the_policy_has_one_zone_and_one_rule_that_opens_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from everwall.lab import capabilities, lab, rundir
-from everwall.lab.measure import NON_SYN
+from everwall.lab.measure import BOUNCED_SHARE_MIN, NON_SYN
 from everwall.lab.processes import environment
 from tests import needs
 
@@ -47,6 +47,7 @@ def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
         assert run["corrupt"] == 0
         assert run["lost"] == run["lost_on_victim"], "whoever was not on the victim noticed nothing"
         assert run["bytes_verified"] > 0
+        assert "cut-through" not in "".join(run["broken"])
     assert on["lost"] == 0
     assert on["restored"] >= on["on_victim"]
     assert on["drops"][NON_SYN] == 0
@@ -57,16 +58,30 @@ def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_connections_live_through(how: str, tmp_path: Path) -> None:
-    needs.namespaces()
+    """With the best port there is; most packets are answered in the kernel, before and after the event."""
+    needs.xdp()
     on, off = run_lab(tmp_path, "--fail", how, "--seconds", "12", "--connections", "66")
     assert (on["resiliency"], off["resiliency"]) == ("on", "off")
     assert on["traffic"] == off["traffic"] == "tcp"
+    for run in (on, off):
+        assert (run["port"], run["cut_through"]) == ("xdp", "on")
+        assert run["bounced"] > BOUNCED_SHARE_MIN * run["forwarded"] > 1000
     assert on["store"]["tls"]
     assert on["store"]["auth"]
     assert on["icmp"]["recovered"] == on["icmp"]["flows"] > 0
     says_what_it_must(on, off)
     rows = (tmp_path / "connections-on.csv").read_text().splitlines()
     assert len(rows) == 1 + on["connections"]
+
+
+def test_connections_live_through_with_raw_sockets(tmp_path: Path) -> None:
+    needs.namespaces()
+    options = ["--port", "raw", "--resiliency", "on", "--seconds", "9", "--connections", "66"]
+    (run,) = run_lab(tmp_path, *options)
+    assert (run["port"], run["cut_through"], run["bounced"]) == ("raw", "off", 0)
+    assert run["on_victim"] >= 15
+    assert run["lost"] == run["corrupt"] == 0
+    assert run["restored"] >= run["on_victim"]
 
 
 def test_the_loopback_rung_tells_the_same_story(tmp_path: Path) -> None:
@@ -105,5 +120,9 @@ def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_every_capability_says_what_was_tried() -> None:
     found = capabilities.check()
-    assert {each.rung for each in found} == {capabilities.ROOT, capabilities.LOOPBACK}
+    assert {each.needed_by for each in found} == {
+        capabilities.ROOT,
+        capabilities.LOOPBACK,
+        capabilities.XDP,
+    }
     assert all(each.detail for each in found)

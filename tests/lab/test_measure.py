@@ -9,6 +9,7 @@ import pytest
 from everwall.lab.measure import (
     CPU_SHARE_WANTED,
     Connection,
+    Node,
     Probe,
     Run,
     broken_promises,
@@ -66,6 +67,18 @@ def test_the_json_has_every_promised_figure_and_adds_up() -> None:
     assert found["drops"] == {"non-syn-tcp": 0}
     assert sum(bar["connections"] for bar in found["stall_histogram"]) == 300
     assert {"resiliency", "fail", "traffic", "firewalls", "restored", "cpu_share", "store"} <= found.keys()
+
+
+def test_a_cut_through_that_hardly_answers_anything_is_a_broken_promise() -> None:
+    nodes = [Node("fw1", forwarded=1000, bounced=900), Node("fw2", victim=True, forwarded=1000, bounced=80)]
+    run = a_run(port="xdp", cut_through="on", nodes=nodes)
+    assert broken_promises(run) == ["the cut-through is on and answered 49% of the packets, less than 50%"]
+    nodes[1].bounced = 900
+    assert broken_promises(run) == []
+    found = run.to_json()
+    assert (found["port"], found["cut_through"]) == ("xdp", "on")
+    assert (found["forwarded"], found["bounced"], found["bounced_share"]) == (2000, 1800, 0.9)
+    assert broken_promises(a_run(port="xdp")) == [], "and where it is off nobody expects it to"
 
 
 def test_lost_and_survived_are_all_connections() -> None:

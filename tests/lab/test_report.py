@@ -35,6 +35,16 @@ def test_the_report_tells_the_difference_and_the_verdict() -> None:
     assert "Every promise was kept." in text
 
 
+def test_the_report_says_how_packets_went() -> None:
+    plain, cut = a_run(port="raw"), a_run(port="xdp", cut_through="on")
+    plain.nodes = [Node("fw1", forwarded=2000)]
+    cut.nodes = [Node("fw1", forwarded=2000, bounced=1900)]
+    text = told(cut)
+    assert "xdp, cut-through" in text
+    assert "1,900 (95%)" in text
+    assert "answered in the kernel" not in told(plain)
+
+
 def test_the_report_names_what_was_broken() -> None:
     run = a_run()
     run.on_victim[0].lost = "no answer"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from everwall.cli.common import fail
+
+if TYPE_CHECKING:
+    from everwall.lab.capabilities import Choice
 
 
 class Fail(StrEnum):
@@ -35,6 +39,22 @@ class Rung(StrEnum):
     AUTO = "auto"
     ROOT = "root"
     LOOPBACK = "loopback"
+
+
+class Port(StrEnum):
+    """How packets come to the firewalls."""
+
+    AUTO = "auto"
+    XDP = "xdp"
+    RAW = "raw"
+    UDP = "udp"
+
+
+class CutThrough(StrEnum):
+    """Whether established flows are answered in the kernel."""
+
+    ON = "on"
+    OFF = "off"
 
 
 def command(
@@ -65,6 +85,12 @@ def command(
     rung: Annotated[
         Rung, typer.Option(help="root: namespaces and real TCP. loopback: packets, no privileges.")
     ] = Rung.AUTO,
+    port: Annotated[
+        Port, typer.Option(help="How packets come to the firewalls: the best that works here, or this one.")
+    ] = Port.AUTO,
+    cut_through: Annotated[
+        CutThrough, typer.Option(help="Established flows are answered in the kernel (xdp port only).")
+    ] = CutThrough.ON,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only end what --keep left running.")] = False,
 ) -> None:
     """Watch connections live through the death of the firewall that carried them.
@@ -85,7 +111,6 @@ def command(
     modes = {"both": [True, False], "on": [True], "off": [False]}[resiliency.value]
     if keep:
         modes.reverse()  # the one worth looking at stays
-    options = Options(firewalls, connections, how.value, seconds, keep, evidence)
     status = console.status("preparing")
 
     def progress(line: str) -> None:
@@ -108,18 +133,27 @@ def command(
                 lab.sweep()
                 return
             lab.prepare(progress)
-            taken = capabilities.rung() if rung is Rung.AUTO else rung.value
-            _say_rung(console, taken)
-            if how is Fail.PARTITION and taken == capabilities.LOOPBACK:
+            chosen = capabilities.choose(
+                None if rung is Rung.AUTO else rung.value, None if port is Port.AUTO else port.value
+            )
+            bounce = chosen.port == capabilities.XDP and cut_through is CutThrough.ON
+            _say_choice(console, chosen, bounce)
+            if how is Fail.PARTITION and chosen.rung == capabilities.LOOPBACK:
                 raise LabError("--fail partition needs network namespaces, and these need root")
+            options = Options(
+                firewalls,
+                connections,
+                how.value,
+                seconds,
+                evidence=evidence,
+                port=chosen.port,
+                cut_through=bounce,
+            )
             for number, resilient in enumerate(modes):
-                last = number == len(modes) - 1
+                stays = keep and number == len(modes) - 1
                 said.clear()
                 console.print(f"[bold]Session resiliency {'on' if resilient else 'off'}[/bold]")
-                chosen = (
-                    options if last else Options(firewalls, connections, how.value, seconds, False, evidence)
-                )
-                inside = lab.perform(chosen, taken, resilient, progress, finished)
+                inside = lab.perform(replace(options, keep=stays), chosen.rung, resilient, progress, finished)
     except (LabError, OSError) as problem:
         error = str(problem)
     except KeyboardInterrupt:
@@ -137,11 +171,14 @@ def command(
         raise typer.Exit(1)
 
 
-def _say_rung(console: Console, rung: str) -> None:
-    if rung == "root":
+def _say_choice(console: Console, chosen: Choice, bounce: bool) -> None:
+    if chosen.rung == "root":
         console.print("Rung: root. Network namespaces, real TCP connections, a real store with TLS.")
     else:
         console.print(
             "Rung: loopback. Nothing is allowed here, so packet-level flows go over loopback UDP; "
             "run as root for real TCP connections."
         )
+    how = "established flows are answered in the kernel" if bounce else "every packet goes through the engine"
+    why = f" ({chosen.why})" if chosen.why else ""
+    console.print(f"Port of the firewalls: {chosen.port}{why}; {how}.")

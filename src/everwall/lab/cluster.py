@@ -20,6 +20,7 @@ from everwall.lab.configuration import GatewayPlace, NodePlace
 from everwall.lab.processes import LabError, Program, Programs, wait_until
 from everwall.lab.rundir import RunDirectory
 from everwall.lab.traffic.driver import Traffic
+from everwall.limits import BEAT_STALE_NS, SECOND_NS
 from everwall.management.control import request
 
 START_DEADLINE_S = 90.0
@@ -33,6 +34,8 @@ class Site(Protocol):
     rung: str
     traffic: str
     """``tcp`` or ``packets``."""
+    cut_through: bool
+    """Firewalls have their established flows answered in the kernel."""
     nodes: list[NodePlace]
     gateway: GatewayPlace
     store_host: str
@@ -194,6 +197,9 @@ class Cluster:
             program.signal(signal.SIGSTOP)
             if not program.wait_stopped(5.0):
                 raise LabError(f"{victim} did not stop")
+            if self.site.cut_through:
+                # The program before a stopped firewall answers until it misses the dead man's word.
+                time.sleep(BEAT_STALE_NS / SECOND_NS)
         elif how == "partition":
             self.site.cut_data(victim)
         elif how == "drain":

@@ -80,7 +80,7 @@ def perform(
     directory = rundir.create()
     site: Site
     if rung == capabilities.ROOT:
-        site = NamespaceSite(directory, options.firewalls)
+        site = NamespaceSite(directory, options.firewalls, options.port, options.cut_through)
     else:
         site = LoopbackSite(directory, options.firewalls)
     experiment = Experiment(options, directory, site, resiliency)

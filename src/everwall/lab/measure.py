@@ -20,6 +20,9 @@ VICTIM_SHARE_MIN = 0.25
 GAP_OVER_DETECTION_MS = 100
 GAP_DRAIN_MS = 60
 STALL_OVER_DETECTION_MS = 300
+BOUNCED_SHARE_MIN = 0.5
+"""The part of all forwarded packets that the cut-through, where it is on, has to have answered: the traffic is
+established connections for the most part, and these are what it is for."""
 
 HISTOGRAM_MS = (10, 30, 100, 300, 600, 1000, 2000, 5000)
 """Upper bounds of the histogram's bars; the last bar is open."""
@@ -74,6 +77,9 @@ class Node:
     """Packets that came back to the load balancer."""
     sessions: int | None = None
     restored: int | None = None
+    forwarded: int = 0
+    bounced: int = 0
+    """Of the forwarded packets those that the cut-through answered."""
     health: str = ""
 
 
@@ -86,6 +92,10 @@ class Run:
     traffic: str
     firewalls: int
     rung: str = ""
+    port: str = ""
+    """How packets come to the firewalls: ``xdp``, ``raw`` or ``udp``."""
+    cut_through: str = "off"
+    """Whether established flows are answered in the kernel: ``on`` or ``off``."""
     seconds: float = 0.0
     victim: str = ""
     connections: list[Connection] = field(default_factory=list)
@@ -119,6 +129,19 @@ class Run:
         return [each for each in self.connections if each.lost]
 
     @property
+    def forwarded(self) -> int:
+        return sum(node.forwarded for node in self.nodes)
+
+    @property
+    def bounced(self) -> int:
+        return sum(node.bounced for node in self.nodes)
+
+    @property
+    def bounced_share(self) -> float:
+        """Part of the forwarded packets that the cut-through answered."""
+        return self.bounced / self.forwarded if self.forwarded else 0.0
+
+    @property
     def probes_on_victim(self) -> list[Probe]:
         return [each for each in self.probes if each.fast and each.target == self.victim]
 
@@ -138,6 +161,11 @@ class Run:
             "fail": self.fail,
             "traffic": self.traffic,
             "rung": self.rung,
+            "port": self.port,
+            "cut_through": self.cut_through,
+            "forwarded": self.forwarded,
+            "bounced": self.bounced,
+            "bounced_share": round(self.bounced_share, 3),
             "seconds": self.seconds,
             "firewalls": self.firewalls,
             "connections": len(self.connections),
@@ -270,6 +298,12 @@ def broken_promises(run: Run) -> list[str]:
         not lost_elsewhere,
         f"{len(lost_elsewhere)} connections were lost that the victim did not carry{flaps}",
     )
+    if run.cut_through == "on":
+        expect(
+            run.bounced_share >= BOUNCED_SHARE_MIN,
+            f"the cut-through is on and answered {run.bounced_share:.0%} of the packets, "
+            f"less than {BOUNCED_SHARE_MIN:.0%}",
+        )
     if run.fail != "drain":
         expect(
             run.detection_ms is not None and run.detection_ms <= run.detection_bound_ms,

@@ -66,7 +66,7 @@ def _things(run: Run) -> str:
 def _figures(runs: Sequence[Run]) -> Table:
     things = _things(runs[0])
     caption = (
-        "gap: from the event to the first UDP probe delivered after it, flows of the victim\n"
+        "gap: longest silence of a UDP flow of the victim from the event on\n"
         f"stall: longest time that data of one of the {things} waited for its answer, all {things}"
     )
     table = Table(title="Figures", title_justify="left", caption=caption, caption_justify="left")
@@ -93,6 +93,10 @@ def _figures(runs: Sequence[Run]) -> Table:
     row("sessions restored", [f"{run.restored:,}" for run in runs])
     if any(run.flaps for run in runs):
         row("others marked unhealthy", [str(run.flaps) for run in runs])
+    row("port of the firewalls", [_port(run) for run in runs])
+    row("packets forwarded", [f"{run.forwarded:,}" for run in runs])
+    if any(run.cut_through == "on" for run in runs):
+        row("  answered in the kernel", [f"{run.bounced:,} ({run.bounced_share:.0%})" for run in runs])
     row("processors busy", [f"{run.cpu_share:.0%}" for run in runs])
     row("store", [_store(run.store) for run in runs])
     return table
@@ -129,7 +133,7 @@ def _nodes(runs: Sequence[Run]) -> Table:
     )
     table.add_column("run")
     table.add_column("firewall")
-    for name in ("flows", "after", "packets", "sessions", "restored"):
+    for name in ("flows", "after", "packets", "in kernel", "sessions", "restored"):
         table.add_column(name, justify="right")
     table.add_column("health")
     for run in runs:
@@ -140,6 +144,7 @@ def _nodes(runs: Sequence[Run]) -> Table:
                 f"{node.flows_before:,}",
                 f"{node.flows_after:,}",
                 f"{node.packets:,}",
+                f"{node.bounced:,}",
                 "-" if node.sessions is None else f"{node.sessions:,}",
                 "-" if node.restored is None else f"{node.restored:,}",
                 node.health,
@@ -182,6 +187,10 @@ def _three(figures: dict[str, float | None]) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def _port(run: Run) -> str:
+    return f"{run.port}, cut-through" if run.cut_through == "on" else run.port
 
 
 def _store(facts: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everwall.dataplane import BOUNCED
 from everwall.lab import configuration
 from everwall.lab.cluster import Cluster, Site
 from everwall.lab.measure import (
@@ -38,6 +39,7 @@ ESTABLISH_DEADLINE_S = 20.0
 PACE_STEP_S = 0.5
 _TCP, _UDP = 6, 17
 _DROPS = {verdict.label for verdict in Verdict if verdict > Verdict.PARK}
+_FORWARDED = Verdict.FORWARD.label
 _RESTORED = ("sessions-restored", "sessions-adopted")
 
 
@@ -51,6 +53,9 @@ class Options:
     seconds: float = 30.0
     keep: bool = False
     evidence: Path | None = None
+    port: str = "raw"
+    """How packets come to the firewalls."""
+    cut_through: bool = False
 
 
 class Experiment:
@@ -68,6 +73,8 @@ class Experiment:
             traffic=site.traffic,
             firewalls=options.firewalls,
             rung=site.rung,
+            port=options.port,
+            cut_through="on" if options.cut_through else "off",
             seconds=options.seconds,
             opened=options.connections,
             detection_bound_ms=configuration.DETECTION_BOUND_MS,
@@ -182,9 +189,9 @@ class Experiment:
             time.sleep(0.25)
 
     def _after(self, traffic: Traffic, event: int, effective: int) -> None:
-        report = traffic.report(effective)
+        report = traffic.report(event, effective)
         self._judge_connections(report, event)
-        self._judge_probes(report, event)
+        self._judge_probes(report)
         replies = report["icmp"]
         self.run.icmp_flows = len(replies)
         self.run.icmp_recovered = sum(each["first_after_ns"] is not None for each in replies)
@@ -212,7 +219,7 @@ class Experiment:
             if row["answered_ns"]:
                 each.answered_ms = (row["answered_ns"] - row["probed_ns"]) / 1e6
 
-    def _judge_probes(self, report: dict[str, Any], event: int) -> None:
+    def _judge_probes(self, report: dict[str, Any]) -> None:
         delivered = {row["flow"]: row for row in report["probes"]}
         echoed = {row["flow"]: row for row in report["udp"]}
         for each in self.run.probes:
@@ -221,8 +228,8 @@ class Experiment:
                 each.sent, each.fast = near["sent"], near["fast"]
             if far is not None:
                 each.delivered = far["packets"]
-                if far["first_after_ns"] is not None:
-                    each.gap_ms = (far["first_after_ns"] - event) / 1e6
+                if far["silence_ns"] is not None:
+                    each.gap_ms = far["silence_ns"] / 1e6
 
     def _judge_nodes(self, carried: list[str]) -> None:
         """Counters of everybody; of a victim that cannot be asked any more, the ones before the event."""
@@ -232,6 +239,8 @@ class Experiment:
             self._add_counters(node.name, counted)
             node.flows_after = sum(target == node.name for target in carried)
             node.sessions = counted.get("sessions")
+            node.forwarded = counted.get(_FORWARDED, 0)
+            node.bounced = counted.get(BOUNCED, 0)
             node.restored = sum(counted.get(label, 0) for label in _RESTORED)
             self.run.restored += node.restored
             row = targets.get(node.name, {})

@@ -20,6 +20,7 @@ class LoopbackSite:
 
     rung = "loopback"
     traffic = "packets"
+    cut_through = False
 
     def __init__(self, directory: RunDirectory, firewalls: int) -> None:
         self.directory = directory

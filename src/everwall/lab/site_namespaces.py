@@ -22,8 +22,9 @@ class NamespaceSite:
     rung = "root"
     traffic = "tcp"
 
-    def __init__(self, directory: RunDirectory, firewalls: int) -> None:
+    def __init__(self, directory: RunDirectory, firewalls: int, port: str, cut_through: bool) -> None:
         self.directory = directory
+        self.cut_through = cut_through
         self.topology = Topology(directory, firewalls)
         self.store_host, self.store_port = topology.STORE, PORT
         self.store_netns: str | None = self.topology.path("store")
@@ -32,10 +33,11 @@ class NamespaceSite:
                 name=name,
                 netns=self.topology.path(name),
                 data_address=topology.node_data_address(index),
-                data_interface="data0",
+                data_interface=topology.NODE_DATA_DEVICE,
                 management_interface="mgmt0",
                 health_port=HEALTH_PORT,
-                port="raw",
+                port=port,
+                cut_through=cut_through,
             )
             for index, name in enumerate(self.topology.nodes)
         ]
@@ -44,7 +46,9 @@ class NamespaceSite:
             address=topology.GATEWAY_DATA,
             endpoint={"tun": topology.ENDPOINT_DEVICE},
             health_port=HEALTH_PORT,
-            port="raw",
+            # Plain sockets return only to the few source ports that a gateway with plain sockets has.
+            port="udp" if port == "udp" else "raw",
+            xdp_pass=tuple(self.topology.nodes) if port == "xdp" else (),
         )
 
     def build(self) -> None:

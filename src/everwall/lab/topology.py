@@ -38,6 +38,7 @@ SERVER, SERVER_GATEWAY = "10.20.0.10", "10.20.0.1"
 GATEWAY_DATA = "10.40.0.1"
 STORE = "10.50.0.1"
 ENDPOINT_DEVICE = "gwlbe0"
+NODE_DATA_DEVICE = "data0"
 ENDPOINT_TABLE = 100
 _LOSSES = ("rx_dropped", "tx_dropped", "rx_errors", "tx_errors")
 DATA_MTU = 1700
@@ -128,13 +129,13 @@ class Topology:
             _address(gwlb, "data0", GATEWAY_DATA)
             _up(gwlb, "data0")
             for index, name in enumerate(self.nodes):
-                self._veth(gwlb, name, name, "data0", DATA_MTU)
+                self._veth(gwlb, name, name, NODE_DATA_DEVICE, DATA_MTU)
                 gwlb.link("set", index=_index(gwlb, name), master=bridge)
                 _up(gwlb, name)
                 with self._open(name) as node:
                     _up(node, "lo")
-                    _address(node, "data0", node_data_address(index))
-                    _up(node, "data0")
+                    _address(node, NODE_DATA_DEVICE, node_data_address(index))
+                    _up(node, NODE_DATA_DEVICE)
 
     def _build_management(self) -> None:
         with self._open("store") as store:

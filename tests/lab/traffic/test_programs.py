@@ -48,7 +48,10 @@ def test_real_connections_are_probed_and_every_byte_is_verified(programs: Progra
     event = time.monotonic_ns()
     client.tell("probe")
     answered(client, 20)
-    near, far = client.ask("report", effective_ns=event), server.ask("report", effective_ns=event)
+    near, far = (
+        client.ask("report", event_ns=event, effective_ns=event),
+        server.ask("report", event_ns=event, effective_ns=event),
+    )
     assert {row["kind"] for row in near["connections"]} == {"idle", "request", "bulk"}
     assert not any(row["corrupt"] or row["lost"] for row in near["connections"])
     assert all(row["verified"] > 0 for row in near["connections"] + far["connections"])
@@ -65,7 +68,7 @@ def test_a_server_that_goes_away_is_a_lost_connection(programs: Programs) -> Non
     established(client, 5)
     server.process.kill()
     wait_until("losses", lambda: client.ask("progress")["lost"] == 5, 20, [client])
-    found = client.ask("report", effective_ns=0)["connections"]
+    found = client.ask("report", event_ns=0, effective_ns=0)["connections"]
     assert {row["lost"] for row in found} <= {"closed by the server", "ConnectionResetError"}
 
 
@@ -119,7 +122,7 @@ def test_simulated_flows_survive_a_wire_that_loses_every_tenth_packet(programs: 
     event = time.monotonic_ns()
     packets.tell("probe")
     answered(packets, 20)
-    found = packets.ask("report", effective_ns=event)
+    found = packets.ask("report", event_ns=event, effective_ns=event)
     assert not any(row["corrupt"] or row["lost"] for row in found["connections"])
     assert max(row["stall_ns"] for row in found["connections"]) > 200e6, "a lost packet is sent again"
 
@@ -134,6 +137,6 @@ def test_a_cut_shows_in_stalls_and_in_gaps(programs: Programs, wire: Wire) -> No
     time.sleep(0.5)  # the length of the cut is what is measured
     wire.cut = False
     answered(packets, 20)
-    found = packets.ask("report", effective_ns=event)
+    found = packets.ask("report", event_ns=event, effective_ns=event)
     assert max(row["stall_ns"] for row in found["connections"]) > 0.4e9
     assert all(row["first_after_ns"] - event > 0.45e9 for row in found["probes"])

@@ -213,12 +213,12 @@ class Client:
             "udp": self.pings.udp_sources(),
         }
 
-    def report(self, effective_ns: int) -> dict[str, Any]:
+    def report(self, event_ns: int, effective_ns: int) -> dict[str, Any]:
         now = time.monotonic_ns()
         return {
             "connections": [each.summary(now) for each in self.connections],
-            "udp": self.pings.udp_report(effective_ns),
-            "icmp": self.pings.icmp_report(effective_ns),
+            "udp": self.pings.udp_report(event_ns, effective_ns),
+            "icmp": self.pings.icmp_report(event_ns, effective_ns),
         }
 
     def stop(self) -> dict[str, Any]:

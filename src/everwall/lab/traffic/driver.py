@@ -43,11 +43,11 @@ class Traffic:
         """Every connection has to complete a round trip from now on."""
         self.client.tell("probe")
 
-    def report(self, effective_ns: int) -> dict[str, Any]:
+    def report(self, event_ns: int, effective_ns: int) -> dict[str, Any]:
         """Everything both sides wrote down, in one object."""
-        answer = self.client.ask("report", 30.0, effective_ns=effective_ns)
+        answer = self.client.ask("report", 30.0, event_ns=event_ns, effective_ns=effective_ns)
         if self.server:
-            far = self.server.ask("report", 30.0, effective_ns=effective_ns)
+            far = self.server.ask("report", 30.0, event_ns=event_ns, effective_ns=effective_ns)
             answer["probes"] = far["probes"]
             answer["server"] = far["connections"]
         return answer

@@ -308,14 +308,14 @@ class Generator:
             "udp": [[number, f"{CLIENTS}9:{10_000 + number}"] for number in range(self.udp_flows)],
         }
 
-    def report(self, effective_ns: int) -> dict[str, Any]:
+    def report(self, event_ns: int, effective_ns: int) -> dict[str, Any]:
         now = time.monotonic_ns()
         return {
             "connections": [flow.summary(now) for flow in self.flows],
-            "probes": self.arrivals.summary(effective_ns),
+            "probes": self.arrivals.summary(event_ns, effective_ns),
             "udp": [
                 row | {"sent": self.sequences[row["flow"]], "fast": row["flow"] in self.fast}
-                for row in self.echoes.summary(effective_ns)
+                for row in self.echoes.summary(event_ns, effective_ns)
             ],
             "icmp": [],
         }

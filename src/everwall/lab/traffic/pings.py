@@ -107,11 +107,11 @@ class Pings:
         names = [flow.getsockname() for flow in self.udp]
         return [(number, f"{host}:{port}") for number, (host, port) in enumerate(names)]
 
-    def udp_report(self, effective_ns: int) -> list[dict[str, Any]]:
+    def udp_report(self, event_ns: int, effective_ns: int) -> list[dict[str, Any]]:
         return [
             row | {"sent": self.sequences[row["flow"]], "fast": row["flow"] in self.fast}
-            for row in self.echoes.summary(effective_ns)
+            for row in self.echoes.summary(event_ns, effective_ns)
         ]
 
-    def icmp_report(self, effective_ns: int) -> list[dict[str, Any]]:
-        return self.icmp_replies.summary(effective_ns)
+    def icmp_report(self, event_ns: int, effective_ns: int) -> list[dict[str, Any]]:
+        return self.icmp_replies.summary(event_ns, effective_ns)

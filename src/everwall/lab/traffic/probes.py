@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from itertools import pairwise
 from typing import Any
 
 PROBE = struct.Struct("!IIQ")
@@ -27,10 +28,11 @@ class Arrivals:
         times[0].append(sent_ns)
         times[1].append(arrived_ns)
 
-    def summary(self, effective_ns: int) -> list[dict[str, Any]]:
-        """For each flow: packets, and the arrival of the first that was *sent* after the event.
+    def summary(self, event_ns: int, effective_ns: int) -> list[dict[str, Any]]:
+        """For each flow: packets, the arrival of the first that was *sent* after the event had taken effect, and
+        the longest time without any arrival from the event up to that one.
 
-        What was under way when the event took effect proves nothing, so it is not counted.
+        What was under way when the event took effect proves nothing about who carries the flow now.
         """
         rows = []
         for flow, (sent, arrived) in sorted(self._flows.items()):
@@ -38,5 +40,11 @@ class Arrivals:
                 (arrival for start, arrival in zip(sent, arrived, strict=True) if start >= effective_ns),
                 default=None,
             )
-            rows.append({"flow": flow, "packets": len(sent), "first_after_ns": first})
+            silence = None if first is None else _longest_gap(event_ns, arrived, first)
+            rows.append({"flow": flow, "packets": len(sent), "first_after_ns": first, "silence_ns": silence})
         return rows
+
+
+def _longest_gap(start: int, arrived: array[int], end: int) -> int:
+    between = sorted(arrival for arrival in arrived if start < arrival <= end)
+    return max(later - earlier for earlier, later in pairwise([start, *between, end]))

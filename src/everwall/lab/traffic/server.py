@@ -105,11 +105,11 @@ class Server:
             except OSError:
                 continue  # an ICMP error about an earlier echo; the echo is lost, the flow goes on
 
-    def report(self, effective_ns: int) -> dict[str, Any]:
+    def report(self, event_ns: int, effective_ns: int) -> dict[str, Any]:
         """What arrived; probes are judged against the moment the event took effect."""
         return {
             "connections": [each.summary() for each in self.connections.values()],
-            "probes": self.arrivals.summary(effective_ns),
+            "probes": self.arrivals.summary(event_ns, effective_ns),
         }
 
 

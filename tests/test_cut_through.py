@@ -1,0 +1,228 @@
+"""A real node behind a veth: who answers a packet, the node or the program before it, and for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everwall.dataplane import BOUNCED, BOUNCED_BYTES
+from everwall.lab import launch, rundir, topology
+from everwall.lab.launch import inside
+from everwall.lab.topology import Topology
+from everwall.limits import BEAT_STALE_NS, GENEVE_PORT, SECOND_NS
+from everwall.management.control import request
+from everwall.ports.bpf import attach_pass
+from tests import needs, packets
+from tests.namespaces import ip
+from tests.test_node import ANSWER_S, CLIENT, POLICY, SERVER, START_S, until
+
+NODE = topology.node_data_address(0)
+HEALTH_PORT = 8099
+SOURCE_PORT = 45678
+
+
+class Behind:
+    """A node in its namespace, and a load balancer's sockets at the other end of its veth."""
+
+    def __init__(self, network: Topology, folder: Path, *lines: str) -> None:
+        self.network = network
+        self.control = folder / "control.sock"
+        (folder / "policy.yaml").write_text(POLICY)
+        text = [
+            "hostname=fw1",
+            "plugin-op-commands=aws-gwlb-inspect:enable",
+            "everwall-data-interface=data0",
+            f"everwall-geneve-sources={topology.GATEWAY_DATA}/32",
+            f"everwall-health-port={HEALTH_PORT}",
+            "everwall-policy=policy.yaml",
+            f"everwall-traffic-log={folder / 'traffic.log'}",
+            *lines,
+        ]
+        (folder / "init-cfg.txt").write_text("\n".join(text) + "\n")
+        self.log = folder / "log"
+        program = [sys.executable, "-m", "everwall", "firewall", "--bootstrap", str(folder / "init-cfg.txt")]
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                launch.command(
+                    [*program, "--control", str(self.control)], network.path("fw1"), outlive=False
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        with inside(network.path("gwlb")):
+            self.listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.listener.bind((topology.GATEWAY_DATA, GENEVE_PORT))
+            self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.sender.bind((topology.GATEWAY_DATA, SOURCE_PORT))
+
+    def ready(self) -> Behind:
+        last_line = "session resiliency is"
+        until(lambda: last_line in self.said() or self.process.poll() is not None, START_S, "the start")
+        assert self.process.poll() is None, self.said()
+        return self
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        return request(self.control, command, **arguments)
+
+    def counters(self) -> dict[str, int]:
+        return self.ask("counters")["counters"]
+
+    def through(self, inner: bytes, seconds: float = ANSWER_S) -> bool:
+        """Whether the packet comes back, byte for byte, to port 6081 from the same source port."""
+        packet = packets.geneve(inner, endpoint=0xAA)
+        self.sender.sendto(packet, (NODE, GENEVE_PORT))
+        self.listener.settimeout(seconds)
+        try:
+            data, source = self.listener.recvfrom(4096)
+        except TimeoutError:
+            return False
+        assert source == (NODE, SOURCE_PORT)
+        assert data == packet
+        return True
+
+    def health(self) -> int:
+        with inside(self.network.path("gwlb")):
+            connection = http.client.HTTPConnection(NODE, HEALTH_PORT, timeout=ANSWER_S)
+            connection.connect()
+        with contextlib.closing(connection):
+            connection.request("GET", "/")
+            return connection.getresponse().status
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.listener.close()
+        self.sender.close()
+
+
+@pytest.fixture
+def network() -> Iterator[Topology]:
+    needs.xdp()
+    directory = rundir.create()
+    made = Topology(directory, 1)
+    try:
+        made.build()
+        with inside(made.path("gwlb")):
+            link = attach_pass("fw1")
+        yield made
+        link.close()
+    finally:
+        made.remove()
+        directory.close(remove=True)
+
+
+@contextlib.contextmanager
+def a_node(network: Topology, folder: Path, *lines: str) -> Iterator[Behind]:
+    made = Behind(network, folder, *lines)
+    try:
+        yield made.ready()
+    finally:
+        made.end()
+
+
+def upload(sequence: int, payload: bytes = b"data") -> bytes:
+    return packets.tcp(CLIENT, SERVER, 33000, 80, flags="PA", seq=sequence, ack=5001, payload=payload)
+
+
+def download(sequence: int, payload: bytes = b"more data") -> bytes:
+    return packets.tcp(SERVER, CLIENT, 80, 33000, flags="PA", seq=sequence, ack=1001, payload=payload)
+
+
+def handshake(node: Behind) -> None:
+    assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="S", seq=1000))
+    assert node.through(packets.tcp(SERVER, CLIENT, 80, 33000, flags="SA", seq=5000, ack=1001))
+    assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="A", seq=1001, ack=5001))
+
+
+def test_an_established_connection_is_answered_in_the_kernel(network: Topology, tmp_path: Path) -> None:
+    with a_node(network, tmp_path, "everwall-port=xdp") as node:
+        status = node.ask("status")
+        assert status["port"] == "xdp"
+        assert status["cut_through"] == {"enabled": True, "why": ""}
+        assert node.health() == 200, "what is not GENEVE reaches the kernel"
+        handshake(node)
+        assert node.counters()[BOUNCED] == 0, "a handshake is judged by the engine"
+        for exchange in range(20):
+            assert node.through(upload(1001 + 4 * exchange))
+            assert node.through(download(5001 + 9 * exchange))
+        counters = node.counters()
+        assert counters[BOUNCED] >= 38
+        assert counters["forward"] == counters["received"] == 43, "totals are of both"
+        assert counters["bytes"] == 3 * 40 + 20 * (44 + 49)
+        (row,) = node.ask("sessions")["sessions"]
+        assert (row["packets"], row["bytes"]) == (43, counters["bytes"]), "a session's own as well"
+
+        assert not node.through(packets.tcp(CLIENT, SERVER, 33001, 80, flags="A"), seconds=0.3)
+        assert node.counters()["non-syn-tcp"] == 1, "an unknown flow is not answered by anybody"
+        assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="FA", seq=1081, ack=5181))
+        assert node.ask("sessions")["sessions"][0]["state"] != "established", "its end is seen by the engine"
+
+
+def test_a_stopped_node_falls_silent_within_half_a_second(network: Topology, tmp_path: Path) -> None:
+    """The dead man's word: a hung firewall that went on answering could not be told from a healthy one."""
+    with a_node(network, tmp_path, "everwall-port=xdp") as node:
+        handshake(node)
+        sequence = 1001
+        stopped = time.monotonic_ns()
+        node.process.send_signal(signal.SIGSTOP)
+        last = 0
+        while time.monotonic_ns() - stopped < BEAT_STALE_NS + SECOND_NS // 2:
+            if node.through(upload(sequence), seconds=0.02):
+                last = time.monotonic_ns()
+            sequence += 4
+        assert last > stopped, "the kernel answered for a moment"
+        assert last - stopped <= BEAT_STALE_NS + SECOND_NS // 10, "and not for longer than it is allowed to"
+        node.process.send_signal(signal.SIGCONT)
+        node.listener.settimeout(ANSWER_S)
+        assert node.listener.recv(4096), "what it did not answer waited for the engine"
+
+
+def test_nothing_is_left_on_the_interface_of_a_node_that_was_killed(
+    network: Topology, tmp_path: Path
+) -> None:
+    def attached() -> bool:
+        with inside(network.path("fw1")):
+            return "prog/xdp" in ip("link", "show", "data0")
+
+    with a_node(network, tmp_path, "everwall-port=auto") as node:
+        assert attached(), node.said()
+        node.process.kill()
+        node.process.wait()
+        until(lambda: not attached(), ANSWER_S, "the program to go")
+
+
+@pytest.mark.parametrize(
+    ("lines", "port", "why"),
+    [
+        (["everwall-port=xdp", "everwall-cut-through=off"], "xdp", "everwall-cut-through is off"),
+        (["everwall-port=raw"], "raw", "only the xdp port has it"),
+    ],
+    ids=["xdp", "raw"],
+)
+def test_without_the_cut_through_every_packet_goes_through_the_engine(
+    network: Topology, tmp_path: Path, lines: list[str], port: str, why: str
+) -> None:
+    with a_node(network, tmp_path, *lines) as node:
+        status = node.ask("status")
+        assert (status["port"], status["cut_through"]) == (port, {"enabled": False, "why": why})
+        handshake(node)
+        for exchange in range(5):
+            assert node.through(upload(1001 + 4 * exchange))
+        counters = node.counters()
+        assert counters.get(BOUNCED, 0) == counters.get(BOUNCED_BYTES, 0) == 0
+        assert counters["forward"] == 8
