@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,7 @@ class Rung(StrEnum):
 
     AUTO = "auto"
     ROOT = "root"
+    USER_NAMESPACE = "user-namespace"
     LOOPBACK = "loopback"
 
 
@@ -83,7 +85,11 @@ def command(
         Path | None, typer.Option(help="Write a row per connection and all logs here.", file_okay=False)
     ] = None,
     rung: Annotated[
-        Rung, typer.Option(help="root: namespaces and real TCP. loopback: packets, no privileges.")
+        Rung,
+        typer.Option(
+            help="root: namespaces and real TCP. user-namespace: the same without root. "
+            "loopback: packets, where nothing is allowed."
+        ),
     ] = Rung.AUTO,
     port: Annotated[
         Port, typer.Option(help="How packets come to the firewalls: the best that works here, or this one.")
@@ -99,7 +105,7 @@ def command(
     traffic and makes the firewall that carries most of it fail. The load balancer learns of that by its
     health checks alone. Ends with 1 when a promise was broken.
     """
-    from everwall.lab import capabilities, lab, report
+    from everwall.lab import capabilities, lab, report, user_namespace
     from everwall.lab.measure import Run, broken_promises
     from everwall.lab.processes import LabError
     from everwall.lab.run import Options
@@ -136,10 +142,18 @@ def command(
             chosen = capabilities.choose(
                 None if rung is Rung.AUTO else rung.value, None if port is Port.AUTO else port.value
             )
+            if chosen.rung == capabilities.USER_NAMESPACE and not user_namespace.is_inside():
+                status.stop()
+                _say_rung(console, chosen)
+                user_namespace.enter([sys.executable, "-m", "everwall", *sys.argv[1:]])
             bounce = chosen.port == capabilities.XDP and cut_through is CutThrough.ON
-            _say_choice(console, chosen, bounce)
+            if not user_namespace.is_inside():  # it was said before we came here
+                _say_rung(console, chosen)
+            _say_port(console, chosen, bounce)
             if how is Fail.PARTITION and chosen.rung == capabilities.LOOPBACK:
-                raise LabError("--fail partition needs network namespaces, and these need root")
+                raise LabError(
+                    f"--fail partition needs network namespaces: {chosen.why_rung or 'not on loopback'}"
+                )
             options = Options(
                 firewalls,
                 connections,
@@ -171,14 +185,19 @@ def command(
         raise typer.Exit(1)
 
 
-def _say_choice(console: Console, chosen: Choice, bounce: bool) -> None:
-    if chosen.rung == "root":
-        console.print("Rung: root. Network namespaces, real TCP connections, a real store with TLS.")
-    else:
-        console.print(
-            "Rung: loopback. Nothing is allowed here, so packet-level flows go over loopback UDP; "
-            "run as root for real TCP connections."
-        )
+_RUNGS = {
+    "root": "Network namespaces, real TCP connections, a real store with TLS.",
+    "user-namespace": "Network namespaces of an unprivileged user, real TCP connections, a real store with TLS.",
+    "loopback": "Packet-level flows over loopback UDP.",
+}
+
+
+def _say_rung(console: Console, chosen: Choice) -> None:
+    why = f" ({chosen.why_rung})" if chosen.why_rung else ""
+    console.print(f"Rung: {chosen.rung}{why}. {_RUNGS[chosen.rung]}")
+
+
+def _say_port(console: Console, chosen: Choice, bounce: bool) -> None:
     how = "established flows are answered in the kernel" if bounce else "every packet goes through the engine"
     why = f" ({chosen.why})" if chosen.why else ""
     console.print(f"Port of the firewalls: {chosen.port}{why}; {how}.")

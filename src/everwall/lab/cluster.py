@@ -60,8 +60,8 @@ class Site(Protocol):
     def remove(self) -> None:
         """Remove whatever ``build`` made."""
 
-    def look_inside(self) -> list[str]:
-        """Commands for a person who looks into a lab that was left running."""
+    def look_inside(self, pid: int) -> list[str]:
+        """Commands for a person who looks into a lab that was left running; ``pid``: one of its programs."""
 
 
 class Cluster:

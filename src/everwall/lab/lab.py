@@ -25,11 +25,7 @@ Progress = Callable[[str], None]
 def sweep() -> list[str]:
     """Remove what labs left behind that are gone; returns their names."""
     # Namespaces first: a lab is recognised as gone by its directory's lock.
-    try:
-        namespaces = sweep_namespaces()
-    except OSError:
-        namespaces = []  # not root: there are none of ours
-    return sorted({*namespaces, *rundir.sweep()})
+    return sorted({*sweep_namespaces(), *rundir.sweep()})
 
 
 @contextmanager
@@ -79,10 +75,10 @@ def perform(
     """
     directory = rundir.create()
     site: Site
-    if rung == capabilities.ROOT:
-        site = NamespaceSite(directory, options.firewalls, options.port, options.cut_through)
-    else:
+    if rung == capabilities.LOOPBACK:
         site = LoopbackSite(directory, options.firewalls)
+    else:
+        site = NamespaceSite(directory, options.firewalls, options.port, options.cut_through, rung)
     experiment = Experiment(options, directory, site, resiliency)
     stays = False
     try:
@@ -107,4 +103,4 @@ def _look_inside(experiment: Experiment) -> list[str]:
         if program.running:
             lines.append(f"{everwall} show sessions --control {cluster.control(name)}")
     lines.append(f"less {experiment.directory.path}/*.log")
-    return lines + experiment.site.look_inside()
+    return lines + experiment.site.look_inside(cluster.gateway.pid)

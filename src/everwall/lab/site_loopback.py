@@ -72,5 +72,5 @@ class LoopbackSite:
     def remove(self) -> None:
         """Nothing was made."""
 
-    def look_inside(self) -> list[str]:
+    def look_inside(self, pid: int) -> list[str]:
         return ["ss -lunp"]

@@ -1,15 +1,19 @@
-"""The root rung: every part in a network namespace of its own, real TCP through a TUN endpoint."""
+"""Every part in a network namespace of its own, real TCP through an endpoint that the kernel routes into.
+
+That is the root rung, with a TUN device; and the same without root, in a user namespace, with a packet socket.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from everwall.lab import topology
+from everwall.lab.capabilities import ROOT
 from everwall.lab.configuration import GatewayPlace, NodePlace
 from everwall.lab.processes import Programs
 from everwall.lab.rundir import RunDirectory
 from everwall.lab.store import PORT
-from everwall.lab.topology import Topology
+from everwall.lab.topology import MTU, Topology
 from everwall.lab.traffic.driver import Traffic
 
 ICMP_FLOWS = 12
@@ -19,13 +23,21 @@ HEALTH_PORT = 80
 class NamespaceSite:
     """Namespaces for clients, servers, load balancer, firewalls and store."""
 
-    rung = "root"
     traffic = "tcp"
 
-    def __init__(self, directory: RunDirectory, firewalls: int, port: str, cut_through: bool) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        firewalls: int,
+        port: str,
+        cut_through: bool,
+        rung: str = ROOT,
+        mtu: int = MTU,
+    ) -> None:
+        self.rung = rung
         self.directory = directory
         self.cut_through = cut_through
-        self.topology = Topology(directory, firewalls)
+        self.topology = Topology(directory, firewalls, mtu)
         self.store_host, self.store_port = topology.STORE, PORT
         self.store_netns: str | None = self.topology.path("store")
         self.nodes = [
@@ -44,7 +56,7 @@ class NamespaceSite:
         self.gateway = GatewayPlace(
             netns=self.topology.path("gwlb"),
             address=topology.GATEWAY_DATA,
-            endpoint={"tun": topology.ENDPOINT_DEVICE},
+            endpoint={"tun" if rung == ROOT else "packet": topology.ENDPOINT_DEVICE, "mtu": mtu},
             health_port=HEALTH_PORT,
             # Plain sockets return only to the few source ports that a gateway with plain sockets has.
             port="udp" if port == "udp" else "raw",
@@ -74,10 +86,11 @@ class NamespaceSite:
     def remove(self) -> None:
         self.topology.remove()
 
-    def look_inside(self) -> list[str]:
+    def look_inside(self, pid: int) -> list[str]:
+        enter = "" if self.rung == ROOT else f"nsenter --target {pid} --user --mount --preserve-credentials "
         gwlb = self.directory.namespace("gwlb")
         return [
-            f"ip netns | grep {self.directory.namespace('')}",
-            f"nsenter --net={topology.path_of(gwlb)} ip -stats link",
-            f"nsenter --net={topology.path_of(self.directory.namespace('clients'))} ss -tn",
+            f"{enter}ip netns | grep {self.directory.namespace('')}",
+            f"{enter}nsenter --net={topology.path_of(gwlb)} ip -stats link",
+            f"{enter}nsenter --net={topology.path_of(self.directory.namespace('clients'))} ss -tn",
         ]
