@@ -256,6 +256,20 @@ def test_a_fin_after_a_long_offload_closes(start: int) -> None:
     assert node.engine.counters["offloaded"] == 0
 
 
+def test_fragmented_segments_among_bounced_ones_do_not_push_the_window_ahead() -> None:
+    # How far a fragmented segment reaches is not known; taken each time as far as a widened window, the honest
+    # segments would soon lie behind it.
+    node = make_node()
+    talk = established(node)
+    for ident in range(8):
+        assert node.drive(talk.data(), talk.ack(talk.server)) == [BOUNCED] * 2
+        whole = talk.data(size=400)
+        assert node.drive(*packets.fragments(whole, 200, ident)) == [FORWARD] * len(
+            packets.fragments(whole, 200)
+        )
+    assert node.drive(*talk.exchange(), *talk.goodbye()) == [BOUNCED] * 2 + [FORWARD] * 3
+
+
 @pytest.mark.parametrize("start", [1_000, 2**32 - 300_000_000], ids=["low", "wraps"])
 def test_an_rst_is_judged_by_the_sequence_that_the_program_reached(start: int) -> None:
     node = make_node()

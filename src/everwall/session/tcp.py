@@ -24,6 +24,7 @@ from everwall.session import table as t
 from everwall.session.image import INITIATOR_UPPER, NO_SCALING
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
+from everwall.wire.fragment import PACKET_BYTES_MAX
 
 # States, 4 bits in the record ---------------------------------------------------------------------
 NONE = 0
@@ -285,8 +286,11 @@ def _learn(short, small, slot, meta, i, end, last):
     known = t.LEARNED_LOWER << end
     local = np.int64(short[slot, t.LOCAL])
     if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT and local & known != 0:
-        # The rest of the segment comes without a TCP header: it may reach as far as the peer allows.
+        # The rest of the segment comes without a TCP header: it may reach as far as the peer allows and as a
+        # datagram is long. Without the second bound a peer's wide window would leave honest segments behind it.
         reach = np.int64(small[slot, t.SEQUENCE_MAX + end])
+        longest = (meta[i, m.TCP_SEQUENCE] + PACKET_BYTES_MAX) & 0xFFFFFFFF
+        reach = longest if after(reach, longest) else reach
         last = reach if after(reach, last) else last
     if local & known == 0 or after(last, np.int64(small[slot, t.SEQUENCE_END + end])):
         small[slot, t.SEQUENCE_END + end] = last
