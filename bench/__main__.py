@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, gateway, memory, records, start, store, worker
+from bench import engine, gateway, handover, memory, records, start, store, worker
 
 MEASUREMENTS = {
     "engine": engine.measure,
     "gateway": gateway.measure,
+    "handover": handover.measure,
     "memory": memory.measure,
     "records": records.measure,
     "start": start.measure,

@@ -52,8 +52,8 @@ def _run(sessions: int, seconds: float) -> tuple[float, float]:
     """ns per new session and ns per packet of an established one."""
     engine = Engine(EngineConfig(max_sessions=sessions * 2, resiliency=False), allow_all())
     # Compiled, or loaded, before the clock runs.
-    _judge(engine.state, *_batches(1, first=1 << 17), 1, 1)
-    data, descriptors = _batches(sessions // BATCH_PACKETS)
+    _judge(engine.state, *batches(1, first=1 << 17), 1, 1)
+    data, descriptors = batches(sessions // BATCH_PACKETS)
     start = time.perf_counter_ns()
     _judge(engine.state, data, descriptors, 1, 2)
     opening = (time.perf_counter_ns() - start) / sessions
@@ -65,7 +65,7 @@ def _run(sessions: int, seconds: float) -> tuple[float, float]:
     return opening, forwarding
 
 
-def _batches(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def batches(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """``count`` batches of one packet each of as many flows, in a random order."""
     flows = list(range(first, first + count * BATCH_PACKETS))
     random.Random(1).shuffle(flows)

@@ -20,6 +20,7 @@ from everwall.rings import (
     ring_publish,
     ring_push,
     ring_slot,
+    zeros_apart,
 )
 
 pytestmark = pytest.mark.kernel
@@ -71,6 +72,16 @@ def test_a_ring_is_a_bounded_deque(steps: list[tuple[str, int]], turns: int) -> 
             expected = [twin.popleft() for _ in range(min(count, len(twin)))]
             assert out[:popped].tolist() == rows_from(0, number)[expected].tolist()
         assert ring_length(ring) == len(twin)
+
+
+def test_what_one_thread_writes_lies_on_no_line_of_anothers() -> None:
+    arrays = [
+        zeros_apart(shape, kind) for shape, kind in ((1, np.int64), ((3, 5), np.uint8), (40, np.int64)) * 3
+    ]
+    lines = [range(a.ctypes.data // 128, (a.ctypes.data + a.nbytes - 1) // 128 + 1) for a in arrays]
+    assert sum(map(len, lines)) == len(set().union(*lines))
+    assert all(array.flags.c_contiguous and array.ctypes.data % 128 == 0 for array in arrays)
+    assert not any(array.any() for array in arrays)
 
 
 def test_a_capacity_that_is_no_power_of_two_is_refused() -> None:

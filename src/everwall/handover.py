@@ -23,6 +23,7 @@ from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import fence, kernel
 from everwall.limits import FRAGMENTS_MAX, HANDOVER_PACKETS
+from everwall.rings import zeros_apart
 from everwall.session import state
 from everwall.session.fragments import complete, datagram_hash, remember
 from everwall.verdict import Verdict
@@ -68,18 +69,18 @@ def make_handovers(wakes: Sequence[int], frame_bytes: int) -> list[Handover]:
     pairs = workers * workers if workers > 1 else 0
     shared = (
         make_batch(pairs * HANDOVER_PACKETS, frame_bytes),
-        np.zeros((pairs, 16), np.int64),
-        np.zeros((workers, 8), np.int64),
+        zeros_apart((pairs, 16)),
+        zeros_apart((workers, 8)),
         np.array(wakes, np.int64),
-        np.zeros((workers, 8), np.int64),
+        zeros_apart((workers, 8)),
     )
     return [
         Handover(
             *shared,
             own=np.array([worker, workers], np.int64),
             datagrams=np.zeros((FRAGMENTS_MAX if pairs else 0, state.FRAGMENT_COLUMNS), np.int64),
-            staged=np.zeros(workers, np.int64),
-            given=np.zeros(workers, np.int64),
+            staged=zeros_apart(workers),
+            given=zeros_apart(workers),
         )
         for worker in range(workers)
     ]

@@ -7,7 +7,8 @@ the caller decides what that means; nothing ever blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,21 @@ from everwall.kernels import fence, kernel
 
 _HEAD = 0  # next row to pop, written by the consumer only
 _TAIL = 8  # next row to push, written by the producer only; a cache line away
+
+
+_LINES = 128  # processors fetch cache lines in pairs
+
+
+def zeros_apart(shape: int | tuple[int, ...], dtype: Any = np.int64) -> npt.NDArray[Any]:
+    """Zeros on cache lines of their own.
+
+    What one thread writes all the time then never takes a line from another that works on something else.
+    """
+    size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 2 * _LINES, np.uint8)
+    start = -memory.ctypes.data % _LINES
+    array: npt.NDArray[Any] = memory[start : start + size].view(dtype).reshape(shape)
+    return array
 
 
 class Ring(NamedTuple):
@@ -29,7 +45,7 @@ def make_ring(capacity: int, columns: int) -> Ring:
     """An empty ring. Raises ValueError when ``capacity`` is not a power of two."""
     if capacity < 1 or capacity & (capacity - 1):
         raise ValueError(f"a ring's capacity must be a power of two, got {capacity}")
-    return Ring(np.zeros((capacity, columns), np.int64), np.zeros(16, np.int64))
+    return Ring(zeros_apart((capacity, columns)), zeros_apart(16))
 
 
 @kernel

@@ -48,7 +48,7 @@ from everwall.limits import (
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
-from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
+from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
 from everwall.session import image, offload, parking
 from everwall.session.state import Sessions
 from everwall.session.table import SharedTable
@@ -208,14 +208,14 @@ class Worker:
         self.state = make_state(config, policy, shared, control_words)
         self.port = port
         self.loop = Loop(
-            control=np.zeros(_CONTROL_WORDS, np.int64),
+            control=zeros_apart(_CONTROL_WORDS),
             words=np.array(poll_words([descriptor(port), wake]), np.int64),
             descriptors=np.array([wake, store_wake], np.int64),
-            scratch=np.zeros(4, np.int64),
+            scratch=zeros_apart(4),
             batch=make_batch(BATCH_PACKETS, config.frame_bytes),
-            rows=np.zeros(BATCH_PACKETS, np.int64),
+            rows=zeros_apart(BATCH_PACKETS),
             replies=make_ring(REPLY_RING_ROWS, image.COLUMNS),
-            reply_rows=np.zeros((STORE_BATCH_RECORDS, image.COLUMNS), np.int64),
+            reply_rows=zeros_apart((STORE_BATCH_RECORDS, image.COLUMNS)),
             handover=handover or make_handovers([wake], config.frame_bytes)[0],
         )
         self._thread: threading.Thread | None = None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from everwall import limits
 from everwall.counters import COUNTERS
 from everwall.limits import BUCKET_SLOTS
-from everwall.rings import Ring, make_ring
+from everwall.rings import Ring, make_ring, zeros_apart
 from everwall.session import control, image, tcp
 from everwall.session.table import ADDRESS_COLUMNS, SharedTable, Table, make_table
 from everwall.verdict import VERDICTS
@@ -137,7 +137,7 @@ def make_sessions(
     """
     if lookups < BUCKET_SLOTS or lookups & (lookups - 1):
         raise ValueError(f"lookups must be a power of two of at least {BUCKET_SLOTS}, got {lookups}")
-    words = np.zeros(WORDS, np.int64)
+    words = zeros_apart(WORDS)
     words[MAX_SESSIONS] = max_sessions
     words[REFRESH_DIVISOR] = limits.REFRESH_DIVISOR
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
@@ -156,9 +156,9 @@ def make_sessions(
         shared=control_words,
         timeouts=default_timeouts(),
         words=words,
-        clock=np.zeros(4, np.int64),
-        counters=np.zeros(COUNTERS, np.int64),
-        verdicts=np.zeros(VERDICTS, np.int64),
+        clock=zeros_apart(4),
+        counters=zeros_apart(COUNTERS),
+        verdicts=zeros_apart(VERDICTS),
         pending=np.zeros((lookups, PENDING_COLUMNS), np.int64),
         pending_tags=np.zeros(lookups, np.uint8),
         pending_addresses=np.zeros((lookups, ADDRESS_COLUMNS), np.int64),
@@ -166,7 +166,7 @@ def make_sessions(
         arena=make_batch(parked_packets, frame_bytes),
         next_row=next_row,
         released=np.zeros(parked_packets, np.int64),
-        scratch=np.zeros((1, COLUMNS), np.int64),
+        scratch=zeros_apart((1, COLUMNS)),
         fragments=np.zeros((limits.FRAGMENTS_MAX, FRAGMENT_COLUMNS), np.int64),
         negative=np.zeros((limits.NEGATIVE_ENTRIES, NEGATIVE_COLUMNS), np.int64),
         requests=make_ring(ring_rows, image.COLUMNS),

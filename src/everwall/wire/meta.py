@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.limits import BATCH_PACKETS, FRAME_BYTES
+from everwall.rings import zeros_apart
 
 # Filled by the port ----------------------------------------------------------------------------
 START = 0  # offset of the GENEVE header, or of the inner packet where there is none
@@ -101,4 +102,4 @@ class Batch(NamedTuple):
 
 def make_batch(packets: int = BATCH_PACKETS, frame_bytes: int = FRAME_BYTES) -> Batch:
     """An empty batch."""
-    return Batch(np.zeros((packets, frame_bytes), np.uint8), np.zeros((packets, COLUMNS), np.int64))
+    return Batch(zeros_apart((packets, frame_bytes), np.uint8), zeros_apart((packets, COLUMNS)))
