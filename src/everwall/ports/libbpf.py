@@ -32,6 +32,7 @@ _LIBRARY = "libbpf.so.1"
 _LOG_LINES = 40
 _ATTACH_XDP = 37
 _FLAGS_DRV_MODE = 4
+_HAS_FRAGS = 1 << 5
 _PROG_TYPE_XDP = 6
 _TEST_LIVE_FRAMES = 2
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
@@ -52,6 +53,16 @@ class BpfError(RuntimeError):
 
 class _LinkOptions(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 13)]
+
+
+class _ProgramOptions(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("attach_type", ctypes.c_int),
+        ("btf", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    ]
 
 
 class _TestOptions(ctypes.Structure):
@@ -362,8 +373,12 @@ class Link:
 def attach_pass(interface: str) -> Link:
     """Attach a program that passes everything on: the peer of a veth needs one, or XDP_TX toward it is lost."""
     loaded = library()
+    options = _ProgramOptions(size=ctypes.sizeof(_ProgramOptions))
+    if describe_interface(interface)[1] > _NATIVE_MTU_MAX:
+        _check_kernel(KERNEL_MIN_FRAGS, "packets in several buffers")
+        options.flags = _HAS_FRAGS
     failed = program = int(
-        loaded.bpf_prog_load(_PROG_TYPE_XDP, b"pass", b"GPL", _PASS, len(_PASS) // 8, None)
+        loaded.bpf_prog_load(_PROG_TYPE_XDP, b"pass", b"GPL", _PASS, len(_PASS) // 8, ctypes.byref(options))
     )
     if failed in (-errno.EPERM, -errno.EACCES):
         raise BpfError(_refused("loading a BPF program"))
