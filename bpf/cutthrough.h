@@ -317,6 +317,8 @@ static const u8 bit_place[64] = {
 };
 #define BIT_PLACES 0x03F79D71B4CB0A89ULL
 
+_Static_assert(SET_CHOICES == 4 && BUCKET_SLOTS == 8, "find compares four sets of eight tags");
+
 /* The line of a flow, or none. All four sets are asked at once: which of them holds it is as good as random, and four
  * cache misses that overlap cost as much as one. */
 static __always_inline struct hot_line *find(const struct flow *flow, u64 hashed, u32 worker, u32 *line_control)

@@ -35,6 +35,13 @@ def binary(name: str) -> str:
     return path
 
 
+def module(name: str) -> None:
+    """The test needs a Python package that the product does without."""
+    from importlib.util import find_spec
+
+    need(find_spec(name) is not None, f"the Python package {name}")
+
+
 def device(path: str) -> None:
     """The test needs to open the device at ``path`` for reading and writing."""
     need(os.access(path, os.R_OK | os.W_OK), f"access to {path}")

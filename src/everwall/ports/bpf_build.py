@@ -4,8 +4,9 @@ The numbers that the programs share with Python are read from the Python sources
 written for the compilation, so each stands in one place. The modules are read, not imported: a wheel is built
 where neither NumPy nor Numba is installed.
 
-The object carries two hashes, of those numbers and of its C sources. An installed package can check the first,
-a checkout both; an object that does not fit is refused, or built anew where that is possible.
+The object carries two hashes, of that header and of its C sources. An installed package can check the first,
+a checkout both; an object that does not fit is refused, or built anew where that is possible. The header also says
+whether this processor lets loads overtake each other, so an object belongs to one kind of processor.
 
     python -m everwall.ports.bpf_build         builds what is missing or stale; says what it lacks
 """
@@ -110,6 +111,8 @@ def _integers(path: Path) -> dict[str, int]:
 
 def _header() -> str:
     lines = ["/* Written by the build from the Python sources. */"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        lines.append("#define LOADS_ARE_UNORDERED")
     for name, value in constants().items():
         lines.append(f"#define {name} {value if value < 1 << 31 else f'{value:#x}ULL'}")
     return "\n".join(lines) + "\n"
@@ -148,7 +151,7 @@ def why_stale(path: Path, sources: Path = _SOURCES) -> str:
         return "it has not been built"
     wanted, have = _hashes(sources), _hashes_of(path)
     if wanted[0] != have[0]:
-        return "it was built for other constants (another version of this package)"
+        return "it was built for another version of this package, or for another processor"
     if wanted[1] and wanted[1] != have[1]:
         return "its sources have changed since"
     return ""
@@ -157,12 +160,17 @@ def why_stale(path: Path, sources: Path = _SOURCES) -> str:
 # Building ---------------------------------------------------------------------------------------------
 
 
+def place(name: str) -> Path:
+    """Where the object of a program stands in this package."""
+    return OBJECTS / f"{name}.bpf.o"
+
+
 def object_path(name: str = CUT_THROUGH) -> Path:
     """The object of a program, fit to be loaded: built now where it is missing or stale and clang is there.
 
     Raises BuildError, which says what is lacking.
     """
-    path = OBJECTS / f"{name}.bpf.o"
+    path = place(name)
     why = why_stale(path)
     if not why:
         return path
@@ -177,7 +185,7 @@ def build(name: str = CUT_THROUGH, output: Path | None = None, sources: Path = _
 
     Raises BuildError where the sources, clang or libbpf's headers are missing, or clang refuses.
     """
-    output = output or OBJECTS / f"{name}.bpf.o"
+    output = output or place(name)
     source = sources / f"{name}.bpf.c"
     if not source.exists():
         raise BuildError(f"{source} is not there: it is part of a checkout, not of an installed package")
@@ -189,8 +197,6 @@ def build(name: str = CUT_THROUGH, output: Path | None = None, sources: Path = _
         compiled = Path(scratch) / output.name
         mark = (_MARK + " ".join(_hashes(sources)).encode()).decode()
         command = [clang, *_OPTIONS, *_includes(), f"-I{scratch}", f'-DFINGERPRINT="{mark}"']
-        if platform.machine() not in ("x86_64", "AMD64"):
-            command.append("-DLOADS_ARE_UNORDERED")
         done = subprocess.run(
             [*command, "-c", str(source), "-o", str(compiled)], capture_output=True, text=True, check=False
         )
