@@ -75,10 +75,23 @@ def test_connections_live_through(how: str, tmp_path: Path) -> None:
 
 
 def test_connections_live_through_with_raw_sockets(tmp_path: Path) -> None:
+    """And with two workers in each firewall, so that half of all packets come to the wrong one."""
     needs.namespaces()
-    options = ["--port", "raw", "--resiliency", "on", "--seconds", "9", "--connections", "66"]
+    options = [
+        "--port",
+        "raw",
+        "--resiliency",
+        "on",
+        "--seconds",
+        "9",
+        "--connections",
+        "66",
+        "--workers",
+        "2",
+    ]
     (run,) = run_lab(tmp_path, *options)
     assert (run["port"], run["cut_through"], run["bounced"]) == ("raw", "off", 0)
+    assert run["workers"] == 2
     assert run["on_victim"] >= 15
     assert run["lost"] == run["corrupt"] == 0
     assert run["restored"] >= run["on_victim"]

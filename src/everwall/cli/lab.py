@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from everwall.cli.common import fail
+from everwall.limits import WORKERS_MAX
 
 if TYPE_CHECKING:
     from everwall.lab.capabilities import Choice
@@ -97,6 +98,7 @@ def command(
     cut_through: Annotated[
         CutThrough, typer.Option(help="Established flows are answered in the kernel (xdp port only).")
     ] = CutThrough.ON,
+    workers: Annotated[int, typer.Option(help="Workers of each firewall.", min=1, max=WORKERS_MAX)] = 1,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only end what --keep left running.")] = False,
 ) -> None:
     """Watch connections live through the death of the firewall that carried them.
@@ -162,6 +164,7 @@ def command(
                 evidence=evidence,
                 port=chosen.port,
                 cut_through=bounce,
+                workers=workers,
             )
             for number, resilient in enumerate(modes):
                 stays = keep and number == len(modes) - 1

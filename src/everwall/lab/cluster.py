@@ -67,11 +67,14 @@ class Site(Protocol):
 class Cluster:
     """Store, load balancer and firewalls of one run."""
 
-    def __init__(self, directory: RunDirectory, site: Site, programs: Programs, resiliency: bool) -> None:
+    def __init__(
+        self, directory: RunDirectory, site: Site, programs: Programs, resiliency: bool, workers: int = 1
+    ) -> None:
         self.directory = directory
         self.site = site
         self.programs = programs
         self.resiliency = resiliency
+        self.workers = workers
         self.firewalls: dict[str, Program] = {}
         self.names: dict[str, str] = {}
         """The load balancer's target ids and the names of the firewalls behind them."""
@@ -111,7 +114,7 @@ class Cluster:
         configuration.write(folder / "init-cfg.txt", text)
         configuration.write(folder / "policy.yaml", configuration.policy())
         arguments = ["firewall", "--bootstrap", str(folder / "init-cfg.txt")]
-        arguments += ["--drain-timeout", str(NODE_DRAIN_TIMEOUT_S)]
+        arguments += ["--drain-timeout", str(NODE_DRAIN_TIMEOUT_S), "--workers", str(self.workers)]
         self.firewalls[place.name] = self._everwall(place.name, arguments, place.netns)
 
     def _everwall(

@@ -96,6 +96,8 @@ class Run:
     """How packets come to the firewalls: ``xdp``, ``raw`` or ``udp``."""
     cut_through: str = "off"
     """Whether established flows are answered in the kernel: ``on`` or ``off``."""
+    workers: int = 1
+    """Of each firewall."""
     seconds: float = 0.0
     victim: str = ""
     connections: list[Connection] = field(default_factory=list)
@@ -163,6 +165,7 @@ class Run:
             "rung": self.rung,
             "port": self.port,
             "cut_through": self.cut_through,
+            "workers": self.workers,
             "forwarded": self.forwarded,
             "bounced": self.bounced,
             "bounced_share": round(self.bounced_share, 3),

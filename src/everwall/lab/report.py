@@ -94,6 +94,8 @@ def _figures(runs: Sequence[Run]) -> Table:
     if any(run.flaps for run in runs):
         row("others marked unhealthy", [str(run.flaps) for run in runs])
     row("port of the firewalls", [_port(run) for run in runs])
+    if any(run.workers > 1 for run in runs):
+        row("workers of each", [str(run.workers) for run in runs])
     row("packets forwarded", [f"{run.forwarded:,}" for run in runs])
     if any(run.cut_through == "on" for run in runs):
         row("  answered in the kernel", [f"{run.bounced:,} ({run.bounced_share:.0%})" for run in runs])

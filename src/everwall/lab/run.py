@@ -56,6 +56,8 @@ class Options:
     port: str = "raw"
     """How packets come to the firewalls."""
     cut_through: bool = False
+    workers: int = 1
+    """Of each firewall."""
 
 
 class Experiment:
@@ -66,7 +68,7 @@ class Experiment:
         self.directory = directory
         self.site = site
         self.programs = Programs(directory, outlive=options.keep)
-        self.cluster = Cluster(directory, site, self.programs, resiliency)
+        self.cluster = Cluster(directory, site, self.programs, resiliency, options.workers)
         self.run = Run(
             resiliency="on" if resiliency else "off",
             fail=options.fail,
@@ -75,6 +77,7 @@ class Experiment:
             rung=site.rung,
             port=options.port,
             cut_through="on" if options.cut_through else "off",
+            workers=options.workers,
             seconds=options.seconds,
             opened=options.connections,
             detection_bound_ms=configuration.DETECTION_BOUND_MS,
