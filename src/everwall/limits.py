@@ -39,9 +39,8 @@ XDP_PIECES_MAX = 18
 XDP_HEADROOM_BYTES = 256
 """What the kernel leaves free before a packet in its frame (XDP_PACKET_HEADROOM)."""
 XDP_HELD_ROWS = 4096
+"""Frames of one batch, in all; a batch that needs more has fewer packets."""
 XDP_BUSY_POLL_US = 20
-XDP_DEFERRED_INTERRUPTS = 2
-XDP_FLUSH_NS = 200_000
 IPV6_EXTENSIONS_MAX = 8
 """Extension headers followed in one IPv6 packet; a longer chain is dropped by name."""
 
@@ -204,6 +203,8 @@ assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the pa
 assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX
+assert XDP_FILL_FRAMES + XDP_RING_ROWS <= XDP_FRAMES, "frames on their way out leave enough for what comes in"
+assert XDP_HELD_ROWS + XDP_PIECES_MAX < 1 << 16, "a row names its frame in 16 bits"
 assert HANDOVER_PACKETS & (HANDOVER_PACKETS - 1) == 0
 assert HANDOVER_PACKETS >= BATCH_PACKETS, "a batch that came to the wrong worker finds room"
 assert LOOP_GAP_NS_MAX < BEAT_STALE_NS, "the loop notices its own gap before it is taken for dead"

@@ -17,8 +17,8 @@ from everwall import system
 from everwall.kernels import JIT
 from everwall.limits import GENEVE_PORT, XDP_FILL_FRAMES, XDP_FRAMES, XDP_RING_ROWS
 from everwall.ports import layout as p
+from everwall.ports import outer as headers
 from everwall.ports import port as ports
-from everwall.ports import xdp
 from everwall.ports.umem import STATISTICS, is_zero_copy
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, FRAME, PEER_MAC, PEER_PORT, START, VERDICT, make_batch
@@ -282,7 +282,7 @@ def both(frame: bytes, readable: int | None = None) -> int:
     """What the port says, after its twin said the same."""
     memory = np.frombuffer(bytes(frame), np.uint8).copy()
     readable = len(frame) if readable is None else readable
-    said = xdp.outer_payload(memory.ctypes.data, readable, len(frame))
+    said = headers.payload_of(memory.ctypes.data, readable, len(frame))
     assert said == outer.payload(bytes(frame), readable)
     return int(said)
 

@@ -23,7 +23,7 @@ RECEIVER = 1  # the descriptor to poll
 SENDER = 2
 SOCKETS = 3  # rows of ``sockets`` in use
 SHARED = 4  # 1: other ports of this process have the same addresses
-BATCH_DATA = 5  # address and row length of the batch that ``vectors`` point into
+BATCH_DATA = 5  # address and row length of the batch that is received into
 BATCH_STRIDE = 6
 QUEUES = 7  # rows of ``queues`` in use
 LINK = 8  # our Ethernet address: six bytes as they stand in memory, the first one lowest
@@ -94,9 +94,9 @@ def make_port(
     info[KIND], info[RECEIVER], info[SENDER], info[SHARED] = kind, receiver, sender, shared
     return Port(
         info,
-        np.zeros((batch, 8), np.int64),
-        np.zeros((batch, 2), np.int64),
-        np.zeros((batch, 16), np.uint8),
+        np.zeros((2 * batch, 8), np.int64),
+        np.zeros((2 * batch, 2), np.int64),
+        np.zeros((2 * batch, 16), np.uint8),
         np.zeros((batch, CONTROL_ROOM), np.uint8),
         np.zeros((UDP_SOURCE_PORTS_MAX, 3), np.int64),
         np.zeros((queues, QUEUE_COLUMNS), np.int64),

@@ -14,12 +14,15 @@ Packets move in batches (recvmmsg, sendmmsg).
 from __future__ import annotations
 
 import socket
+import struct
 
 import numpy as np
 
-from everwall.kernels import external, kernel
-from everwall.limits import BATCH_PACKETS, GENEVE_PORT, HEADROOM_BYTES, OUTER_TTL
+from everwall.kernels import external, kernel, load32, store32
+from everwall.limits import BATCH_PACKETS, GENEVE_PORT, HEADROOM_BYTES
 from everwall.ports.layout import (
+    BATCH_DATA,
+    BATCH_STRIDE,
     CONTROL_ROOM,
     KIND,
     RAW,
@@ -31,6 +34,7 @@ from everwall.ports.layout import (
     Port,
     make_port,
 )
+from everwall.ports.outer import IP_UDP_BYTES, swap16, swap32, write_ip
 from everwall.verdict import Verdict
 from everwall.wire.meta import (
     BARE,
@@ -67,7 +71,9 @@ _RECEIVE_BUFFER_BYTES = 8 << 20
 # A mmsghdr is 64 bytes on 64-bit Linux: name, namelen, iov, iovlen, control, controllen, flags, len.
 _NAME, _NAME_BYTES, _VECTOR, _VECTORS, _CONTROL, _CONTROL_BYTES, _FLAGS, _LENGTH = range(8)
 
-_OUTER_BYTES = 28
+_MESSAGE_BYTES = 64
+_NAME_ROOM = 16
+_AF_INET = 2
 _PKTINFO_ADDRESS = 24  # cmsghdr 16 bytes, interface index 4, local address 4, then the header's destination
 
 
@@ -109,7 +115,7 @@ def open_raw(
     except OSError:
         sender.close()
         raise
-    return make_port(RAW, receiver.detach(), sender.detach(), batch=batch, shared=shared)
+    return _make(RAW, receiver.detach(), sender.detach(), batch, shared)
 
 
 def open_udp(
@@ -121,40 +127,23 @@ def open_udp(
     ``geneve_port`` 0 takes any free port, for a port that no packet will reach.
     Raises OSError when the address or UDP 6081 is taken.
     """
-    return make_port(
-        UDP, _receiver(address, None, shared, geneve_port).detach(), -1, batch=batch, shared=shared
+    return _make(UDP, _receiver(address, None, shared, geneve_port).detach(), -1, batch, shared)
+
+
+def _make(kind: int, receiver: int, sender: int, batch: int, shared: bool) -> Port:
+    """A port whose structures point at one another already: rows below ``batch`` receive, those above send."""
+    port = make_port(kind, receiver, sender, batch=batch, shared=shared)
+    rows = np.arange(2 * batch)
+    port.messages[:, _NAME] = port.names.ctypes.data + rows * _NAME_ROOM
+    port.messages[:, _NAME_BYTES] = _NAME_ROOM
+    port.messages[:, _VECTOR] = port.vectors.ctypes.data + rows * 16
+    port.messages[:, _VECTORS] = 1
+    port.messages[:batch, _CONTROL] = port.control.ctypes.data + rows[:batch] * CONTROL_ROOM
+    port.messages[:batch, _CONTROL_BYTES] = CONTROL_ROOM
+    port.names[:, :4] = np.frombuffer(
+        struct.pack("=H", socket.AF_INET) + struct.pack("!H", GENEVE_PORT), np.uint8
     )
-
-
-@kernel
-def _read32(octets, row, at):
-    return (
-        (np.int64(octets[row, at]) << 24)
-        | (np.int64(octets[row, at + 1]) << 16)
-        | (np.int64(octets[row, at + 2]) << 8)
-        | np.int64(octets[row, at + 3])
-    )
-
-
-@kernel
-def _write16(octets, row, at, value):
-    octets[row, at] = (value >> 8) & 0xFF
-    octets[row, at + 1] = value & 0xFF
-
-
-@kernel
-def _write32(octets, row, at, value):
-    _write16(octets, row, at, (value >> 16) & 0xFFFF)
-    _write16(octets, row, at + 2, value & 0xFFFF)
-
-
-@kernel
-def _write_name(names, row, address, port_number):
-    """A ``struct sockaddr_in``; the family is in the machine's own order, little-endian here."""
-    names[row, 0] = 2
-    names[row, 1] = 0
-    _write16(names, row, 2, port_number)
-    _write32(names, row, 4, address)
+    return port
 
 
 @kernel
@@ -164,59 +153,33 @@ def receive(port, batch, limit):
     A packet longer than its row is kept as an empty one (START = END) with VERDICT ``OVERSIZE``;
     all others have VERDICT ``FORWARD`` until the engine judges them.
     """
-    messages, vectors = port.messages, port.vectors
-    limit = min(limit, messages.shape[0])
-    base = batch.data.ctypes.data
-    stride = batch.data.shape[1]
-    names_at = port.names.ctypes.data
-    vectors_at = vectors.ctypes.data
-    control_at = port.control.ctypes.data
-    for i in range(limit):
-        vectors[i, 0] = np.int64(base) + i * stride + HEADROOM_BYTES
-        vectors[i, 1] = stride - HEADROOM_BYTES
-        messages[i, _NAME] = np.int64(names_at) + i * 16
-        messages[i, _NAME_BYTES] = 16
-        messages[i, _VECTOR] = np.int64(vectors_at) + i * 16
-        messages[i, _VECTORS] = 1
-        messages[i, _CONTROL] = np.int64(control_at) + i * CONTROL_ROOM
-        messages[i, _CONTROL_BYTES] = CONTROL_ROOM
-        messages[i, _FLAGS] = 0
-    count = _recvmmsg(np.int32(port.info[RECEIVER]), messages.ctypes.data, limit, _MSG_DONTWAIT, 0)
-    meta = batch.meta
+    messages, info, meta = port.messages, port.info, batch.meta
+    limit = min(limit, port.control.shape[0])
+    data, stride = np.int64(batch.data.ctypes.data), batch.data.shape[1]
+    if info[BATCH_DATA] != data or info[BATCH_STRIDE] != stride:
+        for i in range(port.control.shape[0]):
+            port.vectors[i, 0] = data + i * stride + HEADROOM_BYTES
+            port.vectors[i, 1] = stride - HEADROOM_BYTES
+        info[BATCH_DATA] = data
+        info[BATCH_STRIDE] = stride
+    count = _recvmmsg(np.int32(info[RECEIVER]), messages.ctypes.data, limit, _MSG_DONTWAIT, 0)
+    name, control = np.int64(port.names.ctypes.data), np.int64(port.control.ctypes.data)
     for i in range(count):
+        whole = messages[i, _FLAGS] & _MSG_TRUNC == 0
         meta[i, START] = HEADROOM_BYTES
-        meta[i, END] = HEADROOM_BYTES + (messages[i, _LENGTH] & 0xFFFFFFFF)
-        meta[i, PEER_ADDRESS] = _read32(port.names, i, 4)
-        meta[i, PEER_PORT] = (np.int64(port.names[i, 2]) << 8) | np.int64(port.names[i, 3])
-        meta[i, LOCAL_ADDRESS] = _read32(port.control, i, _PKTINFO_ADDRESS)
+        meta[i, END] = HEADROOM_BYTES + (messages[i, _LENGTH] & 0xFFFFFFFF if whole else 0)
+        meta[i, PEER_ADDRESS] = swap32(load32(name + i * _NAME_ROOM + 4))
+        meta[i, PEER_PORT] = swap16(load32(name + i * _NAME_ROOM) >> 16)
+        meta[i, LOCAL_ADDRESS] = swap32(load32(control + i * CONTROL_ROOM + _PKTINFO_ADDRESS))
         meta[i, BARE] = 0
         meta[i, FRAME] = 0
         meta[i, PEER_MAC] = 0
-        meta[i, VERDICT] = _FORWARD
-        if messages[i, _FLAGS] & _MSG_TRUNC:
-            meta[i, END] = HEADROOM_BYTES
-            meta[i, VERDICT] = _OVERSIZE
+        meta[i, VERDICT] = _FORWARD if whole else _OVERSIZE
+        # What the system has written over.
+        messages[i, _NAME_BYTES] = _NAME_ROOM
+        messages[i, _CONTROL_BYTES] = CONTROL_ROOM
+        messages[i, _FLAGS] = 0
     return max(count, 0)
-
-
-@kernel
-def _write_outer(data, row, start, end, local_address, source_port, peer_address):
-    """IPv4 and UDP headers in the 28 bytes before ``start``; the system fills length, id, checksum."""
-    at = start - _OUTER_BYTES
-    data[row, at] = 0x45
-    data[row, at + 1] = 0
-    _write16(data, row, at + 2, end - at)
-    _write16(data, row, at + 4, 0)
-    _write16(data, row, at + 6, 0x4000)  # do not fragment
-    data[row, at + 8] = OUTER_TTL
-    data[row, at + 9] = 17
-    _write16(data, row, at + 10, 0)
-    _write32(data, row, at + 12, local_address)
-    _write32(data, row, at + 16, peer_address)
-    _write16(data, row, at + 20, source_port)
-    _write16(data, row, at + 22, GENEVE_PORT)
-    _write16(data, row, at + 24, end - start + 8)
-    _write16(data, row, at + 26, 0)
 
 
 @kernel
@@ -235,9 +198,11 @@ def _sender_for(port, local_address, source_port):
     if info[SHARED] != 0:
         at = np.int64(info.ctypes.data) + SHARED * 8
         _setsockopt(np.int32(opened), _SOL_SOCKET, _SO_REUSEPORT, at, 4)
-    # Not in ``names``: messages that wait to be sent have theirs there.
-    _write_name(port.control, 0, local_address, source_port)
-    if _bind(np.int32(opened), port.control.ctypes.data, 16) != 0:
+    # In a row that receives: messages that wait to be sent have their names in the other half.
+    name = np.int64(port.names.ctypes.data)
+    store32(name, _AF_INET | swap16(source_port) << 16)
+    store32(name + 4, swap32(local_address))
+    if _bind(np.int32(opened), name, _NAME_ROOM) != 0:
         _close(np.int32(opened))
         return -1
     sockets[count, 0] = local_address
@@ -252,9 +217,9 @@ def _flush(port, sender, meta, rows, first, count):
     """Send ``count`` prepared messages that stand for ``rows[first:]``; marks what was refused."""
     done = 0
     failed = 0
-    size = np.int64(64)
+    messages = np.int64(port.messages.ctypes.data) + port.control.shape[0] * _MESSAGE_BYTES
     while done < count:
-        at = np.int64(port.messages.ctypes.data) + done * size
+        at = messages + done * _MESSAGE_BYTES
         sent = _sendmmsg(np.int32(sender), at, count - done, _MSG_DONTWAIT)
         if sent <= 0:
             meta[rows[first + done], VERDICT] = _TRANSMIT
@@ -270,10 +235,10 @@ def send(port, batch, rows, count):
 
     At least HEADROOM_BYTES stand before START. Returns how many were not sent; their VERDICT says why.
     """
-    data, meta = batch.data, batch.meta
-    messages, vectors = port.messages, port.vectors
-    base = np.int64(data.ctypes.data)
-    stride = data.shape[1]
+    meta, vectors = batch.meta, port.vectors
+    half = port.control.shape[0]
+    data, stride = np.int64(batch.data.ctypes.data), batch.data.shape[1]
+    names = np.int64(port.names.ctypes.data) + half * _NAME_ROOM
     raw = port.info[KIND] == RAW
     sender = port.info[SENDER]
     failed = 0
@@ -281,11 +246,10 @@ def send(port, batch, rows, count):
     filled = 0
     for k in range(count):
         row = rows[k]
-        start, end = meta[row, START], meta[row, END]
         wanted = sender
         if not raw:
             wanted = _sender_for(port, meta[row, LOCAL_ADDRESS], meta[row, PEER_PORT])
-        if filled == messages.shape[0] or (filled > 0 and wanted != sender):
+        if filled == half or (filled > 0 and wanted != sender):
             failed += _flush(port, sender, meta, rows, first, filled)
             filled = 0
         if wanted < 0:
@@ -295,21 +259,15 @@ def send(port, batch, rows, count):
         if filled == 0:
             first = k
             sender = wanted
+        at = data + row * stride + meta[row, START]
+        length = meta[row, END] - meta[row, START]
         if raw:
-            _write_outer(
-                data, row, start, end, meta[row, LOCAL_ADDRESS], meta[row, PEER_PORT], meta[row, PEER_ADDRESS]
-            )
-            start -= _OUTER_BYTES
-        _write_name(port.names, filled, meta[row, PEER_ADDRESS], GENEVE_PORT)
-        vectors[filled, 0] = base + row * stride + start
-        vectors[filled, 1] = end - start
-        messages[filled, _NAME] = np.int64(port.names.ctypes.data) + filled * 16
-        messages[filled, _NAME_BYTES] = 16
-        messages[filled, _VECTOR] = np.int64(vectors.ctypes.data) + filled * 16
-        messages[filled, _VECTORS] = 1
-        messages[filled, _CONTROL] = 0
-        messages[filled, _CONTROL_BYTES] = 0
-        messages[filled, _FLAGS] = 0
+            at -= IP_UDP_BYTES
+            length += IP_UDP_BYTES
+            write_ip(at, meta, row)
+        store32(names + filled * _NAME_ROOM + 4, swap32(meta[row, PEER_ADDRESS]))
+        vectors[half + filled, 0] = at
+        vectors[half + filled, 1] = length
         filled += 1
     if filled > 0:
         failed += _flush(port, sender, meta, rows, first, filled)

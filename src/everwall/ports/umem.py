@@ -16,13 +16,10 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 from everwall.limits import (
     BATCH_PACKETS,
     XDP_BUSY_POLL_US,
-    XDP_DEFERRED_INTERRUPTS,
-    XDP_FLUSH_NS,
     XDP_FRAMES,
     XDP_HEADROOM_BYTES,
     XDP_HELD_ROWS,
@@ -43,7 +40,7 @@ _XDP_OPTIONS_ZEROCOPY = 1
 _XDP_COPY, _XDP_ZEROCOPY, _XDP_USE_NEED_WAKEUP, _XDP_USE_SG = 2, 4, 8, 16
 _PAGE_OFFSETS = {"rx": 0, "tx": 0x8000_0000, "fill": 0x1_0000_0000, "done": 0x1_8000_0000}
 
-_SO_BUSY_POLL, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 46, 69, 70
+_SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 46, 56, 69, 70
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER_BYTES = 16 << 20
 
@@ -98,8 +95,9 @@ def open_xdp(
     """AF_XDP sockets on queues of an interface; a program has to send packets to them (``queue_sockets``).
 
     ``batch``: rows of the batches that it will be given. ``zero_copy``: None takes it where the driver has
-    it. ``busy_poll``: the worker drives the driver instead of interrupts. Raises PermissionError without
-    CAP_NET_RAW, OSError when there is no such interface or queue, when a queue is taken, or memory may not be locked.
+    it. ``busy_poll``: the worker drives the driver instead of interrupts, where the driver says which of its
+    pollers serves the queue (``docs/decisions/0005``). Raises PermissionError without CAP_NET_RAW, OSError when
+    there is no such interface or queue, when a queue is taken, or memory may not be locked.
     """
     mtu = link.mtu_of(interface)
     chunk = chunk_bytes_for(mtu)
@@ -109,7 +107,6 @@ def open_xdp(
     port.info[p.LINK] = _hardware_address(interface)
     port.info[p.CHUNK_BYTES] = chunk
     port.info[p.PIECES] = pieces
-    port.info[p.BUSY] = busy_poll
     flags = _XDP_USE_NEED_WAKEUP | (_XDP_USE_SG if pieces > 1 else 0)
     if zero_copy is not None:
         flags |= _XDP_ZEROCOPY if zero_copy else _XDP_COPY
@@ -120,9 +117,9 @@ def open_xdp(
             _make_queue(port, q, opened[q], chunk)
             _bind(opened[q], socket.if_nametoindex(interface), number, flags)
             _prepare(opened[q], busy_poll)
+            if busy_poll and opened[q].getsockopt(socket.SOL_SOCKET, _SO_INCOMING_NAPI_ID):
+                port.info[p.BUSY] = 1
             port.queues[q, p.QUEUE_NUMBER] = number
-        if busy_poll:
-            _defer_interrupts(interface)
         receiver = _poll_all(opened) if len(opened) != 1 else opened[0].fileno()
     except OSError:
         for each in opened:
@@ -214,16 +211,6 @@ def _prepare(opened: socket.socket, busy_poll: bool) -> None:
     for level, option, value in wished:
         with contextlib.suppress(OSError):
             opened.setsockopt(level, option, value)
-
-
-def _defer_interrupts(interface: str) -> None:
-    """Let the driver stay quiet between our polls; an interrupt comes XDP_FLUSH_NS after the last one."""
-    device = Path("/sys/class/net") / interface
-    with contextlib.suppress(OSError):
-        # Mounted in another namespace, /sys shows other devices, perhaps one of this name.
-        if int((device / "ifindex").read_text()) == socket.if_nametoindex(interface):
-            (device / "napi_defer_hard_irqs").write_text(str(XDP_DEFERRED_INTERRUPTS))
-            (device / "gro_flush_timeout").write_text(str(XDP_FLUSH_NS))
 
 
 def _poll_all(opened: list[socket.socket]) -> int:

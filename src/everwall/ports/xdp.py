@@ -11,7 +11,7 @@ the next ``receive``; a forwarded packet goes out from that frame, with new head
 row without a frame is copied into a free one.
 
 Nothing that a ring or a packet says is believed before it was compared with what there is. Ring indices are
-free-running numbers of 32 bits. Headers are read and written as little-endian words, as x86-64 and arm64 have them.
+free-running numbers of 32 bits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from everwall.kernels import (
     load32_acquire,
     load64,
     prefetch,
-    store32,
     store32_release,
     store64,
 )
-from everwall.limits import GENEVE_PORT, HEADROOM_BYTES, OUTER_TTL, XDP_FILL_FRAMES, XDP_PIECES_MAX
+from everwall.limits import HEADROOM_BYTES, XDP_FILL_FRAMES, XDP_PIECES_MAX
+from everwall.ports import outer
 from everwall.ports.layout import (
     BUSY,
     CHUNK_BYTES,
@@ -71,13 +71,12 @@ from everwall.ports.layout import (
     TX_PRODUCER,
     TX_RING,
 )
+from everwall.ports.outer import OUTER_BYTES
 from everwall.verdict import Verdict
 from everwall.wire.meta import (
     BARE,
     END,
     FRAME,
-    LOCAL_ADDRESS,
-    PEER_ADDRESS,
     PEER_MAC,
     PEER_PORT,
     START,
@@ -97,36 +96,10 @@ _MSG_DONTWAIT = 0x40
 _NEED_WAKEUP = 1
 _PACKET_CONTINUES = 1  # XDP_PKT_CONTD
 _INDEX = 0xFFFF_FFFF
-_MAC = 0xFFFF_FFFF_FFFF
 _TOKEN_BITS = 16
 _GENERATIONS = (1 << 40) - 1
 
-# Offsets in a frame: Ethernet 14 bytes, IPv4 20, UDP 8
-_IP = 14
-_UDP = 34
-_OUTER_BYTES = 42
-
 _AHEAD = 4
-
-
-@kernel
-def swap16(value):
-    """Network order to the machine's, or back."""
-    return ((value & 0xFF) << 8) | ((value >> 8) & 0xFF)
-
-
-@kernel
-def swap32(value):
-    """Network order to the machine's, or back."""
-    return ((value & 0xFF) << 24) | ((value & 0xFF00) << 8) | ((value >> 8) & 0xFF00) | ((value >> 24) & 0xFF)
-
-
-@kernel
-def _fold(total):
-    """A sum of 16-bit words brought down to one, carries added (RFC 1071)."""
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return (total & 0xFFFF) + (total >> 16)
 
 
 # Receive --------------------------------------------------------------------------------------------
@@ -267,13 +240,10 @@ def _take(port, q, batch, i, following, pieces):
     if not whole:
         return
     at = frames + held[first, HELD_FRAME]
-    payload = outer_payload(at, held[first, HELD_LENGTH], total)
+    payload = outer.payload_of(at, held[first, HELD_LENGTH], total)
     if payload < 0:
         return
-    meta[i, PEER_ADDRESS] = swap32(load32(at + 26))
-    meta[i, PEER_PORT] = swap16(load32(at + _UDP))
-    meta[i, LOCAL_ADDRESS] = swap32(load32(at + 30))
-    meta[i, PEER_MAC] = load64(at + 6) & _MAC
+    outer.read(at, meta, i)
     if payload > batch.data.shape[1] - HEADROOM_BYTES:
         meta[i, VERDICT] = _OVERSIZE
         return
@@ -281,7 +251,7 @@ def _take(port, q, batch, i, following, pieces):
     meta[i, FRAME] = (info[GENERATION] << _TOKEN_BITS) | (first + 1)
     meta[i, VERDICT] = _FORWARD
     to = np.int64(batch.data.ctypes.data) + i * batch.data.shape[1] + HEADROOM_BYTES
-    offset = _OUTER_BYTES
+    offset = OUTER_BYTES
     k = first
     while payload > 0:
         part = min(held[k, HELD_LENGTH] - offset, payload)
@@ -290,33 +260,6 @@ def _take(port, q, batch, i, following, pieces):
         payload -= part
         offset = 0
         k += 1
-
-
-@kernel
-def outer_payload(at, length, total):
-    """Bytes of UDP payload of the packet that begins at address ``at``; -1 when it is not ours to read.
-
-    ``length``: of its first piece; ``total``: of all. Ours is Ethernet, IPv4 without options, whole and with a right
-    checksum, UDP to GENEVE_PORT, and lengths that fit into one another.
-    """
-    if length < _OUTER_BYTES:
-        return -1
-    words = load32(at + _IP), load32(at + 18), load32(at + 22), load32(at + 26), load32(at + 30)
-    checked = 0
-    for word in words:
-        checked += (word & 0xFFFF) + (word >> 16)
-    ip_bytes = swap16(words[0] >> 16)
-    udp_bytes = swap16(load32(at + _UDP + 4))
-    ours = (
-        load32(at + 12) & 0xFF_FFFF == 0x45_0008
-        and _fold(checked) == 0xFFFF
-        and (load32(at + 20) & 0xFF00_FF3F) == 17 << 24  # protocol; no fragment
-        and swap16(load32(at + _UDP + 2)) == GENEVE_PORT
-        and ip_bytes + _IP <= total
-        and udp_bytes >= 8
-        and udp_bytes + 20 <= ip_bytes
-    )
-    return udp_bytes - 8 if ours else -1
 
 
 # Send -------------------------------------------------------------------------------------------------
@@ -374,7 +317,7 @@ def _send_held(port, batch, row, first):
     """Send a packet from the frames that it came in."""
     held, meta = port.held, batch.meta
     q = held[first, HELD_QUEUE]
-    length = _OUTER_BYTES + meta[row, END] - meta[row, START]
+    length = OUTER_BYTES + meta[row, END] - meta[row, START]
     pieces = 1
     reach = held[first, HELD_LENGTH]
     while reach < length and held[first + pieces - 1, HELD_MORE] != 0:
@@ -382,7 +325,7 @@ def _send_held(port, batch, row, first):
         pieces += 1
     if reach < length or not _room(port, q, pieces):
         return _TRANSMIT
-    _write_outer(port, port.queues[q, FRAMES_AT] + held[first, HELD_FRAME], meta, row)
+    outer.write(port.queues[q, FRAMES_AT] + held[first, HELD_FRAME], port.info[LINK], meta, row)
     for k in range(first, first + pieces):
         part = min(held[k, HELD_LENGTH], length)
         length -= part
@@ -396,7 +339,7 @@ def _send_copy(port, batch, row):
     """Send a packet from its row: by a queue that its source port names, so that its flow stays on one."""
     queues, info, meta = port.queues, port.info, batch.meta
     chunk = info[CHUNK_BYTES]
-    length = _OUTER_BYTES + meta[row, END] - meta[row, START]
+    length = OUTER_BYTES + meta[row, END] - meta[row, START]
     pieces = (length + chunk - 1) // chunk
     if pieces > info[PIECES]:
         return _OVERSIZE
@@ -408,13 +351,13 @@ def _send_copy(port, batch, row):
     if queues[q, FREE] < pieces or not _room(port, q, pieces):
         return _TRANSMIT
     data = np.int64(batch.data.ctypes.data) + row * batch.data.shape[1] + meta[row, START]
-    offset = _OUTER_BYTES
+    offset = OUTER_BYTES
     for k in range(pieces):
         queues[q, FREE] -= 1
         frame = port.free[q, queues[q, FREE]]
         at = queues[q, FRAMES_AT] + frame
         if k == 0:
-            _write_outer(port, at, meta, row)
+            outer.write(at, port.info[LINK], meta, row)
         part = min(chunk, length)
         _memcpy(at + offset, data, part - offset)
         data += part - offset
@@ -422,28 +365,6 @@ def _send_copy(port, batch, row):
         offset = 0
         _put(port, q, frame, part, 1 if length > 0 else 0)
     return _FORWARD
-
-
-@kernel
-def _write_outer(port, at, meta, row):
-    """Ethernet, IPv4 and UDP headers of a row at address ``at``: 42 bytes, then comes GENEVE."""
-    own, peer = port.info[LINK], meta[row, PEER_MAC]
-    udp_bytes = meta[row, END] - meta[row, START] + 8
-    ip_bytes = swap16(udp_bytes + 20)
-    local, remote = swap32(meta[row, LOCAL_ADDRESS]), swap32(meta[row, PEER_ADDRESS])
-    store64(at, peer | (own & 0xFFFF) << 48)
-    store64(at + 8, own >> 16 | 0x0045_0008 << 32)
-    # Do not fragment, no identification; UDP.
-    hops = OUTER_TTL | 17 << 8
-    store64(at + 16, ip_bytes | 0x0040 << 32 | hops << 48)
-    total = 0x0045 + ip_bytes + 0x0040 + hops + (local & 0xFFFF) + (local >> 16)
-    checksum = _fold(total + (remote & 0xFFFF) + (remote >> 16)) ^ 0xFFFF
-    store32(at + 24, checksum | (local & 0xFFFF) << 16)
-    store32(at + 28, local >> 16 | (remote & 0xFFFF) << 16)
-    store32(at + 32, remote >> 16 | swap16(meta[row, PEER_PORT]) << 16)
-    store32(at + 36, swap16(GENEVE_PORT) | swap16(udp_bytes) << 16)
-    # The UDP checksum is 0: RFC 8926 section 3.3 allows it, and no offload can leave it half-done.
-    store32(at + 38, swap16(udp_bytes))
 
 
 @kernel
