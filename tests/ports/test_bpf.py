@@ -110,6 +110,11 @@ def test_more_sources_than_fit_are_left_to_the_engine_more_addresses_are_refused
         assert made.control[control.ENABLED] == 0, "half a configuration bounces nothing"
 
 
+def test_every_counter_is_explained() -> None:
+    page = (ROOT / "docs" / "cut-through.md").read_text()
+    assert [outcome.label for outcome in bpf.Outcome if f"| `{outcome.label}` |" not in page] == []
+
+
 # What an operator is told -----------------------------------------------------------------------------------
 
 
