@@ -31,7 +31,7 @@ from typing import Any, TypeVar, cast
 _PACKAGE = Path(__file__).resolve().parent
 # Nothing in these is compiled or gives a constant to compiled code.
 _NOT_COMPILED = {"bootstrap", "cli", "lab", "management", "sim", "store"}
-_NOT_COMPILED |= {"__main__.py", "config.py", "gwlb.py", "node.py", "warm.py"}
+_NOT_COMPILED |= {"__main__.py", "config.py", "dataplane.py", "gwlb.py", "node.py", "warm.py", "workers.py"}
 _NOT_COMPILED |= {f"ports/{name}.py" for name in ("bpf", "bpf_build", "libbpf", "outcome")}
 
 Function = TypeVar("Function", bound=Callable[..., Any])

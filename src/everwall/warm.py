@@ -11,6 +11,7 @@ and the caller's progress goes on while the compiler is busy.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -95,8 +96,12 @@ def warm(progress: Callable[[str], None], jobs: int | None = None, modules: Coll
 
 
 def _stamp(entry: EntryPoint) -> Path:
-    """Stands in the cache once the entry point is compiled."""
-    return CACHE_DIRECTORY / f"warm.{entry.module}"
+    """Stands in the cache once the entry point is compiled.
+
+    Numba keeps the code of a file by its place as well, so another checkout of the same sources is not warm by ours.
+    """
+    place = hashlib.blake2b(os.fsencode(Path(__file__).resolve()), digest_size=6).hexdigest()
+    return CACHE_DIRECTORY / f"warm.{entry.module}.{place}"
 
 
 def _missing(modules: Collection[str]) -> list[EntryPoint]:
