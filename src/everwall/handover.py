@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from everwall.counters import Counter
 from everwall.flow import make_key
-from everwall.kernels import fence, kernel
+from everwall.kernels import external, fence, kernel
 from everwall.limits import FRAGMENTS_MAX, HANDOVER_PACKETS
 from everwall.rings import zeros_apart
 from everwall.session import state
@@ -29,6 +29,8 @@ from everwall.session.fragments import complete, datagram_hash, remember
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.meta import Batch, make_batch
+
+_memcpy = external("memcpy", "i64", "pointer", "pointer", "i64")
 
 _FORWARD = int(Verdict.FORWARD)
 _HANDOVER_FULL = int(Verdict.HANDOVER_FULL)
@@ -124,22 +126,28 @@ def spread(sessions, handover, batch, rows, count, now):
 @kernel
 def _owner(sessions, handover, meta, i, now):
     """The worker that packet ``i`` has to go to next; our own number when there is none."""
+    if meta[i, m.FRAGMENT] == m.NOT_FRAGMENT or meta[i, m.ROUTED] != 0:
+        return worker_of(meta[i, m.HASH], handover.own[WORKERS])
+    return _owner_of_fragment(handover, meta, i, sessions.words[state.SEED], now)
+
+
+@kernel
+def _owner_of_fragment(handover, meta, i, seed, now):
+    """As ``_owner``, for a fragment that the worker of its datagram has not seen yet."""
     own, workers = handover.own[WORKER], handover.own[WORKERS]
-    if meta[i, m.FRAGMENT] != m.NOT_FRAGMENT and meta[i, m.ROUTED] == 0:
-        seed = sessions.words[state.SEED]
-        knows = worker_of(datagram_hash(meta, i, seed), workers)
-        if knows != own:
-            return knows
-        meta[i, m.ROUTED] = 1
-        if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT:
-            # Whether it may pass is not known here: a flood of refused ones must not keep others out.
-            remember(handover.datagrams, meta, i, seed, now, True)
-        else:
-            verdict = complete(handover.datagrams, meta, i, seed, now)
-            if verdict != _FORWARD:
-                meta[i, m.VERDICT] = verdict
-                return own
-            make_key(meta, i, seed)
+    knows = worker_of(datagram_hash(meta, i, seed), workers)
+    if knows != own:
+        return knows
+    meta[i, m.ROUTED] = 1
+    if meta[i, m.FRAGMENT] == m.FIRST_FRAGMENT:
+        # Whether it may pass is not known here: a flood of refused ones must not keep others out.
+        remember(handover.datagrams, meta, i, seed, now, True)
+    else:
+        verdict = complete(handover.datagrams, meta, i, seed, now)
+        if verdict != _FORWARD:
+            meta[i, m.VERDICT] = verdict
+            return own
+        make_key(meta, i, seed)
     return worker_of(meta[i, m.HASH], workers)
 
 
@@ -155,8 +163,12 @@ def _give(handover, owner, batch, i):
     for column in range(m.COLUMNS):
         packets.meta[row, column] = batch.meta[i, column]
     packets.meta[row, m.FRAME] = 0  # the port of the giver has that, not ours
-    for at in range(batch.meta[i, m.START], batch.meta[i, m.END]):
-        packets.data[row, at] = batch.data[i, at]
+    start = batch.meta[i, m.START]
+    _memcpy(
+        np.int64(packets.data.ctypes.data) + row * packets.data.shape[1] + start,
+        np.int64(batch.data.ctypes.data) + i * batch.data.shape[1] + start,
+        batch.meta[i, m.END] - start,
+    )
     handover.staged[owner] += 1
     return True
 

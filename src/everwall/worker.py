@@ -102,11 +102,16 @@ def turn(state_, port, loop, now):
     for i in range(count):
         pipeline.read(state_, batch, i)
         loop.rows[i] = i
-    _forward(state_, port, loop, batch, count, now)
-    handed = _take_handed_over(state_, port, loop, now)
+    if count > 0:
+        _forward(state_, port, loop, batch, count, now)
+    handed = 0
+    if handover.own[WORKERS] > 1:
+        handed = _take_handed_over(state_, port, loop, now)
 
+    released = 0
     answered = ring_pop(loop.replies, loop.reply_rows)
-    released = pipeline.answers(state_, loop.reply_rows, answered, now)
+    if answered > 0:
+        released = pipeline.answers(state_, loop.reply_rows, answered, now)
     released = pipeline.pass_time(state_, now, released)
     if released > 0:
         _send(sessions, port, sessions.arena, sessions.released, released)
@@ -115,10 +120,6 @@ def turn(state_, port, loop, now):
 
     if sessions.requests.index[_TAIL] != asked:
         signal(loop.descriptors[1], loop.scratch)
-    owner = next_to_wake(handover)
-    while owner >= 0:
-        signal(handover.wakes[owner], loop.scratch)
-        owner = next_to_wake(handover)
     return count > 0 or handed > 0 or answered > 0
 
 
@@ -126,7 +127,7 @@ def turn(state_, port, loop, now):
 def _forward(state_, port, loop, batch, count, now):
     """Judge the packets ``loop.rows[:count]``, read already, and send what may go; or hand them over."""
     rows = loop.rows
-    if count > 0 and loop.handover.own[WORKERS] > 1:
+    if loop.handover.own[WORKERS] > 1:
         count = spread(state_.sessions, loop.handover, batch, rows, count, now)
     for k in range(count):
         pipeline.fetch(state_, batch, rows[k])
@@ -143,10 +144,8 @@ def _forward(state_, port, loop, batch, count, now):
 
 @kernel
 def _take_handed_over(state_, port, loop, now):
-    """Forward what the other workers handed over; returns how many packets that were."""
+    """Forward what the other workers handed over, wake those that we gave some; returns how many packets came."""
     handover = loop.handover
-    if handover.own[WORKERS] == 1:
-        return 0
     share_counts(state_.sessions, handover)
     taken = 0
     for giver in range(handover.own[WORKERS]):
@@ -156,6 +155,10 @@ def _take_handed_over(state_, port, loop, now):
                 _forward(state_, port, loop, handover.packets, count, now)
                 give_back(state_.sessions, handover, giver, count)
                 taken += count
+    owner = next_to_wake(handover)
+    while owner >= 0:
+        signal(handover.wakes[owner], loop.scratch)
+        owner = next_to_wake(handover)
     return taken
 
 
