@@ -55,16 +55,21 @@ def namespaces() -> None:
     need(made.returncode == 0, "network namespaces")
 
 
-def xdp() -> None:
-    """The test needs to load the cut-through program, tried by loading it."""
-    namespaces()
+def why_no_xdp() -> str:
+    """Why the cut-through program cannot be loaded here, tried by loading it; empty where it can."""
     from everwall.ports.bpf import BpfError, CutThrough
 
-    reason = ""
     try:
         CutThrough(workers=1, slots=8, queues=1).close()
     except BpfError as error:
-        reason = str(error)
+        return str(error)
+    return ""
+
+
+def xdp() -> None:
+    """The test needs to load the cut-through program, and namespaces to attach it in."""
+    namespaces()
+    reason = why_no_xdp()
     need(not reason, f"the cut-through program ({reason})")
 
 

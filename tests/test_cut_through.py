@@ -45,7 +45,6 @@ class Behind:
             f"everwall-geneve-sources={topology.GATEWAY_DATA}/32",
             f"everwall-health-port={HEALTH_PORT}",
             "everwall-policy=policy.yaml",
-            f"everwall-traffic-log={folder / 'traffic.log'}",
             *lines,
         ]
         (folder / "init-cfg.txt").write_text("\n".join(text) + "\n")
@@ -135,18 +134,18 @@ def a_node(network: Topology, folder: Path, *lines: str) -> Iterator[Behind]:
         made.end()
 
 
-def upload(sequence: int, payload: bytes = b"data") -> bytes:
-    return packets.tcp(CLIENT, SERVER, 33000, 80, flags="PA", seq=sequence, ack=5001, payload=payload)
+def upload(sequence: int, payload: bytes = b"data", port: int = 33000) -> bytes:
+    return packets.tcp(CLIENT, SERVER, port, 80, flags="PA", seq=sequence, ack=5001, payload=payload)
 
 
-def download(sequence: int, payload: bytes = b"more data") -> bytes:
-    return packets.tcp(SERVER, CLIENT, 80, 33000, flags="PA", seq=sequence, ack=1001, payload=payload)
+def download(sequence: int, payload: bytes = b"more data", port: int = 33000) -> bytes:
+    return packets.tcp(SERVER, CLIENT, 80, port, flags="PA", seq=sequence, ack=1001, payload=payload)
 
 
-def handshake(node: Behind) -> None:
-    assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="S", seq=1000))
-    assert node.through(packets.tcp(SERVER, CLIENT, 80, 33000, flags="SA", seq=5000, ack=1001))
-    assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="A", seq=1001, ack=5001))
+def handshake(node: Behind, port: int = 33000) -> None:
+    assert node.through(packets.tcp(CLIENT, SERVER, port, 80, flags="S", seq=1000))
+    assert node.through(packets.tcp(SERVER, CLIENT, 80, port, flags="SA", seq=5000, ack=1001))
+    assert node.through(packets.tcp(CLIENT, SERVER, port, 80, flags="A", seq=1001, ack=5001))
 
 
 def test_an_established_connection_is_answered_in_the_kernel(network: Topology, tmp_path: Path) -> None:
@@ -170,7 +169,26 @@ def test_an_established_connection_is_answered_in_the_kernel(network: Topology, 
         assert not node.through(packets.tcp(CLIENT, SERVER, 33001, 80, flags="A"), seconds=0.3)
         assert node.counters()["non-syn-tcp"] == 1, "an unknown flow is not answered by anybody"
         assert node.through(packets.tcp(CLIENT, SERVER, 33000, 80, flags="FA", seq=1081, ack=5181))
-        assert node.ask("sessions")["sessions"][0]["state"] != "established", "its end is seen by the engine"
+        (row,) = node.ask("sessions")["sessions"]
+        assert row["state"] != "established", "its end is seen by the engine"
+        assert row["packets"] == 44, "which has taken over what the kernel counted"
+
+
+def test_two_workers_and_one_queue_answer_in_the_kernel_what_either_has_judged(
+    network: Topology, tmp_path: Path
+) -> None:
+    """The second worker has no queue: it gets its flows from the first, and sends them by a raw socket."""
+    ports = range(33000, 33012)
+    with a_node(network, tmp_path, "everwall-port=xdp", "everwall-workers=2") as node:
+        for port in ports:
+            handshake(node, port)
+            for exchange in range(5):
+                assert node.through(upload(1001 + 4 * exchange, port=port))
+                assert node.through(download(5001 + 9 * exchange, port=port))
+        assert node.counters()[BOUNCED] >= 9 * len(ports)
+        created = [counts["sessions-created"] for counts in node.ask("counters")["workers"]]
+        assert sum(created) == len(ports)
+        assert all(created), "both have some: a hash deals them out"
 
 
 def test_a_stopped_node_falls_silent_within_half_a_second(network: Topology, tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def open_data_plane(wish: Wish) -> DataPlane:
         except DataPlaneError as error:
             if kind == kinds[-1]:
                 raise
-            log.info(f"no {kind} port", why=str(error))
+            # One line: what the kernel's verifier said follows in others.
+            log.info(f"no {kind} port", why=str(error).partition("\n")[0])
     raise AssertionError("the last kind is open or has raised")
 
 

@@ -58,14 +58,16 @@ def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_connections_live_through(how: str, tmp_path: Path) -> None:
-    """With the best port there is; most packets are answered in the kernel, before and after the event."""
-    needs.xdp()
+    """With the best port there is: where that is xdp, the kernel answers most packets, before and after the event."""
+    needs.namespaces()
     on, off = run_lab(tmp_path, "--fail", how, "--seconds", "12", "--connections", "66")
     assert (on["resiliency"], off["resiliency"]) == ("on", "off")
     assert on["traffic"] == off["traffic"] == "tcp"
+    xdp = not needs.why_no_xdp()
     for run in (on, off):
-        assert (run["port"], run["cut_through"]) == ("xdp", "on")
-        assert run["bounced"] > BOUNCED_SHARE_MIN * run["forwarded"] > 1000
+        assert (run["port"], run["cut_through"]) == (("xdp", "on") if xdp else ("raw", "off"))
+        if xdp:
+            assert run["bounced"] > BOUNCED_SHARE_MIN * run["forwarded"] > 1000
     assert on["store"]["tls"]
     assert on["store"]["auth"]
     assert on["icmp"]["recovered"] == on["icmp"]["flows"] > 0
