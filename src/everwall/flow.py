@@ -17,7 +17,7 @@ never stored.
 
 from __future__ import annotations
 
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.wire.fields import join
 from everwall.wire.meta import (
     DESTINATION_HIGH,
@@ -92,7 +92,7 @@ def less_unsigned(a, b):
     return (a ^ _SIGN) < (b ^ _SIGN)
 
 
-@kernel
+@inlined
 def hash_of(key0, key1, key2, seed):
     """The hash of a key: all 64 bits of an int64, so it may be negative."""
     v0, v1, v2, v3 = _begin(seed)
@@ -113,7 +113,7 @@ def signature(lower_high, lower_low, upper_high, upper_low, seed):
     return _finish(v0, v1, v2, v3, 32)
 
 
-@kernel
+@inlined
 def _begin(seed):
     """The state of HalfSipHash, four 32-bit words in int64s, with the seed as its key."""
     k0 = seed & _LOW
@@ -121,12 +121,12 @@ def _begin(seed):
     return k0, k1 ^ 0xEE, k0 ^ 0x6C796765, k1 ^ 0x74656462
 
 
-@kernel
+@inlined
 def _rotate(word, bits):
     return (word << bits & _LOW) | word >> (32 - bits)
 
 
-@kernel
+@inlined
 def _round(v0, v1, v2, v3):
     v0 = v0 + v1 & _LOW
     v1 = _rotate(v1, 5) ^ v0
@@ -141,7 +141,7 @@ def _round(v0, v1, v2, v3):
     return v0, v1, v2, v3
 
 
-@kernel
+@inlined
 def _absorb(v0, v1, v2, v3, word):
     """One round for either half of a 64-bit word, low half first (the bytes are little-endian)."""
     low = word & _LOW
@@ -151,7 +151,7 @@ def _absorb(v0, v1, v2, v3, word):
     return v0 ^ high, v1, v2, v3
 
 
-@kernel
+@inlined
 def _finish(v0, v1, v2, v3, length):
     """The last word holds the length in bytes; then three rounds for each half of the result."""
     last = length << 24

@@ -114,6 +114,15 @@ JIT = not numba.config.DISABLE_JIT
 """False where ``NUMBA_DISABLE_JIT=1`` makes every kernel plain Python."""
 
 
+def inlined(function: Function) -> Function:
+    """A kernel that becomes part of every function that calls it.
+
+    For what every packet passes. A worker's state is more than three hundred words, and a call that takes it as
+    an argument copies them all: about 50 ns each time (``docs/decisions/0004``).
+    """
+    return _compiled(function, forceinline=True)
+
+
 def kernel(function: Function) -> Function:
     """Compile ``function`` without the interpreter lock and keep the result in the cache.
 
@@ -124,7 +133,13 @@ def kernel(function: Function) -> Function:
     A constant in a call is an int64 like any other. Numba would compile its callee once more for
     each constant, and for each of those all that it calls.
     """
-    compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    return _compiled(function)
+
+
+def _compiled(function: Function, **options: bool) -> Function:
+    compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, **options)(
+        function
+    )
     if JIT:
         template = compiled.get_call_template
         compiled.get_call_template = lambda arguments, named: template(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from everwall.counters import Counter
-from everwall.kernels import kernel
+from everwall.kernels import inlined
 from everwall.limits import MS_NS
 from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, match, zone_of
 from everwall.session import state, tcp
@@ -23,7 +23,7 @@ _SESSIONS_CREATED = int(Counter.SESSIONS_CREATED)
 _NONE = -1
 
 
-@kernel
+@inlined
 def decide(state_, meta, i, initiator_upper):
     """(verdict of today's policy, rule row, zone index) for the flow of a packet."""
     policy = state_.policy
@@ -50,7 +50,7 @@ def decide(state_, meta, i, initiator_upper):
     return _FORWARD, row, zone
 
 
-@kernel
+@inlined
 def open_flow(state_, meta, i, initiator_upper, now):
     """A new session for the flow of packet ``i``, if policy allows it: (verdict, slot)."""
     sessions = state_.sessions
@@ -69,7 +69,7 @@ def open_flow(state_, meta, i, initiator_upper, now):
     return _FORWARD, slot
 
 
-@kernel
+@inlined
 def add(sessions, meta, i, now):
     if sessions.counters[_SESSIONS] + sessions.words[state.ELSEWHERE] >= sessions.words[state.MAX_SESSIONS]:
         return _SESSION_LIMIT, _NONE
@@ -83,7 +83,7 @@ def add(sessions, meta, i, now):
     return _FORWARD, slot
 
 
-@kernel
+@inlined
 def apply_rule(state_, slot, row, zone):
     short, small = state_.sessions.table.short, state_.sessions.table.small
     short[slot, t.FROM_ZONE] = state_.policy.zones[zone]
@@ -91,7 +91,7 @@ def apply_rule(state_, slot, row, zone):
     small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]
 
 
-@kernel
+@inlined
 def _state_without_states(protocol):
     """The state of a flow that is not TCP; a TCP session gets its own right after."""
     if protocol == m.PROTOCOL_UDP:

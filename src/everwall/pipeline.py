@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from everwall.counters import Counter
 from everwall.flow import make_key
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import DOUBT_NS
 from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
@@ -92,7 +92,7 @@ def receive(state_, batch, count, now):
         judge(state_, batch, i, now)
 
 
-@kernel
+@inlined
 def read(state_, batch, i):
     """First stage: what packet ``i`` is and the key of its flow; VERDICT says why it is none.
 
@@ -110,7 +110,7 @@ def read(state_, batch, i):
         t.fetch_tags(state_.sessions.table, meta[i, m.HASH])
 
 
-@kernel
+@inlined
 def fetch(state_, batch, i):
     """Between the stages: begin to fetch the session that packet ``i`` seems to belong to."""
     meta = batch.meta
@@ -118,7 +118,7 @@ def fetch(state_, batch, i):
         t.fetch_session(state_.sessions.table, meta[i, m.HASH])
 
 
-@kernel
+@inlined
 def judge(state_, batch, i, now):
     """Second stage, in the order of arrival: the verdict on packet ``i``, counted."""
     verdict = batch.meta[i, m.VERDICT]
@@ -129,7 +129,7 @@ def judge(state_, batch, i, now):
     state_.sessions.counters[_RECEIVED] += 1
 
 
-@kernel
+@inlined
 def _process(state_, batch, i, now):
     sessions, meta = state_.sessions, batch.meta
     verdict, slot = locate(sessions, meta, i, now)
@@ -150,7 +150,7 @@ def _process(state_, batch, i, now):
     return verdict
 
 
-@kernel
+@inlined
 def locate(sessions, meta, i, now):
     """Whose packet ``i`` is: FORWARD and the slot of its session, -1 for none; or a drop.
 
@@ -169,7 +169,7 @@ def locate(sessions, meta, i, now):
     return FORWARD, slot
 
 
-@kernel
+@inlined
 def _unwrap(state_, batch, i):
     """The outer packet and the headers of the inner one."""
     meta = batch.meta
@@ -184,7 +184,7 @@ def _unwrap(state_, batch, i):
     return parse(batch.data, meta, i)
 
 
-@kernel
+@inlined
 def _source_allowed(sources, address):
     for k in range(sources.shape[0]):  # noqa: SIM110 (no generators in kernels)
         if sources[k, 0] <= address and address <= sources[k, 1]:
@@ -195,7 +195,7 @@ def _source_allowed(sources, address):
 # A session is there -------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _hit(state_, batch, slot, i, now):
     sessions, meta = state_.sessions, batch.meta
     if meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
@@ -212,7 +212,7 @@ def _hit(state_, batch, slot, i, now):
     return FORWARD
 
 
-@kernel
+@inlined
 def _is_doubtful(sessions, slot, now):
     """Whether the store may know better: the session was quiet here, or is but a SYN that may have been
     sent into the middle of a connection that another node carried."""
@@ -232,7 +232,7 @@ def _doubt(state_, batch, i, refusal, now):
     return _ask_or_refuse(state_, batch, i, refusal, now)
 
 
-@kernel
+@inlined
 def _count(sessions, meta, slot, i, now):
     length = meta[i, m.INNER_END] - meta[i, m.INNER]
     cold = sessions.table.cold
@@ -243,7 +243,7 @@ def _count(sessions, meta, slot, i, now):
     meta[i, m.SESSION] = cold[slot, t.ID]
 
 
-@kernel
+@inlined
 def _note_reply(sessions, meta, slot, i, now):
     """A flow without states is worth keeping once it was answered."""
     flags = np.int64(sessions.table.short[slot, t.FLAGS])
@@ -254,7 +254,7 @@ def _note_reply(sessions, meta, slot, i, now):
             write(sessions, slot, now)
 
 
-@kernel
+@inlined
 def _tcp(state_, batch, slot, i, now):
     """Track a TCP packet and act on the change of state."""
     sessions, meta = state_.sessions, batch.meta
@@ -327,7 +327,7 @@ def _reuse(state_, batch, slot, i, scale, now):
 # No session is there --------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _miss(state_, batch, i, now):
     meta = batch.meta
     if zone_of(state_.policy, meta[i, m.ENDPOINT]) < 0:
@@ -349,7 +349,7 @@ def _miss(state_, batch, i, now):
     return _open_other(state_, batch, i, now)
 
 
-@kernel
+@inlined
 def _open_tcp(state_, batch, i, now):
     """A SYN: policy decides at once, whatever the store may hold of an older connection."""
     sessions, meta = state_.sessions, batch.meta
@@ -364,7 +364,7 @@ def _open_tcp(state_, batch, i, now):
     return FORWARD
 
 
-@kernel
+@inlined
 def _open_other(state_, batch, i, now):
     """UDP and the like: what policy allows goes at once and adopts its past when the store answers;
     what policy would refuse may be the answer to an older session, so the store is asked first."""

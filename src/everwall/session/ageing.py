@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from everwall.counters import Counter
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
 from everwall.session import state, tcp
 from everwall.session import table as t
@@ -31,22 +31,27 @@ def end_session(sessions, slot, reason, now):
     sessions.counters[_SESSIONS_ENDED] += 1
 
 
-@kernel
+@inlined
 def _is_over(sessions, slot, now):
     idle = now - sessions.table.cold[slot, t.LAST_SEEN]
     return idle >= sessions.timeouts[np.int64(sessions.table.short[slot, t.STATE])]
 
 
-@kernel
+@inlined
 def end_if_over(sessions, slot, now):
     """End a session that was idle for its time-out; returns whether it was.
 
     After an RST that could not be verified the record stays: right after a takeover anybody can send one, and a
     connection that lives on is restored by its next packet.
     """
-    short = sessions.table.short
     if not _is_over(sessions, slot, now):
         return False
+    return _end_idle(sessions, slot, now)
+
+
+@kernel
+def _end_idle(sessions, slot, now):
+    short = sessions.table.short
     withdraw(sessions, slot)
     if not _is_over(sessions, slot, now):
         return False  # the program has bounced a packet in this very moment
@@ -72,7 +77,7 @@ def worth_storing(sessions, slot):
     )
 
 
-@kernel
+@inlined
 def _age(sessions, slot, now):
     short, cold = sessions.table.short, sessions.table.cold
     if is_offloaded(sessions, slot):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.counters import Counter
-from everwall.kernels import fence, kernel, store32_release
+from everwall.kernels import fence, inlined, kernel, store32_release
 from everwall.limits import LOOP_GAP_NS_MAX, SEQUENCE_JUMP_MAX
 from everwall.session import control, image, state, tcp
 from everwall.session import table as t
@@ -34,19 +34,19 @@ _VERSIONS = 1 << 15
 _LEARNED = t.LEARNED_LOWER | t.LEARNED_UPPER
 
 
-@kernel
+@inlined
 def want_of(sessions):
     """What CONTROL & EPOCH_MASK of an offloaded session is in this epoch."""
     return sessions.words[state.EPOCH] << 16 | 1
 
 
-@kernel
+@inlined
 def is_offloaded(sessions, slot):
     """Whether the program bounces packets of a session."""
     return np.int64(sessions.table.hot32[slot, t.CONTROL]) & control.EPOCH_MASK == want_of(sessions)
 
 
-@kernel
+@inlined
 def may_offload(sessions, slot):
     """Whether a session is one whose packets need no look: established with known windows, or answered."""
     short = sessions.table.short
@@ -63,11 +63,15 @@ def may_offload(sessions, slot):
     return tcp.windows_known(sessions.table.small, slot)
 
 
-@kernel
+@inlined
 def offload(sessions, slot):
     """Let the program bounce a session's packets from now on, if it may; its flag is written last."""
-    if sessions.words[state.CUT_THROUGH] == 0 or not may_offload(sessions, slot):
-        return
+    if sessions.words[state.CUT_THROUGH] != 0 and may_offload(sessions, slot):
+        _hand_out(sessions, slot)
+
+
+@kernel
+def _hand_out(sessions, slot):
     withdraw(sessions, slot)
     sync(sessions, slot)  # a packet that was on its way when the flag went may have been counted since
     hot32, small = sessions.table.hot32, sessions.table.small
@@ -83,11 +87,15 @@ def offload(sessions, slot):
     sessions.counters[_OFFLOADED] += 1
 
 
-@kernel
+@inlined
 def withdraw(sessions, slot):
     """Take a session back from the program, with all that the program knows of it; nothing where it is not there."""
-    if sessions.table.hot32[slot, t.CONTROL] == 0:
-        return
+    if sessions.table.hot32[slot, t.CONTROL] != 0:
+        _take_back(sessions, slot)
+
+
+@kernel
+def _take_back(sessions, slot):
     sessions.table.hot32[slot, t.CONTROL] = 0
     fence()
     sessions.counters[_OFFLOADED] -= 1

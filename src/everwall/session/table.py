@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import equal_bytes, kernel, lowest_bit, prefetch
+from everwall.kernels import equal_bytes, inlined, kernel, lowest_bit, prefetch
 from everwall.limits import BUCKET_SLOTS, SET_CHOICES, TABLE_LOAD_MAX
 from everwall.wire import meta as m
 
@@ -157,20 +157,20 @@ def make_table(sessions: int, shared: SharedTable | None = None) -> Table:
     )
 
 
-@kernel
+@inlined
 def tag_of(hashed):
     """The tag of a hash, 1 to 255."""
     return max((hashed >> 32) & 0xFF, 1)
 
 
-@kernel
+@inlined
 def set_start(hashed, choice, sets):
     """First slot of one of the sets of a hash; two of its sets may be the same."""
     step = ((hashed >> 32) & _LOW) | 1
     return ((((hashed & _LOW) + choice * step) & _LOW) * sets >> 32) * BUCKET_SLOTS
 
 
-@kernel
+@inlined
 def _same(keys, addresses, slot, meta, i):
     if (
         keys[slot, KEY2] != meta[i, m.KEY2]
@@ -188,7 +188,7 @@ def _same(keys, addresses, slot, meta, i):
     )
 
 
-@kernel
+@inlined
 def find(keys, tags, addresses, meta, i):
     """The slot that holds the key of packet ``i``, or -1. ``keys``: int64[slots, 3 or more]."""
     hashed = meta[i, m.HASH]
@@ -205,7 +205,7 @@ def find(keys, tags, addresses, meta, i):
     return -1
 
 
-@kernel
+@inlined
 def fetch_tags(table, hashed):
     """Begin to fetch the tags that a look-up of this hash will compare."""
     at = np.int64(table.tags.ctypes.data)
@@ -214,7 +214,7 @@ def fetch_tags(table, hashed):
         prefetch(at + set_start(hashed, choice, sets))
 
 
-@kernel
+@inlined
 def fetch_session(table, hashed):
     """Begin to fetch the session of a hash, once its tags are there: the first slot with the right one."""
     tag = tag_of(hashed)
@@ -231,7 +231,7 @@ def fetch_session(table, hashed):
             return
 
 
-@kernel
+@inlined
 def place(tags, hashed):
     """A free slot for a hash, in the emptiest of its sets; -1 when all are full."""
     sets = tags.shape[0] // BUCKET_SLOTS
@@ -251,7 +251,7 @@ def place(tags, hashed):
     return best
 
 
-@kernel
+@inlined
 def set_key(keys, tags, addresses, slot, meta, i):
     """Write the key of packet ``i``; the tag, by which others find it, comes last."""
     addresses[slot, LOWER_HIGH] = meta[i, m.LOWER_HIGH]
@@ -264,20 +264,20 @@ def set_key(keys, tags, addresses, slot, meta, i):
     tags[slot] = tag_of(meta[i, m.HASH])
 
 
-@kernel
+@inlined
 def clear_key(keys, tags, slot):
     """Free a slot; the tag, by which others find it, goes first."""
     tags[slot] = 0
     keys[slot, KEY2] = 0
 
 
-@kernel
+@inlined
 def find_session(table, meta, i):
     """The slot of the session that packet ``i`` belongs to, or -1."""
     return find(table.hot, table.tags, table.addresses, meta, i)
 
 
-@kernel
+@inlined
 def add_session(table, meta, i):
     """A zeroed session slot for the key of packet ``i``, or -1 when its sets are full.
 
@@ -296,7 +296,7 @@ def add_session(table, meta, i):
     return slot
 
 
-@kernel
+@inlined
 def remove_session(table, slot):
     """Free a slot of a session that is not offloaded."""
     clear_key(table.hot, table.tags, slot)

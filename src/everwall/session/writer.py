@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from everwall.counters import Counter
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, SECOND_NS
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
@@ -19,13 +19,13 @@ _WRITES = int(Counter.WRITES)
 _DELETES = int(Counter.DELETES)
 
 
-@kernel
+@inlined
 def protocol_of(key2):
     """The IP protocol in a flow key."""
     return (key2 >> 32) & 0xFF
 
 
-@kernel
+@inlined
 def stored_expiry(sessions, slot):
     """When the record of a session stops being true, in seconds of store time.
 
@@ -39,7 +39,7 @@ def stored_expiry(sessions, slot):
     return seen_s + max(idle_s, balancer_s) + FAILOVER_S
 
 
-@kernel
+@inlined
 def _fill(sessions, row, rows, slot):
     sync(sessions, slot)
     table = sessions.table
