@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from everwall.counters import Counter
 from everwall.flow import make_key
-from everwall.kernels import external, fence, kernel
+from everwall.kernels import external, fence, inlined, kernel
 from everwall.limits import FRAGMENTS_MAX, HANDOVER_PACKETS
 from everwall.rings import zeros_apart
 from everwall.session import state
@@ -88,7 +88,7 @@ def make_handovers(wakes: Sequence[int], frame_bytes: int) -> list[Handover]:
     ]
 
 
-@kernel
+@inlined
 def worker_of(hashed, workers):
     """Which of ``workers`` has the flows of a hash: its upper 32 bits deal them out evenly."""
     return (((hashed >> 32) & 0xFFFFFFFF) * workers) >> 32
@@ -123,7 +123,7 @@ def spread(sessions, handover, batch, rows, count, now):
     return kept
 
 
-@kernel
+@inlined
 def _owner(sessions, handover, meta, i, now):
     """The worker that packet ``i`` has to go to next; our own number when there is none."""
     if meta[i, m.FRAGMENT] == m.NOT_FRAGMENT or meta[i, m.ROUTED] != 0:
@@ -151,7 +151,7 @@ def _owner_of_fragment(handover, meta, i, seed, now):
     return worker_of(meta[i, m.HASH], workers)
 
 
-@kernel
+@inlined
 def _give(handover, owner, batch, i):
     """Copy packet ``i`` for its owner; returns whether there was room."""
     pair = handover.own[WORKER] * handover.own[WORKERS] + owner
