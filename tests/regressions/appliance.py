@@ -6,20 +6,24 @@ has two addresses on its data interface.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 import numpy as np
 
 from everwall import pipeline
 from everwall.engine import Engine, EngineConfig
-from everwall.limits import GENEVE_PORT, SECOND_NS, frame_bytes_for
+from everwall.limits import GENEVE_PORT, frame_bytes_for
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports import port as ports
+from everwall.ports.bpf import CutThrough, attach_pass
 from everwall.ports.port import Port
-from everwall.session import image
+from everwall.session import image, offload
+from everwall.session.table import SharedTable, slots_for
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, LOCAL_ADDRESS, PEER_ADDRESS, PEER_PORT, START, VERDICT, Batch, make_batch
 from tests import packets
@@ -29,7 +33,11 @@ BALANCERS = ("10.9.0.101", "10.9.0.102")
 FIREWALL, FIREWALL_TOO = "10.9.0.1", "10.9.0.2"
 SOURCE_PORT = 50_123
 DEVICE = "eth0"
-KINDS = ("engine", "udp", "raw")
+KINDS = ("engine", "udp", "raw", "xdp", "cut-through")
+"""``xdp`` hands every packet to the engine; with ``cut-through`` the program answers what it may."""
+_SEED = 7
+_SESSIONS = 64
+_ETHERTYPE_IPV4 = 0x0800
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,24 @@ def returned(packet: Outer, geneve: bytes | None = None) -> Outer:
 class Appliance:
     """An engine behind nothing: packets are put into its batch and taken from it."""
 
-    def __init__(self, policy: CompiledPolicy | None = None, **config: object) -> None:
-        settings = {"max_sessions": 64, "lookups": 8, "parked_packets": 16, "owner": 1} | config
-        self.engine = Engine(EngineConfig(**settings), policy or allow_all())
-        self.now = 1_000 * SECOND_NS
+    kind = "engine"
+    bounced = 0
+    """Packets that a program in the kernel answered."""
+
+    def __init__(
+        self,
+        policy: CompiledPolicy | None = None,
+        program: CutThrough | None = None,
+        **config: object,
+    ) -> None:
+        settings = {"max_sessions": _SESSIONS, "lookups": 8, "parked_packets": 16, "owner": 1, "seed": _SEED}
+        engine = EngineConfig(**(settings | config))
+        shared = control = None
+        if program is not None:
+            shared = SharedTable(program.hot, program.tags, program.addresses)
+            control = program.control
+        self.engine = Engine(engine, policy or allow_all(), shared, control)
+        self.now = time.monotonic_ns()
         self.batch = make_batch(64, frame_bytes_for(1500))
 
     def through(self, packet: Outer) -> Outer | None:
@@ -81,6 +103,16 @@ class Appliance:
         packets.load(self.batch, 0, packet.geneve, peer=peer, local=local)
         self.batch.meta[0, VERDICT] = Verdict.FORWARD
         return self._judge(1)
+
+    @property
+    def cut_through_was_tried(self) -> bool:
+        """Whether the kernel answered something, where it is there to do so; it may not elsewhere."""
+        return (self.bounced > 0) == (self.kind == "cut-through")
+
+    def talks(self, geneve: bytes, answer: bytes) -> None:
+        """Both directions of a flow pass: from here on a cut-through may answer for the engine."""
+        for packet in (geneve, answer):
+            assert self.passes(sent(packet))
 
     def _judge(self, count: int) -> list[Outer]:
         self.engine.receive(self.batch, count, self.now)
@@ -114,24 +146,62 @@ class Appliance:
         """Let go of everything."""
 
 
+class Place:
+    """A real port in its network, for one firewall after the other: opening it takes longer than a story."""
+
+    def __init__(self, kind: str, link: Linked) -> None:
+        self.kind = kind
+        self.link = link
+        self._opened = contextlib.ExitStack()
+        self.program: CutThrough | None = None
+        with link.far.entered():
+            self.port = self._open()
+        self._opened.callback(ports.close, self.port)
+
+    def _open(self) -> Port:
+        if self.kind == "udp":
+            return ports.open_udp("0.0.0.0")
+        if self.kind == "raw":
+            return ports.open_raw("0.0.0.0", DEVICE)
+        self.program = CutThrough(workers=1, slots=slots_for(_SESSIONS), queues=1)
+        self._opened.callback(self.program.close)
+        port = ports.open_xdp(DEVICE, [0])
+        for queue, descriptor in ports.queue_sockets(port):
+            self.program.set_socket(queue, descriptor)
+        with self.link.near.entered():
+            # What is bounced into a veth is lost unless its other end has a program as well.
+            self._opened.callback(attach_pass(DEVICE).close)
+        self.program.attach(DEVICE)
+        return port
+
+    def clean(self) -> CutThrough | None:
+        """The program of a cut-through, as if it had never seen a session."""
+        if self.program is None or self.kind != "cut-through":
+            return None
+        for array in (self.program.hot, self.program.tags, self.program.addresses):
+            array[:] = 0
+        self.program.configure(seed=_SEED, sources=[IPv4Network("10.9.0.0/24")])
+        return self.program
+
+    def close(self) -> None:
+        self._opened.close()
+
+
 class PortAppliance(Appliance):
     """An engine behind a real port, with real load balancer sockets at the other end of a link."""
 
-    def __init__(
-        self, kind: str, link: Linked, policy: CompiledPolicy | None = None, **config: object
-    ) -> None:
-        super().__init__(policy, **config)
-        self._link = link
-        with self._link.far.entered():
-            self.port = _OPEN[kind]()
-        self._listeners = {}
+    def __init__(self, place: Place, policy: CompiledPolicy | None = None, **config: object) -> None:
+        super().__init__(policy, place.clean(), **config)
+        self.kind = place.kind
+        self.port = place.port
+        self._link = place.link
+        self._opened = contextlib.ExitStack()
         self._senders: dict[tuple[str, int], socket.socket] = {}
-        for address in BALANCERS:
-            self._listeners[address] = self._socket(address, GENEVE_PORT)
+        self._listeners = {address: self._socket(address, GENEVE_PORT) for address in BALANCERS}
 
     def _socket(self, address: str, number: int) -> socket.socket:
         with self._link.near.entered():
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made = self._opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         made.bind((address, number))
         made.setblocking(False)
         return made
@@ -140,11 +210,26 @@ class PortAppliance(Appliance):
         way = (packet.source, packet.source_port)
         if way not in self._senders:
             self._senders[way] = self._socket(*way)
+        self._alive()
         self._senders[way].sendto(packet.geneve, (packet.destination, GENEVE_PORT))
+        return self._come_back()
+
+    def _alive(self) -> None:
+        """The dead man's word of a worker: without it no program answers."""
+        self.now = max(self.now, time.monotonic_ns())
+        offload.stamp(self.engine.state.sessions, time.monotonic_ns())
+
+    def _come_back(self) -> list[Outer]:
+        """What comes back for the packet that is under way: from the program, or through the engine."""
         deadline = time.monotonic() + 5
-        while (count := ports.receive(self.port, self.batch, len(self.batch.meta))) == 0:
-            assert time.monotonic() < deadline, "the packet did not reach the port"
-        return self._judge(count)
+        while time.monotonic() < deadline:
+            if found := self._heard():
+                self.bounced += 1
+                return found
+            if count := ports.receive(self.port, self.batch, len(self.batch.meta)):
+                return self._judge(count)
+            time.sleep(0.0005)  # whoever brings it may need this processor
+        raise AssertionError("the packet reached nobody")
 
     def _send(self, batch: Batch, rows: list[int]) -> list[Outer]:
         # The udp port opens a socket for each source port when it first needs it.
@@ -154,24 +239,50 @@ class PortAppliance(Appliance):
         deadline = time.monotonic() + 2
         while len(found) < len(rows):
             assert time.monotonic() < deadline, "what was sent did not arrive"
-            for address, listener in self._listeners.items():
-                try:
-                    data, (source, number) = listener.recvfrom(1 << 16)
-                except BlockingIOError:
-                    continue
+            found += self._heard()
+        return found
+
+    def _heard(self) -> list[Outer]:
+        """What has arrived at the load balancers."""
+        found = []
+        for address, listener in self._listeners.items():
+            with contextlib.suppress(BlockingIOError):
+                data, (source, number) = listener.recvfrom(1 << 16)
                 found.append(Outer(data, source, number, address))
         return found
 
+    # Frames ---------------------------------------------------------------------------------------
+
+    def frame_back(self, geneve: bytes, station: bytes) -> tuple[bytes, bytes, bytes]:
+        """(destination, source, firewall's own) MAC address of what comes back for a frame sent by ``station``.
+
+        The load balancer's router may be any of several: frames of one flow come from different stations.
+        """
+        with self._link.far.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as any_socket:
+            any_socket.bind((DEVICE, 0))
+            own = any_socket.getsockname()[4]
+        header = struct.pack("!HHHH", SOURCE_PORT, GENEVE_PORT, 8 + len(geneve), 0)
+        packet = packets.ipv4(BALANCERS[0], FIREWALL, 17, header + geneve)
+        with self._link.near.entered():
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        with wire:
+            wire.bind((DEVICE, _ETHERTYPE_IPV4))
+            wire.setblocking(False)
+            self._alive()
+            wire.send(own + station + struct.pack("!H", _ETHERTYPE_IPV4) + packet)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                if count := ports.receive(self.port, self.batch, len(self.batch.meta)):
+                    self.engine.receive(self.batch, count, self.now)
+                    assert ports.send(self.port, self.batch, np.arange(count), count) == 0
+                with contextlib.suppress(BlockingIOError):
+                    frame = wire.recv(1 << 16)
+                    if frame.endswith(geneve):
+                        return frame[:6], frame[6:12], own
+        raise AssertionError("nothing came back")
+
     def close(self) -> None:
-        ports.close(self.port)
-        for each in (*self._listeners.values(), *self._senders.values()):
-            each.close()
-
-
-_OPEN: dict[str, Callable[[], Port]] = {
-    "udp": lambda: ports.open_udp("0.0.0.0"),
-    "raw": lambda: ports.open_raw("0.0.0.0", DEVICE),
-}
+        self._opened.close()
 
 
 def open_link() -> Linked:

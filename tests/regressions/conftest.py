@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests import needs
-from tests.namespaces import Linked
-from tests.regressions.appliance import KINDS, Appliance, PortAppliance, open_link
+from tests.regressions.appliance import KINDS, Appliance, Place, PortAppliance, open_link
 
 
 @pytest.fixture(scope="session")
-def link() -> Iterator[Linked]:
-    """The network of the firewalls on real ports."""
-    needs.namespaces()
-    needs.binary("ip")
-    opened = open_link()
-    yield opened
-    opened.close()
+def place() -> Iterator[Callable[[str], Place]]:
+    """The place of a kind of port, opened when it is first asked for."""
+    opened = contextlib.ExitStack()
+    places: dict[str, Place] = {}
+
+    def of(kind: str) -> Place:
+        needs.namespaces()
+        needs.binary("ip")
+        if kind in ("xdp", "cut-through"):
+            needs.xdp()
+        if kind not in places:
+            link = open_link()
+            opened.callback(link.close)
+            places[kind] = Place(kind, link)
+            opened.callback(places[kind].close)
+        return places[kind]
+
+    with opened:
+        yield of
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Appliance]]:
+def make(request: pytest.FixtureRequest, place: Callable[[str], Place]) -> Iterator[Callable[..., Appliance]]:
     """Makes a firewall on one kind of port; the arguments are policy and engine settings."""
     kind = str(request.param)
     made: list[Appliance] = []
@@ -32,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Appliance]]:
         if kind == "engine":
             made.append(Appliance(*arguments, **config))
         else:
-            made.append(PortAppliance(kind, request.getfixturevalue("link"), *arguments, **config))
+            made.append(PortAppliance(place(kind), *arguments, **config))
         return made[-1]
 
     yield build

@@ -28,8 +28,10 @@ CLIENT, SERVER = "10.1.0.5", "10.2.0.9"
 def test_every_packet_goes_back_with_the_cookie_it_came_with(firewall: Appliance) -> None:
     """A cookie kept with the session instead of the packet is wrong as soon as the load balancer changes it, and a
     return with a wrong cookie is dropped there."""
+    firewall.talks(geneve(udp(CLIENT, SERVER, 4000, 53)), geneve(udp(SERVER, CLIENT, 53, 4000)))
     for cookie in (1, 2, 0, 0xFFFFFFFF, 2):
         assert firewall.passes(sent(geneve(udp(CLIENT, SERVER, 4000, 53), cookie=cookie)))
+    assert firewall.cut_through_was_tried
 
 
 def test_a_tuple_used_again_goes_back_with_the_new_cookie_from_the_first_packet_on(
@@ -41,6 +43,7 @@ def test_a_tuple_used_again_goes_back_with_the_new_cookie_from_the_first_packet_
     old = Connection(CLIENT, SERVER, 40_000)
     for inner in old.whole_life():
         assert firewall.passes(sent(geneve(inner, cookie=0xAAAA)))
+    assert firewall.cut_through_was_tried
     new = Connection(CLIENT, SERVER, 40_000, client_start=900_000, server_start=77)
     for inner in new.handshake():
         assert firewall.passes(sent(geneve(inner, cookie=0xBBBB)))
@@ -53,6 +56,7 @@ def test_the_two_directions_keep_cookies_of_their_own(firewall: Appliance) -> No
     for inner in talk.whole_life():
         from_client = inner[12:16] == bytes([10, 1, 0, 5])
         assert firewall.passes(sent(geneve(inner, cookie=0xC1 if from_client else 0x5E)))
+    assert firewall.cut_through_was_tried
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,11 @@ def test_options_go_back_in_their_order_with_strangers_among_them(
     three = [endpoint_option(7), attachment_option(8), cookie_option(9)]
     stranger = option(0x0104, 0x42, b"somebody else's.", reserved=5)
     options = [three[i] for i in order]
-    assert firewall.passes(sent(geneve(udp(CLIENT, SERVER, 1, 2), options=[stranger, *options, stranger])))
+    there, back = udp(CLIENT, SERVER, 1, 2), udp(SERVER, CLIENT, 2, 1)
+    firewall.talks(geneve(there, options=options), geneve(back, options=options))
+    for listed in (options, [stranger, *options], [*options, stranger]):
+        assert firewall.passes(sent(geneve(there, options=listed)))
+    assert firewall.cut_through_was_tried
 
 
 def test_a_packet_that_waited_for_the_store_goes_back_with_its_own_cookie(

@@ -44,6 +44,7 @@ def test_the_log_line_of_a_session_names_its_endpoint(firewall: Appliance, endpo
     """The line is written at the end, from what was kept of the beginning."""
     for inner in Connection(CLIENT, SERVER).whole_life():
         assert firewall.passes(sent(geneve(inner, endpoint=endpoint)))
+    assert firewall.cut_through_was_tried
     firewall.now += 60_000_000_000
     for _ in range(130):
         firewall.now += 20_000_000
@@ -55,7 +56,11 @@ def test_the_log_line_of_a_session_names_its_endpoint(firewall: Appliance, endpo
 def test_endpoints_that_differ_in_one_word_only_are_two(firewall: Appliance) -> None:
     """Half an id compared is another customer's session found."""
     for endpoint in IDS:
+        there, back = udp(CLIENT, SERVER, 4000, 53), udp(SERVER, CLIENT, 53, 4000)
+        firewall.talks(geneve(there, endpoint=endpoint), geneve(back, endpoint=endpoint))
+    for endpoint in IDS:
         assert firewall.passes(sent(geneve(udp(CLIENT, SERVER, 4000, 53), endpoint=endpoint)))
+    assert firewall.cut_through_was_tried
     assert {session["endpoint"] for session in firewall.engine.sessions()} == set(IDS)
 
 
