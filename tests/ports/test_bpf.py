@@ -377,15 +377,15 @@ def test_a_node_that_hangs_bounces_no_more(wire: Wire) -> None:
     held = wire.there(lambda: attach_pass("vb1"))
     gateway = wire.there(lambda: udp_socket(wire.THEIRS, 6081))
     sent = packets.geneve(FLOWS[0].inner(100), FLOWS[0].endpoint)
-    began = time.monotonic()
-    last = began
-    gateway.settimeout(0.2)
+    gateway.settimeout(0.1)
+    rig.beat(0)
+    last = began = time.monotonic()
     while time.monotonic() - began < 1.5:
         gateway.sendto(sent, (wire.OURS, 6081))
         with contextlib.suppress(TimeoutError):
             gateway.recv(2048)
             last = time.monotonic()
-    assert 0.3 < last - began < 0.6, "for as long as the word was fresh"
+    assert 0.2 < last - began < 0.9, "for as long as the word was fresh"
     assert rig.program.counters()["stale"] > 0
     held.close()
     gateway.close()

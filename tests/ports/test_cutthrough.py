@@ -386,7 +386,7 @@ def test_before_a_worker_has_said_what_it_wants_nothing_is_bounced(rig: Rig) -> 
 def test_a_worker_that_hangs_gets_every_packet(rig: Rig) -> None:
     rig.beat(age=BEAT_STALE_NS + 50 * MS_NS)
     assert {rig.run(flow.frame()) for flow in FLOWS} == {"stale"}
-    rig.beat(age=BEAT_STALE_NS - 200 * MS_NS)
+    rig.beat(age=BEAT_STALE_NS - 400 * MS_NS)
     assert {rig.run(flow.frame()) for flow in FLOWS} == {BOUNCED}
 
 
