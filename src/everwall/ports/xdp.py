@@ -21,6 +21,7 @@ import numpy as np
 from everwall.kernels import (
     external,
     fence,
+    inlined,
     kernel,
     load32,
     load32_acquire,
@@ -209,7 +210,7 @@ def _receive_queue(port, q, batch, count, limit):
     return count
 
 
-@kernel
+@inlined
 def _take(port, q, batch, i, following, pieces):
     """One packet, of ``pieces`` descriptors, into row ``i``; its frames are held."""
     queues, info, held, meta = port.queues, port.info, port.held, batch.meta
@@ -281,7 +282,7 @@ def send(port, batch, rows, count):
     return failed
 
 
-@kernel
+@inlined
 def _held_of(port, token):
     """Where the frames of a row begin in ``held``; -1 when the port does not have them (any more)."""
     first = (token & ((1 << _TOKEN_BITS) - 1)) - 1
@@ -301,7 +302,7 @@ def _room(port, q, wanted):
     return size - ((queues[q, TX_NEXT] - load32(queues[q, TX_CONSUMER])) & _INDEX) >= wanted
 
 
-@kernel
+@inlined
 def _put(port, q, frame, length, more):
     """The next descriptor of a tx ring that has room."""
     queues = port.queues
@@ -312,7 +313,7 @@ def _put(port, q, frame, length, more):
     queues[q, TX_NEXT] = (following + 1) & _INDEX
 
 
-@kernel
+@inlined
 def _send_held(port, batch, row, first):
     """Send a packet from the frames that it came in."""
     held, meta = port.held, batch.meta
