@@ -33,6 +33,7 @@ _SOL_PACKET = 263
 _PACKET_RX_RING = 5
 _PACKET_STATISTICS = 6
 _PACKET_VERSION = 10
+_PACKET_QDISC_BYPASS = 20
 _PACKET_IGNORE_OUTGOING = 23
 _TPACKET_V2 = 1
 _SO_ATTACH_FILTER = 26
@@ -103,6 +104,8 @@ def _prepare(opened: socket.socket, frame_bytes: int) -> None:
     described = struct.pack("HxxxxxxP", len(_IP_ONLY), ctypes.addressof(memory))
     opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
     opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    # A link that has just come up drops what is queued on it for up to a second.
+    opened.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
     opened.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V2)
     sizes = (_BLOCK_BYTES, PACKET_RING_BYTES // _BLOCK_BYTES, frame_bytes, PACKET_RING_BYTES // frame_bytes)
     opened.setsockopt(_SOL_PACKET, _PACKET_RX_RING, struct.pack("4I", *sizes))
