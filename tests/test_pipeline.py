@@ -169,6 +169,6 @@ def test_a_session_that_is_being_made_while_somebody_looks_is_left_out() -> None
     node = Node()
     node.take_all(Connection(CLIENT, SERVER).handshake())
     table = node.engine.sessions_state.table
-    free = int(np.flatnonzero(table.hot[:, t.KEY2] == 0)[0])
-    table.hot[free, t.KEY2] = 1  # the key stands, nothing else does
+    free = int(np.flatnonzero(table.tags == 0)[0])
+    table.tags[free] = table.hot[free, t.KEY2] = 1  # the key stands, nothing else does
     assert [row["state"] for row in node.engine.sessions()] == ["established"]

@@ -222,7 +222,7 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
     """Rows for people from a live table; a row may be torn while a worker writes it, one just begun is left out."""
     table = sessions.table
     hot, cold, small, short = table.hot, table.cold, table.small, table.short
-    slots = np.flatnonzero(hot[:, t.KEY2])[:limit]
+    slots = np.flatnonzero(table.tags)[:limit]
     want = int(sessions.words[state.EPOCH]) << 16 | 1
     rows = []
     for slot, last_seen, packets, octets in zip(slots, *totals(sessions, slots), strict=True):

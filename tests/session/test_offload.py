@@ -65,7 +65,7 @@ def stories() -> dict[str, tuple[list[bytes], bool]]:
         "established": (opened.handshake(), True),
         "half-closed": ([*closing.handshake(), closing.fin()], False),
         "reset": ([*reset.handshake(), reset.rst()], False),
-        "a syn that may begin anew": ([*intruded.handshake(), foreign_syn], False),
+        "established, and somebody's syn": ([*intruded.handshake(), foreign_syn], True),
         "udp, one way": ([ASK, ASK], False),
         "udp, answered": ([ASK, ANSWER], True),
         "icmp": (
@@ -397,6 +397,20 @@ def test_a_connection_begun_anew_on_the_same_tuple_starts_in_the_engine() -> Non
     assert node.drive(again.syn_ack(), again.ack()) == [FORWARD] * 2
     assert node.drive(again.data()) == [BOUNCED]
     assert node.only_session()["packets"] == 4
+
+
+def test_a_connection_lost_by_its_server_begins_anew_although_it_was_offloaded() -> None:
+    node = make_node()
+    talk = established(node)
+    again = Connection(client_start=3_000_000_000, server_start=9)
+    assert node.drive(again.syn()) == [FORWARD]
+    assert node.drive(talk.data()) == [BOUNCED], "an intruder's SYN costs nothing"
+    assert node.drive(again.syn_ack(), again.ack()) == [FORWARD] * 2, (
+        "but this server has lost the old connection"
+    )
+    assert node.drive(again.data()) == [BOUNCED]
+    assert node.ends() == ["tcp-reuse"]
+    assert node.only_session()["packets"] == 3
 
 
 def test_a_session_handed_over_takes_its_totals_along() -> None:

@@ -107,7 +107,7 @@ def age(sessions, now):
     words[state.AGEING_DUE] = now + TICK_NS
     hand = words[state.AGEING_HAND]
     for _ in range(min(ticks * ((slots + AGEING_TICKS - 1) // AGEING_TICKS), slots)):
-        if sessions.table.hot[hand, t.KEY2] != 0:
+        if sessions.table.tags[hand] != 0:
             _age(sessions, hand, now)
         hand += 1
         if hand == slots:

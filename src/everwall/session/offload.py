@@ -57,8 +57,8 @@ def may_offload(sessions, slot):
         return np.int64(short[slot, t.FLAGS]) & image.REPLIED != 0
     if current != tcp.TCP_ESTABLISHED:
         return False
-    local = np.int64(short[slot, t.LOCAL])
-    if local & (_LEARNED | t.RELEARNING | t.SYN_PENDING) != _LEARNED:
+    # A SYN into the connection does not matter: what answers it is the engine's as well.
+    if np.int64(short[slot, t.LOCAL]) & (_LEARNED | t.RELEARNING) != _LEARNED:
         return False
     return tcp.windows_known(sessions.table.small, slot)
 
