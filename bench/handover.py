@@ -25,7 +25,7 @@ from everwall.wire import meta as m
 from everwall.wire.meta import Batch
 
 BATCHES = 128
-ROUNDS = 5
+ROUNDS = 20
 _FORWARD = int(Verdict.FORWARD)
 _NOW = 2
 

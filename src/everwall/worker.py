@@ -251,6 +251,7 @@ class Worker:
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""
         self.loop.control[STOP] = 1
+        os.eventfd_write(int(self.loop.descriptors[0]), 1)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
