@@ -32,7 +32,7 @@ ANSWER_S = 5.0
 
 POLICY = """
 zones:
-  spoke: {endpoints: [vpce-00000000000000aa]}
+  spoke: {endpoints: [vpce-00000000000000aa, vpce-0a1b2c3d00000000]}
 rules:
   - name: web
     from: spoke
@@ -347,6 +347,20 @@ def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, start: Ca
     assert node.process.wait(timeout=START_S) == 1
     assert "everwall-health-port" in node.said()
     assert "Traceback" not in node.said()
+
+
+def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
+    balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    node = start(12, None, extra="plugin-op-commands=aws-gwlb-inspect:enable").ready()
+    name, number = "vpce-0a1b2c3d00000000", 0x0A1B2C3D_00000000
+    assert balancer.through(node, c2s(flags="S", seq=1000), endpoint=number)
+    (session,) = node.ask("sessions")["sessions"]
+    assert session["endpoint"] == name
+    traffic_log = node.folder / "traffic.log"
+    until(traffic_log.read_text, 15, "the end of a handshake that nobody answers")
+    (line,) = traffic_log.read_text().splitlines()
+    assert json.loads(line)["endpoint"] == name
 
 
 def test_show_prints_what_the_node_knows(redis: RedisServer, start: Callable[..., Process]) -> None:

@@ -18,7 +18,7 @@ FRAME_BYTES = 2048
 """Bytes of one packet slot: headroom and a GENEVE packet over an MTU of 1500 inside (1540 bytes)."""
 JUMBO_FRAME_BYTES = 9152
 """The same over an MTU of 8500 inside, the most that the load balancer carries, and for any packet that an
-interface with the cloud's MTU of 9001 takes. An odd number of cache lines: rows share no cache sets."""
+interface with the cloud's MTU of 9001 takes. Small packets are judged no slower in slots of this size."""
 GENEVE_OVERHEAD_BYTES = 68
 """What GENEVE with the load balancer's three options adds to a packet: IPv4 20, UDP 8, GENEVE 8, options 32."""
 INNER_MTU_MAX = 8500
