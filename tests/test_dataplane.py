@@ -86,6 +86,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(
         dataplane.ports, "queue_sockets", lambda port: [(queue, 100 + queue) for queue in port[1:]]
     )
+    monkeypatch.setattr(dataplane.ports, "statistics", lambda port: {"rx-dropped": port[1]})
     monkeypatch.setattr(dataplane, "is_zero_copy", lambda port: False)
     monkeypatch.setattr(dataplane.ports, "open_raw", lambda *_, **__: ("raw",))
     monkeypatch.setattr(dataplane.ports, "open_udp", lambda *_, **__: ("udp",))
@@ -126,7 +127,17 @@ def test_the_program_knows_everything_before_the_first_packet_is_its_own(machine
     assert shared is not None
     assert shared.hot.shape == (slots, 8)
     assert plane.control is Program.made[0].control
-    assert plane.counters() == {"cut-through-bounced": 5, "cut-through-bounced-bytes": 500}
+    assert plane.counters() == {
+        "cut-through-bounced": 5,
+        "cut-through-bounced-bytes": 500,
+        "port-rx-dropped": 0,
+    }
+
+
+def test_what_the_system_counts_for_the_ports_is_added_up(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(dataplane.ports, "statistics", lambda port: {"rx-dropped": 1 + port[1]})
+    plane, _ = opened(a_wish(workers=2))
+    assert plane.counters()["port-rx-dropped"] == 1 + 2
 
 
 def test_without_the_cut_through_the_program_only_hands_up(machine: pytest.MonkeyPatch) -> None:

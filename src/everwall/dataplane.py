@@ -37,6 +37,7 @@ from everwall.session.table import SharedTable, slots_for
 log = structlog.get_logger()
 
 _CUT_THROUGH = "cut-through-"
+_PORT = "port-"
 BOUNCED = _CUT_THROUGH + Outcome.BOUNCED.label
 """The counter of packets that the program answered."""
 BOUNCED_BYTES = _CUT_THROUGH + Outcome.BOUNCED_BYTES.label
@@ -143,10 +144,14 @@ class DataPlane:
         return None if self.without or self.program is None else self.program.control
 
     def counters(self) -> dict[str, int]:
-        """What the program did with packets, by name."""
+        """What the program did with packets, and what became of them before the ports had them, by name."""
         if self.program is None:
             return {}
-        return {f"{_CUT_THROUGH}{name}": count for name, count in self.program.counters().items()}
+        counts = {f"{_CUT_THROUGH}{name}": count for name, count in self.program.counters().items()}
+        for port in self.ports:
+            for name, count in ports.statistics(port).items():
+                counts[f"{_PORT}{name}"] = counts.get(f"{_PORT}{name}", 0) + count
+        return counts
 
     def close(self) -> None:
         """Let go of everything, the program first; the workers have stopped."""

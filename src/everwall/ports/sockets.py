@@ -13,6 +13,7 @@ Packets move in batches (recvmmsg, sendmmsg).
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 
@@ -66,7 +67,9 @@ _SOCK_DGRAM_NONBLOCK = 2 | 0o4000 | 0o2000000
 _IP_PKTINFO = 8
 _SOL_SOCKET = 1
 _SO_REUSEPORT = 15
-_RECEIVE_BUFFER_BYTES = 8 << 20
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_BUFFER_BYTES = 8 << 20
+"""Of what waits to be received; and of what is on its way out, which a busy peer frees late."""
 
 # A mmsghdr is 64 bytes on 64-bit Linux: name, namelen, iov, iovlen, control, controllen, flags, len.
 _NAME, _NAME_BYTES, _VECTOR, _VECTORS, _CONTROL, _CONTROL_BYTES, _FLAGS, _LENGTH = range(8)
@@ -83,11 +86,10 @@ def _receiver(address: str, device: str | None, shared: bool, number: int = GENE
         receiver.setblocking(False)
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         receiver.setsockopt(socket.SOL_IP, _IP_PKTINFO, 1)
-        force = getattr(socket, "SO_RCVBUFFORCE", 33)
         try:
-            receiver.setsockopt(socket.SOL_SOCKET, force, _RECEIVE_BUFFER_BYTES)
+            receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         except PermissionError:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         if device:
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
         receiver.bind((address, number))
@@ -108,6 +110,8 @@ def open_raw(
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     try:
         sender.setsockopt(socket.SOL_IP, socket.IP_HDRINCL, 1)
+        with contextlib.suppress(PermissionError):  # not of the first user namespace: the usual 208 kB
+            sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_BYTES)
         sender.setblocking(False)
         if device:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")

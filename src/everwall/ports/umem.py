@@ -63,10 +63,10 @@ STATISTICS = (
     "tx-invalid-descriptors",
     "rx-ring-full",
     "fill-ring-empty",
-    "tx-ring-empty",
 )
 """Of ``struct xdp_statistics``: packets that found no frame or were too long, descriptors of ours that the kernel
-refused, packets that found the rx ring full, then how often the kernel found nothing in a ring."""
+refused, packets that found the rx ring full, and how often it found no frame. What is left out is how often it found
+nothing to send."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
