@@ -238,6 +238,24 @@ def test_a_veth_has_the_xdp_port_and_nothing_is_left_of_it(veth: DataInterface) 
     assert "prog/xdp" not in ip("link", "show", "data0")
 
 
+def test_as_many_queues_as_the_interface_has_are_served() -> None:
+    needs.xdp()
+    with new_network():
+        queues = ("numrxqueues", "4", "numtxqueues", "4")
+        ip("link", "add", "data0", "mtu", "1700", *queues, "type", "veth", "peer", "name", "far", *queues)
+        ip("link", "set", "data0", "up")
+        ip("link", "set", "far", "up")
+        assert dataplane.receive_queues("data0") == 4
+        wish = a_wish(DataInterface("data0", "10.40.0.11", (), 1700), workers=2, port="xdp")
+        plane, _ = opened(wish)
+        try:
+            served = [[queue for queue, _ in dataplane.ports.queue_sockets(port)] for port in plane.ports]
+            assert served == [[0, 2], [1, 3]]
+            assert plane.detail == "native XDP, copy mode, 4 queues"
+        finally:
+            plane.close()
+
+
 def test_an_mtu_that_native_xdp_does_not_take_is_the_reason(veth: DataInterface) -> None:
     ip("link", "set", "far", "mtu", "9000")
     plane, (said,) = opened(a_wish(data=veth))
