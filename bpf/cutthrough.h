@@ -422,7 +422,7 @@ static __noinline int pass(void)
 static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *inner, *transport;
-    u32 zero = 0, bytes, left, option_bytes, ports, protocol, sequence_end = 0, direction, worker, line_control;
+    u32 zero = 0, bytes, left, option_bytes, ports, protocol, sequence_end = 0, acknowledged = 0, direction, worker, line_control;
     struct outcomes *outcomes;
     struct hot_line *line;
     struct flow flow;
@@ -512,6 +512,7 @@ static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
         if ((flags & (META_TCP_ACK | META_TCP_SYN | META_TCP_FIN | META_TCP_RST | TCP_URG)) != META_TCP_ACK)
             return hand_up(ctx, OUTCOME_TCP_FLAGS);
         sequence_end = bpf_ntohl(READ32(transport + 4)) + left - header;
+        acknowledged = bpf_ntohl(READ32(transport + 8));
     } else if (protocol == META_PROTOCOL_UDP) {
         u32 length = bpf_ntohs(READ16(transport + 4));
 
@@ -557,8 +558,10 @@ static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
     /* Nothing speaks against it. */
     if (protocol == META_PROTOCOL_TCP) {
         s32 ahead = sequence_end - line->half[HOT_END_LOWER + direction];
+        /* What was not sent cannot be acknowledged. Who guesses has to guess both numbers. */
+        u32 behind = line->half[HOT_END_LOWER + 1 - direction] - acknowledged;
 
-        if (ahead > SEQUENCE_JUMP_MAX || ahead < -SEQUENCE_JUMP_MAX)
+        if (ahead > SEQUENCE_JUMP_MAX || ahead < -SEQUENCE_JUMP_MAX || behind > SEQUENCE_JUMP_MAX)
             return hand_up(ctx, OUTCOME_SEQUENCE);
         if (ahead > 0)
             line->half[HOT_END_LOWER + direction] = sequence_end;

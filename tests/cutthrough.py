@@ -45,11 +45,13 @@ class Flow:
             self, source=self.destination, destination=self.source, sport=self.dport, dport=self.sport
         )
 
-    def inner(self, size: int = 24, *, flags: str | int = "A", seq: int = 1000, **fields: object) -> bytes:
+    def inner(
+        self, size: int = 24, *, flags: str | int = "A", seq: int = 1000, ack: int = 1, **fields: object
+    ) -> bytes:
         """A packet from ``source`` with so many bytes of payload."""
         ends = (self.source, self.destination, self.sport, self.dport)
         if self.protocol == packets.TCP:
-            return packets.tcp(*ends, flags, seq, 1, payload=b"d" * size, **fields)  # type: ignore[arg-type]
+            return packets.tcp(*ends, flags, seq, ack, payload=b"d" * size, **fields)  # type: ignore[arg-type]
         return packets.udp(*ends, payload=b"d" * size, **fields)  # type: ignore[arg-type]
 
     def frame(self, size: int = 24, **fields: object) -> bytes:

@@ -81,7 +81,13 @@ class Program:
         return BOUNCED
 
     def _bounce(
-        self, endpoint: int, protocol: int, ends: tuple, reached: int | None, length: int, clock: int
+        self,
+        endpoint: int,
+        protocol: int,
+        ends: tuple,
+        reached: tuple[int, int] | None,
+        length: int,
+        clock: int,
     ) -> None:
         family = 4 if len(ends[0][0]) == 4 else 6
         signed = endpoint - 2**64 if endpoint >= 2**63 else endpoint
@@ -98,10 +104,12 @@ class Program:
         must(clock - beat <= BEAT_STALE_NS, "stale")
         end = key["direction"]
         if reached is not None:
-            ahead = (reached - int(halves[8 + end]) + 2**31) % 2**32 - 2**31
-            must(abs(ahead) <= SEQUENCE_JUMP_MAX, "sequence")
+            sequence, acknowledged = reached
+            ahead = (sequence - int(halves[8 + end]) + 2**31) % 2**32 - 2**31
+            behind = (int(halves[9 - end]) - acknowledged) % 2**32
+            must(abs(ahead) <= SEQUENCE_JUMP_MAX and behind <= SEQUENCE_JUMP_MAX, "sequence")
             if ahead > 0:
-                halves[8 + end] = reached % 2**32
+                halves[8 + end] = sequence % 2**32
         halves[7] = (clock >> 20) % 2**32
         halves[10 + end] = (int(halves[10 + end]) + 1) % 2**32
         line[6 + end] += length
@@ -149,8 +157,8 @@ def ipv6(inner: bytes) -> tuple[int, tuple[bytes, bytes], bytes]:
     return inner[6], (inner[8:24], inner[24:40]), inner[40:]
 
 
-def transport(protocol: int, segment: bytes) -> int | None:
-    """The sequence after the last byte of a TCP segment; none in UDP."""
+def transport(protocol: int, segment: bytes) -> tuple[int, int] | None:
+    """The sequence after the last byte of a TCP segment, and what it acknowledges; none in UDP."""
     must(protocol in (TCP, UDP), "inner-protocol")
     if protocol == UDP:
         must(8 <= int.from_bytes(segment[4:6], "big") <= len(segment), "transport-header")
@@ -160,7 +168,8 @@ def transport(protocol: int, segment: bytes) -> int | None:
     must(20 <= header <= len(segment), "transport-header")
     fin, syn, rst, acknowledges, urgent = (segment[13] & bit for bit in (1, 2, 4, 16, 32))
     must(bool(acknowledges) and not (fin or syn or rst or urgent), "tcp-flags")
-    return int.from_bytes(segment[4:8], "big") + len(segment) - header
+    reached = int.from_bytes(segment[4:8], "big") + len(segment) - header
+    return reached, int.from_bytes(segment[8:12], "big")
 
 
 def sums_up(header: bytes) -> bool:

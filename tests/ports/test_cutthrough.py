@@ -111,7 +111,7 @@ def test_the_highest_sequence_end_of_each_direction_is_kept(rig: Rig) -> None:
 
 def test_sequences_wrap_around(rig: Rig) -> None:
     flow = Flow("10.3.0.1", "10.3.0.2", packets.TCP, 1, 2)
-    rig.add(flow, (2**32 - 100, 0))
+    rig.add(flow, (2**32 - 100, 1))
     for sequence in (2**32 - 100, 2**32 - 24, 2**32 - 12, 5):
         assert rig.run(flow.frame(24, seq=sequence)) == BOUNCED
     assert rig.line(flow)[t.END_LOWER] == 29
@@ -123,6 +123,21 @@ def test_a_segment_too_far_off_is_handed_up_and_changes_nothing(rig: Rig, sign: 
     assert rig.run(TCP_V4.frame(24, seq=(nearest + sign) % 2**32)) == "sequence"
     assert rig.line(TCP_V4)[t.END_LOWER] == 1000
     assert rig.run(TCP_V4.frame(24, seq=nearest % 2**32)) == BOUNCED
+
+
+@pytest.mark.parametrize("sent", [1000, 5, 2**32 - 5])
+def test_what_was_not_sent_cannot_be_acknowledged(rig: Rig, sent: int) -> None:
+    # So a stranger who wants to be believed has to guess two numbers.
+    flow = Flow("10.3.0.1", "10.3.0.2", packets.TCP, 1, 2)
+    rig.add(flow, (1000, sent))
+    for behind, outcome in (
+        (0, BOUNCED),
+        (100, BOUNCED),
+        (SEQUENCE_JUMP_MAX, BOUNCED),
+        (SEQUENCE_JUMP_MAX + 1, "sequence"),
+        (-1, "sequence"),
+    ):
+        assert rig.run(flow.frame(24, ack=(sent - behind) % 2**32)) == outcome
 
 
 @pytest.mark.parametrize("words", range(16))

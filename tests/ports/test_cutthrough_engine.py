@@ -382,11 +382,18 @@ def test_but_never_data_far_outside(pair: Pair, offset: int) -> None:
     assert pair.send(wrapped(stray)) == (Outcome.SEQUENCE, Verdict.TCP_WINDOW, Verdict.TCP_WINDOW)
 
 
-@pytest.mark.parametrize("offset", [1, 1_000_000, -200_000])
-def test_difference_2_an_acknowledgement_outside_is_bounced(pair: Pair, offset: int) -> None:
+@pytest.mark.parametrize("offset", [-200_000, -1_000_000])
+def test_difference_2_an_acknowledgement_that_is_too_old_is_bounced(pair: Pair, offset: int) -> None:
     connection = settled(pair)
     stray = connection.segment(connection.client, "A", ack=connection.server.next + offset)
     assert pair.send(wrapped(stray)) == (Outcome.BOUNCED, Verdict.FORWARD, Verdict.TCP_WINDOW)
+
+
+@pytest.mark.parametrize("offset", [1, 1_000_000, -SEQUENCE_JUMP_MAX - 1, 1 << 31])
+def test_but_never_one_of_what_was_not_sent(pair: Pair, offset: int) -> None:
+    connection = settled(pair)
+    stray = connection.segment(connection.client, "A", ack=connection.server.next + offset)
+    assert pair.send(wrapped(stray)) == (Outcome.SEQUENCE, Verdict.TCP_WINDOW, Verdict.TCP_WINDOW)
 
 
 def test_difference_3_after_the_program_a_window_counts_as_wide_as_it_may_be(pair: Pair) -> None:

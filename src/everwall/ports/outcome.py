@@ -39,7 +39,7 @@ class Outcome(IntEnum):
     STALE = 14
     """The worker has not passed its loop for BEAT_STALE_NS."""
     SEQUENCE = 15
-    """Farther than SEQUENCE_JUMP_MAX from the last segment."""
+    """Farther than SEQUENCE_JUMP_MAX from the last segment, or acknowledging what was not sent, or as old as that."""
 
     @property
     def label(self) -> str:
