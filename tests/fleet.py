@@ -139,6 +139,12 @@ class Fleet:
             if not sum(self._turn(worker) for worker in range(len(self.workers))):
                 return
 
+    def settle(self) -> None:
+        """All turns, and all answers of the store, until nothing moves."""
+        self.step()
+        while self.serve():
+            self.step()
+
     def _turn(self, worker: int) -> bool:
         which = self.workers[worker]
         return bool(turn(which.state, which.port, which.loop, self.now))
@@ -173,8 +179,9 @@ class Fleet:
 
     # The store ----------------------------------------------------------------------------------------------
 
-    def serve(self) -> None:
-        """Answer what the workers have asked, each its own questions."""
+    def serve(self) -> int:
+        """Answer what the workers have asked, each its own questions; returns how many those were."""
+        served = 0
         seconds = (time.monotonic_ns() if self.workers[0].running else self.now) // SECOND_NS
         for worker, wake in zip(self.workers, self.wakes):
             asked = drain_ring(worker.sessions.requests)
@@ -185,6 +192,8 @@ class Fleet:
             rows = self.protocol.decode(batch, replies, seconds).rows
             assert ring_push(worker.loop.replies, rows, len(rows)) == len(rows)
             os.eventfd_write(wake, 1)
+            served += len(rows)
+        return served
 
     # What is known ------------------------------------------------------------------------------------------
 

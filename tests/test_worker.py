@@ -6,6 +6,7 @@ spreading packets over the workers as it likes.
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections import Counter as Tally
@@ -228,14 +229,17 @@ def test_each_worker_stamps_its_own_word_and_takes_its_sessions_back_after_a_gap
 # Against one worker ------------------------------------------------------------------------------------
 
 
-def traffic(dice: random.Random) -> list[bytes]:
-    """Packets of many flows as they might come, with strays, refused datagrams and lost first fragments."""
+def traffic(dice: random.Random) -> tuple[list[bytes], list[bytes]]:
+    """What another node has seen of many flows, and how they go on, with strays and lost first fragments."""
+    earlier: list[bytes] = []
     flows: list[list[bytes]] = []
     for number in range(12):
         talk = Connection(CLIENT, SERVER, 41_000 + number)
         segments = [*talk.handshake(), talk.data(), talk.data(talk.server)]
         segments += [packets.icmp_error("10.9.9.9", CLIENT, segments[-2]), *talk.goodbye()]
-        flows.append(segments[dice.randrange(2) * dice.randrange(4) :])  # some began elsewhere
+        began = dice.choice((0, 0, 1, 2, 3, 4))
+        earlier += segments[:began]
+        flows.append(segments[began:])
         there = packets.udp(CLIENT, SERVER, 5_000 + number, 53, b"x" * dice.choice((20, 3000)))
         back = packets.udp(SERVER, CLIENT, 53, 5_000 + number, b"y" * dice.choice((20, 3000)))
         pieces = packets.fragments(there, 1400, number + 1) + packets.fragments(back, 1400, number + 50)
@@ -247,23 +251,37 @@ def traffic(dice: random.Random) -> list[bytes]:
         mixed.append(flow.pop(0))
         if not flow:
             flows.remove(flow)
-    return mixed
+    return earlier, mixed
 
 
+@pytest.mark.parametrize("resiliency", [False, True])
 @pytest.mark.parametrize("workers", [2, 3, 5])
-def test_so_many_workers_do_what_one_would_do(fleet: Callable[..., Fleet], workers: int) -> None:
+def test_so_many_workers_do_what_one_would_do(
+    fleet: Callable[..., Fleet], workers: int, resiliency: bool
+) -> None:
     dice = random.Random(workers)
-    alone, many = fleet(1), fleet(workers)
-    for packet in traffic(dice):
+    earlier, packets_now = traffic(dice)
+    former = fleet(1, resiliency=True, owner=1)
+    for packet in earlier:
+        former.send(0, packet)
+        former.settle()
+    alone, many = (fleet(number, resiliency=resiliency, owner=2) for number in (1, workers))
+    for each in (alone, many):
+        each.store = copy.deepcopy(former.store)
+    for packet in packets_now:
+        alone.now += (passed := dice.choice((0, 0, 0, 0, 2, 11)) * SECOND_NS)
+        many.now += passed
         alone.send(0, packet)
         many.send(dice.randrange(workers), packet)
-        alone.step()
-        many.step()
+        alone.settle()
+        many.settle()
         assert many.returned() == alone.returned()
+    assert (sum(many.counter(Counter.SESSIONS_RESTORED)) > 0) is resiliency
+    assert many.store.keys == alone.store.keys or not resiliency, "the store knows nothing of workers"
     total = sum((Tally(told) for told in many.verdicts()), Tally())
     assert total == Tally(alone.verdicts()[0])
     assert len(total) >= 5, "more has happened than forwarding"
-    for which in (Counter.SESSIONS, Counter.SESSIONS_CREATED, Counter.BYTES, Counter.RECEIVED):
+    for which in set(Counter) - {Counter.HANDED_OVER, Counter.HANDED_IN}:
         assert sum(many.counter(which)) == alone.counter(which)[0], which.label
     assert sum(many.counter(Counter.HANDED_OVER)) == sum(many.counter(Counter.HANDED_IN)) > 0
 
