@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import shlex
 import socket
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from everwall.ports import port as ports
 from everwall.ports.umem import STATISTICS, is_zero_copy
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, FRAME, PEER_MAC, PEER_PORT, START, VERDICT, make_batch
+from tests import needs
 from tests.naive import outer
 from tests.namespaces import ip
 from tests.packets import checksum
@@ -243,6 +247,24 @@ def test_a_queue_that_is_taken_or_missing_is_an_error_that_leaves_nothing_behind
             ports.open_xdp("nowhere", [0])
         assert len(os.listdir("/proc/self/fd")) == before
         assert not is_zero_copy(line.port)  # a veth copies
+
+
+@pytest.mark.parametrize(
+    ("without", "said"), [("net_raw", "AF_XDP needs root"), ("ipc_lock", "raise that limit")]
+)
+def test_a_process_that_may_not_is_told_what_it_lacks(without: str, said: str) -> None:
+    program = f"from everwall.ports import port; port.open_xdp({DEVICE!r}, [0])"
+    command = f"ulimit -l 64; exec {sys.executable} -c {shlex.quote(program)}"
+    with wire("raw"):
+        done = subprocess.run(
+            [needs.binary("setpriv"), f"--bounding-set=-{without}", "sh", "-c", command],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_DISABLE_JIT": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert said in done.stderr.splitlines()[-1]
 
 
 def test_a_driver_without_zero_copy_says_so_when_it_is_asked_for() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from everwall.limits import (
     BATCH_PACKETS,
@@ -113,7 +114,8 @@ def open_xdp(
     opened: list[socket.socket] = []
     try:
         for q, number in enumerate(queues):
-            opened.append(socket.socket(_AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC))
+            with _explained(errno.EPERM, "AF_XDP needs root (CAP_NET_RAW)"):
+                opened.append(socket.socket(_AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC))
             _make_queue(port, q, opened[q], chunk)
             _bind(opened[q], socket.if_nametoindex(interface), number, flags)
             _prepare(opened[q], busy_poll)
@@ -147,7 +149,10 @@ def _make_queue(port: Port, q: int, opened: socket.socket, chunk: int) -> None:
     row[p.FRAMES_AT] = _map(port, size, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
     row[p.FRAMES_BYTES] = size
     registration = struct.pack("QQIIII", int(row[p.FRAMES_AT]), size, chunk, 0, 0, 0)
-    opened.setsockopt(_SOL_XDP, _XDP_UMEM_REG, registration)
+    with _explained(
+        errno.ENOBUFS, f"AF_XDP may not lock {size >> 20} MiB of memory: raise that limit (ulimit -l)"
+    ):
+        opened.setsockopt(_SOL_XDP, _XDP_UMEM_REG, registration)
     for _, option, rows, _ in _RINGS.values():
         opened.setsockopt(_SOL_XDP, option, rows)
     # For each ring: producer, consumer, descriptors, flags.
@@ -163,6 +168,17 @@ def _make_queue(port: Port, q: int, opened: socket.socket, chunk: int) -> None:
             row[p.FILL_FLAGS] = at + flags
     port.free[q] = [chunk * k for k in range(XDP_FRAMES)]
     row[p.FREE] = XDP_FRAMES
+
+
+@contextlib.contextmanager
+def _explained(number: int, why: str) -> Iterator[None]:
+    """An error of that number says what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == number:
+            raise OSError(number, why) from None
+        raise
 
 
 def _map(port: Port, size: int, how: int, descriptor: int, offset: int) -> int:
