@@ -17,9 +17,10 @@ import pytest
 from everwall.counters import Counter
 from everwall.engine import describe_sessions
 from everwall.handover import lie_down
-from everwall.limits import HANDOVER_PACKETS, LOOP_GAP_NS_MAX, SECOND_NS
+from everwall.limits import HANDOVER_PACKETS, LOOP_GAP_NS_MAX, POLL_MS_MAX, POLL_OFFLOADED_MS_MAX, SECOND_NS
 from everwall.policy.match import deny_all
 from everwall.session import control
+from everwall.worker import patience_ms
 from tests import packets
 from tests.conversations import Connection
 from tests.fleet import Fleet
@@ -200,6 +201,19 @@ def test_all_workers_together_have_room_for_max_sessions(fleet: Callable[..., Fl
     pair.now += 10 * SECOND_NS
     pair.step()
     assert sum(pair.counter(Counter.SESSIONS)) == 0
+
+
+def test_a_worker_sleeps_five_milliseconds_at_most_while_the_cut_through_forwards_for_it(
+    fleet: Callable[..., Fleet],
+) -> None:
+    pair = fleet(2, cut_through=True)
+    talk = connection_of(pair, 1)
+    pair.send(1, *talk.handshake(), talk.data(), talk.data(talk.server))
+    pair.step()
+    assert pair.counter(Counter.OFFLOADED) == [0, 1]
+    idle, forwarded_for = (int(patience_ms(worker.state, pair.now)) for worker in pair.workers)
+    assert POLL_OFFLOADED_MS_MAX < idle <= POLL_MS_MAX
+    assert 0 < forwarded_for <= POLL_OFFLOADED_MS_MAX
 
 
 def test_each_worker_stamps_its_own_word_and_takes_its_sessions_back_after_a_gap(

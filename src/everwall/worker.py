@@ -176,14 +176,19 @@ def _send(sessions, port, batch, rows, count):
 
 @kernel
 def _sleep(state_, loop, now):
-    """Until a packet or an answer comes, the next timer is due, or the longest sleep allowed has passed."""
-    due = max(pipeline.next_timer(state_) - now, 0)
-    most = POLL_OFFLOADED_MS_MAX if state_.sessions.counters[_OFFLOADED] > 0 else POLL_MS_MAX
-    timeout_ms = min((due + MS_NS - 1) // MS_NS, most)
+    """Until a packet or an answer comes, another worker wakes us, or ``patience_ms`` has passed."""
     if lie_down(loop.handover):
-        if wait(loop.words, timeout_ms) > 0 and readable(loop.words, 1):
+        if wait(loop.words, patience_ms(state_, now)) > 0 and readable(loop.words, 1):
             clear_signal(loop.descriptors[0], loop.scratch)
         get_up(loop.handover)
+
+
+@kernel
+def patience_ms(state_, now):
+    """How long nothing has to be done: until the next timer, and never so long that we would be taken for dead."""
+    due = max(pipeline.next_timer(state_) - now, 0)
+    most = POLL_OFFLOADED_MS_MAX if state_.sessions.counters[_OFFLOADED] > 0 else POLL_MS_MAX
+    return min((due + MS_NS - 1) // MS_NS, most)
 
 
 class Worker:
