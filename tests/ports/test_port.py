@@ -229,3 +229,33 @@ def test_the_unprivileged_port_answers_from_a_bounded_number_of_source_ports() -
 def test_an_address_in_use_is_an_error_that_says_so() -> None:
     with wire("udp") as line, pytest.raises(OSError, match="in use"):
         ports.open_udp(line.node[0])
+
+
+def test_ports_of_several_workers_share_an_address_and_its_source_ports() -> None:
+    """Each takes a part of what comes, and may have to send what another one took."""
+    node, balancer = "127.0.81.3", "127.0.81.4"
+    pair = [ports.open_udp(node, shared=True) for _ in range(2)]
+    senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(40)]
+    try:
+        for number, sender in enumerate(senders):
+            sender.bind((balancer, 42_000 + number))
+            sender.sendto(b"packet", (node, GENEVE_PORT))
+        batches = [make_batch(), make_batch()]
+        came = [ports.receive(port, batch, 64) for port, batch in zip(pair, batches)]
+        assert sum(came) == len(senders)
+        assert min(came) > 0, "forty source ports are not all spread to one socket"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            listener.bind((balancer, GENEVE_PORT))
+            for port in pair:
+                assert ports.send(port, batches[0], all_rows(came[0]), came[0]) == 0
+            sources = [listener.recvfrom(100)[1] for _ in range(2 * came[0])]
+            assert len(set(sources)) == came[0]
+            # A packet whose source port is the receivers' own is refused by name: a socket there would take theirs.
+            batches[0].meta[0, PEER_PORT] = GENEVE_PORT
+            assert ports.send(pair[0], batches[0], all_rows(1), 1) == 1
+            assert batches[0].meta[0, VERDICT] == Verdict.SOURCE_PORTS
+    finally:
+        for sender in senders:
+            sender.close()
+        for port in pair:
+            ports.close(port)

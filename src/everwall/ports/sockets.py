@@ -194,8 +194,8 @@ def _sender_for(port, local_address, source_port):
     for i in range(count):
         if sockets[i, 0] == local_address and sockets[i, 1] == source_port:
             return sockets[i, 2]
-    if count == sockets.shape[0]:
-        return -1
+    if count == sockets.shape[0] or source_port == GENEVE_PORT:
+        return -1  # a second socket on GENEVE_PORT would take packets from the one that receives
     opened = np.int64(_socket(2, _SOCK_DGRAM_NONBLOCK, 17))
     if opened < 0:
         return -1
