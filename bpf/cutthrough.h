@@ -133,66 +133,27 @@ _Static_assert(HEADERS_MIN - OPTIONS >= OPTION_BYTES_MAX + 4, "options are read 
 #define AFTER(pointer, value) (pointer)
 #endif
 
-/* Hash: HalfSipHash-1-3 with 64 bits, as flow.py has it --------------------------------------------------------- */
+/* Hash and signature, as flow.py has them: NH over 32-bit halves under secrets, then a mix ------------------------ */
 
-struct sip {
-    u32 v0, v1, v2, v3;
-};
+#define SPREAD 0xD6E8FEB86659FD93ULL
 
 static __always_inline u32 rotate(u32 word, u32 bits)
 {
     return word << bits | word >> (32 - bits);
 }
 
-static __always_inline void sip_round(struct sip *s)
+static __always_inline u64 product(u64 word, u32 number)
 {
-    s->v0 += s->v1;
-    s->v1 = rotate(s->v1, 5) ^ s->v0;
-    s->v0 = rotate(s->v0, 16);
-    s->v2 += s->v3;
-    s->v3 = rotate(s->v3, 8) ^ s->v2;
-    s->v0 += s->v3;
-    s->v3 = rotate(s->v3, 7) ^ s->v0;
-    s->v2 += s->v1;
-    s->v1 = rotate(s->v1, 13) ^ s->v2;
-    s->v2 = rotate(s->v2, 16);
+    u64 key = control[CONTROL_SECRET + number];
+
+    return (u64)((u32)word + (u32)key) * ((u32)(word >> 32) + (u32)(key >> 32));
 }
 
-static __always_inline struct sip sip_begin(u64 seed)
+static __always_inline u64 mix(u64 word)
 {
-    u32 k0 = seed, k1 = seed >> 32;
-
-    return (struct sip){k0, k1 ^ 0xEE, k0 ^ 0x6C796765, k1 ^ 0x74656462};
-}
-
-static __always_inline void sip_half(struct sip *s, u32 word)
-{
-    s->v3 ^= word;
-    sip_round(s);
-    s->v0 ^= word;
-}
-
-static __always_inline void sip_absorb(struct sip *s, u64 word)
-{
-    sip_half(s, word);
-    sip_half(s, word >> 32);
-}
-
-static __always_inline u64 sip_finish(struct sip *s, u32 length)
-{
-    u32 low;
-
-    sip_half(s, length << 24);
-    s->v2 ^= 0xEE;
-    sip_round(s);
-    sip_round(s);
-    sip_round(s);
-    low = s->v1 ^ s->v3;
-    s->v1 ^= 0xDD;
-    sip_round(s);
-    sip_round(s);
-    sip_round(s);
-    return (u64)(s->v1 ^ s->v3) << 32 | low;
+    word = (word ^ word >> 32) * SPREAD;
+    word = (word ^ word >> 32) * SPREAD;
+    return word ^ word >> 32;
 }
 
 /* What is known of a packet ---------------------------------------------------------------------------------------- */
@@ -279,7 +240,6 @@ static __noinline u64 read_ipv6_ends(const void *inner, u32 ports, struct flow *
     u64 source_high = bpf_be64_to_cpu(READ64(inner + 8)), source_low = bpf_be64_to_cpu(READ64(inner + 16));
     u64 destination_high = bpf_be64_to_cpu(READ64(inner + 24)), destination_low = bpf_be64_to_cpu(READ64(inner + 32));
     u64 high = source_high ^ destination_high, low = source_low ^ destination_low, turned;
-    struct sip s = sip_begin(control[CONTROL_SEED]);
 
     if (high)
         turned = destination_high < source_high;
@@ -288,11 +248,12 @@ static __noinline u64 read_ipv6_ends(const void *inner, u32 ports, struct flow *
     else
         turned = (ports & 0xFFFF) < ports >> 16;
     turned = -turned;
-    sip_absorb(&s, flow->lower_high = source_high ^ (high & turned));
-    sip_absorb(&s, flow->lower_low = source_low ^ (low & turned));
-    sip_absorb(&s, flow->upper_high = destination_high ^ (high & turned));
-    sip_absorb(&s, flow->upper_low = destination_low ^ (low & turned));
-    flow->key1 = sip_finish(&s, 32);
+    flow->lower_high = source_high ^ (high & turned);
+    flow->lower_low = source_low ^ (low & turned);
+    flow->upper_high = destination_high ^ (high & turned);
+    flow->upper_low = destination_low ^ (low & turned);
+    flow->key1 = mix(product(flow->lower_high, 3) + product(flow->lower_low, 4) + product(flow->upper_high, 5) +
+                     product(flow->upper_low, 6));
     return turned;
 }
 
@@ -426,7 +387,6 @@ static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
     struct outcomes *outcomes;
     struct hot_line *line;
     struct flow flow;
-    struct sip s;
     u64 hashed, want, now, turned;
     u16 first, type;
 
@@ -535,11 +495,7 @@ static __always_inline int cut_through(struct xdp_md *ctx, const int frags)
     direction = turned & 1;
 
     /* The session */
-    s = sip_begin(control[CONTROL_SEED]);
-    sip_absorb(&s, flow.key0);
-    sip_absorb(&s, flow.key1);
-    sip_absorb(&s, flow.key2);
-    hashed = sip_finish(&s, 24);
+    hashed = mix(product(flow.key0, 0) + product(flow.key1, 1) + product(flow.key2, 2));
     worker = (hashed >> 32) * control[CONTROL_WORKERS] >> 32;
     if (worker >= CONTROL_WORKERS_MAX)
         return hand_up(ctx, OUTCOME_NO_SESSION);

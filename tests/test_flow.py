@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from everwall.flow import hash_of, less_unsigned, make_key, signature
+from everwall.flow import hash_key, hash_of, less_unsigned, make_key, secret, signature
 from everwall.wire import meta
 from everwall.wire.meta import COLUMNS
 from tests import packets
@@ -141,9 +141,44 @@ def test_the_hash_is_the_oracles_for_any_words() -> None:
         assert int(hash_of(*words)) == int.from_bytes(digest, "little", signed=True)
 
 
+def test_the_first_secrets_are_those_of_splitmix64() -> None:
+    """Its first outputs for the seed 1234567, as its authors' program prints them."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [int(secret(1234567, number)) % 2**64 for number in (1, 2, 3)] == published
+    assert [naive.splitmix(1234567, number) for number in (1, 2, 3)] == published
+
+
+def test_hash_and_signature_are_the_oracles_for_any_words() -> None:
+    rng = Random(2)
+    for _ in range(200):
+        words = [rng.choice([0, -1, 1, rng.getrandbits(63), -rng.getrandbits(63)]) for _ in range(5)]
+        data = b"".join(word.to_bytes(8, "little", signed=True) for word in words[:4])
+        seed = words[4]
+        hashed = int.from_bytes(naive.keyed(data[:24], seed, 1), "little", signed=True)
+        assert int(hash_key(*(np.int64(word) for word in words[:3]), np.int64(seed))) == hashed
+        signed = int.from_bytes(naive.keyed(data, seed, 4), "little", signed=True)
+        assert int(signature(*(np.int64(word) for word in words))) == signed
+
+
+@pytest.mark.parametrize("word", range(3))
+def test_flows_that_differ_in_any_one_bit_differ_in_half_of_the_hash(word: int) -> None:
+    rng = Random(word)
+    turned = []
+    for _ in range(40):
+        words = [np.int64(rng.getrandbits(63)) for _ in range(3)]
+        seed = np.int64(rng.getrandbits(63))
+        bit = rng.randrange(63)
+        other = list(words)
+        other[word] ^= np.int64(1 << bit)
+        turned.append((int(hash_key(*words, seed)) ^ int(hash_key(*other, seed))).bit_count())
+    assert min(turned) > 10
+    assert 28 < sum(turned) / len(turned) < 36
+
+
 def test_neighbouring_flows_spread_over_buckets() -> None:
     """4,096 flows that differ in one port, into 256 buckets by the low bits and by the high bits."""
-    words = [int(hash_of(1, 0x0A000001_0A000002, port | 4 << 40, SEED)) for port in range(4096)]
+    key1 = np.int64(0x0A000001_0A000002)
+    words = [int(hash_key(np.int64(1), key1, np.int64(port | 4 << 40), SEED)) for port in range(4096)]
     for buckets in (Counter(word & 255 for word in words), Counter(word >> 56 for word in words)):
         assert len(buckets) == 256
         assert max(buckets.values()) < 16 * 2.5
@@ -151,7 +186,7 @@ def test_neighbouring_flows_spread_over_buckets() -> None:
 
 def test_another_seed_puts_flows_elsewhere() -> None:
     same = [
-        int(hash_of(1, port, 4 << 40, 1)) & 255 == int(hash_of(1, port, 4 << 40, 2)) & 255
+        int(hash_key(1, port, 4 << 40, 1)) & 255 == int(hash_key(1, port, 4 << 40, 2)) & 255
         for port in range(1000)
     ]
     assert sum(same) < 30

@@ -9,13 +9,17 @@ for its answer:
   so whoever finds an IPv6 flow by its key compares ``LOWER_HIGH`` to ``UPPER_LOW`` as well;
 * ``KEY2``: lower port | upper port << 16 | protocol << 32 | family << 40; never 0.
 
-Hash and signature are HalfSipHash-1-3 with 64 bits of output (Aumasson and Bernstein's SipHash on 32-bit
-words, as operating systems key their hash tables with it), keyed by a seed of this process: who does not
-know the seed cannot choose flows that meet in one bucket. They mean nothing to another process and are
-never stored.
+Hash and signature of a key are a universal hash of its 32-bit halves, keyed by a seed of this process: who does
+not know the seed cannot choose flows that meet in one bucket (``hash_key`` says how, docs/decisions/0005 why). The
+cut-through program computes the same. They mean nothing to another process and are never stored.
+
+``hash_of`` is HalfSipHash-1-3 with 64 bits of output (Aumasson and Bernstein's SipHash on 32-bit words), for what is
+not asked for every packet, or has to be harder to guess.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from everwall.kernels import inlined, kernel
 from everwall.wire.fields import join
@@ -42,6 +46,11 @@ from everwall.wire.meta import (
 
 _LOW = 0xFFFFFFFF
 _SIGN = -(1 << 63)
+# Odd numbers, as int64: of SplitMix64, and of the mix.
+_GOLDEN = -7046029254386353131
+_SPLIT_1 = -4658895280553007687
+_SPLIT_2 = -7723592293110705685
+_SPREAD = -2960836687051489901
 
 
 @kernel
@@ -83,7 +92,7 @@ def make_key(meta, i, seed):
     meta[i, UPPER_HIGH] = destination_high
     meta[i, UPPER_LOW] = destination_low
     meta[i, DIRECTION] = 1 if turned else 0
-    meta[i, HASH] = hash_of(key0, key1, key2, seed)
+    meta[i, HASH] = hash_key(key0, key1, key2, seed)
 
 
 @kernel
@@ -94,7 +103,7 @@ def less_unsigned(a, b):
 
 @inlined
 def hash_of(key0, key1, key2, seed):
-    """The hash of a key: all 64 bits of an int64, so it may be negative."""
+    """The hash of three words: all 64 bits of an int64, so it may be negative."""
     v0, v1, v2, v3 = _begin(seed)
     v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, key0)
     v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, key1)
@@ -102,15 +111,51 @@ def hash_of(key0, key1, key2, seed):
     return _finish(v0, v1, v2, v3, 24)
 
 
+@inlined
+def hash_key(key0, key1, key2, seed):
+    """The hash of a flow key: all 64 bits of an int64.
+
+    NH (Black, Halevi, Krawczyk, Krovetz and Rogaway, UMAC, CRYPTO 1999, section 4) over the halves of each word, under
+    secrets drawn from the seed: two different keys have the same sum with a probability of 2^-32 at most, whatever they
+    are. A mix that loses nothing then spreads the sum over all bits. Everything wraps around at 64 bits.
+    """
+    total = (
+        _product(key0, secret(seed, 1)) + _product(key1, secret(seed, 2)) + _product(key2, secret(seed, 3))
+    )
+    return _mix(total)
+
+
 @kernel
 def signature(lower_high, lower_low, upper_high, upper_low, seed):
-    """64 bits that stand for two IPv6 addresses in a key."""
-    v0, v1, v2, v3 = _begin(seed)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, lower_high)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, lower_low)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, upper_high)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, upper_low)
-    return _finish(v0, v1, v2, v3, 32)
+    """64 bits that stand for two IPv6 addresses in a key: as ``hash_key``, under other secrets."""
+    total = _product(lower_high, secret(seed, 4)) + _product(lower_low, secret(seed, 5))
+    total += _product(upper_high, secret(seed, 6)) + _product(upper_low, secret(seed, 7))
+    return _mix(total)
+
+
+@inlined
+def secret(seed, number):
+    """64 bits that only the seed tells: SplitMix64 (Steele, Lea and Flood, 2014)."""
+    word = np.int64(seed) + np.int64(number) * np.int64(_GOLDEN)
+    word = (word ^ (word >> 30 & 0x3FFFFFFFF)) * np.int64(_SPLIT_1)
+    word = (word ^ (word >> 27 & 0x1FFFFFFFFF)) * np.int64(_SPLIT_2)
+    return word ^ (word >> 31 & 0x1FFFFFFFF)
+
+
+@inlined
+def _product(word, key):
+    """Both halves of a word, each moved by its half of the key, multiplied."""
+    low = ((word & _LOW) + (key & _LOW)) & _LOW
+    high = ((word >> 32 & _LOW) + (key >> 32 & _LOW)) & _LOW
+    return np.int64(low) * np.int64(high)
+
+
+@inlined
+def _mix(word):
+    """Every bit of a word to every other; different words stay different."""
+    word = (word ^ (word >> 32 & _LOW)) * np.int64(_SPREAD)
+    word = (word ^ (word >> 32 & _LOW)) * np.int64(_SPREAD)
+    return word ^ (word >> 32 & _LOW)
 
 
 @inlined

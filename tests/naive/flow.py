@@ -1,4 +1,4 @@
-"""The oracle for ``everwall.flow``: ends sorted as tuples, HalfSipHash over bytes."""
+"""The oracle for ``everwall.flow``: ends sorted as tuples, hashes over unbounded numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def key(
         key1 = (upper[0][::-1] + lower[0][::-1])[:8]
     else:
         halves = [end[0][half : half + 8][::-1] for end in (lower, upper) for half in (0, 8)]
-        key1 = halfsiphash(b"".join(halves), struct.pack("<q", seed))
+        key1 = keyed(b"".join(halves), seed, 4)
     key2 = struct.pack("<HHBBH", lower[1], upper[1], protocol, family, 0)
     return {
         "key0": endpoint,
@@ -31,10 +31,30 @@ def key(
         "lower": lower[0],
         "upper": upper[0],
         "direction": int(source != lower),
-        "hash": int.from_bytes(
-            halfsiphash(key0 + key1 + key2, struct.pack("<q", seed)), "little", signed=True
-        ),
+        "hash": int.from_bytes(keyed(key0 + key1 + key2, seed, 1), "little", signed=True),
     }
+
+
+def keyed(data: bytes, seed: int, number: int) -> bytes:
+    """NH of 32-bit words under the secrets from ``number`` on, spread by a mix."""
+    words = struct.unpack(f"<{len(data) // 4}I", data)
+    total = 0
+    for k in range(len(words) // 2):
+        key = splitmix(seed, number + k)
+        total += ((words[2 * k] + key) % 2**32) * ((words[2 * k + 1] + (key >> 32)) % 2**32)
+    for _ in range(2):
+        total %= 2**64
+        total = (total ^ total >> 32) * 0xD6E8FEB86659FD93
+    total %= 2**64
+    return (total ^ total >> 32).to_bytes(8, "little")
+
+
+def splitmix(seed: int, number: int) -> int:
+    """Output ``number`` of SplitMix64, 1 being the first."""
+    word = (seed + number * 0x9E3779B97F4A7C15) % 2**64
+    for turn, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ word >> turn) * factor % 2**64
+    return word ^ word >> 31
 
 
 def halfsiphash(data: bytes, key: bytes, compressions: int = 1, finalizations: int = 3) -> bytes:

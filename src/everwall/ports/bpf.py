@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 import numpy as np
 import numpy.typing as npt
 
+from everwall.flow import secret
 from everwall.limits import BUCKET_SLOTS
 from everwall.ports.bpf_build import BuildError, build, object_path
 from everwall.ports.libbpf import BpfError, BpfObject, Link, attach_pass
@@ -67,6 +68,8 @@ class CutThrough:
         control = self.control
         control[words.ENABLED] = 0
         control[words.SEED] = seed
+        for k in range(words.SECRETS):
+            control[words.SECRET + k] = secret(seed, k + 1)
         ranges = [(int(net.network_address), int(net.broadcast_address)) for net in sources]
         for k, (first, last) in enumerate(ranges[: words.SOURCES_MAX]):
             control[words.SOURCE + 2 * k : words.SOURCE + 2 * k + 2] = first, last

@@ -10,7 +10,7 @@ from __future__ import annotations
 from everwall import limits
 
 SEED = 0
-"""Of the flow hash."""
+"""Of the flow hash; the program reads what is drawn from it, at SECRET."""
 WORKERS = 1
 SETS = 2
 """Sets of the session table, for each worker."""
@@ -26,6 +26,9 @@ SOURCES_MAX = 16
 ADDRESS = 40
 """ADDRESSES_MAX outer IPv4 addresses of this node."""
 ADDRESSES_MAX = 16
+SECRET = 56
+"""SECRETS words that ``flow.hash_key`` (three) and ``flow.signature`` (four) draw from the seed."""
+SECRETS = 7
 WORKER = 64
 """WORKER_WORDS words for each worker, in which BEAT and WANT are counted."""
 WORKER_WORDS = 8
@@ -42,4 +45,5 @@ EPOCH_MASK = 0xFFFF0001
 
 assert WORKERS_MAX == limits.WORKERS_MAX
 assert SOURCE + 2 * SOURCES_MAX <= ADDRESS
-assert ADDRESS + ADDRESSES_MAX <= WORKER
+assert ADDRESS + ADDRESSES_MAX <= SECRET
+assert SECRET + SECRETS <= WORKER
