@@ -61,7 +61,7 @@ struct {
     __u64 strays;
     __u64 behind; // ns * 256 given up because the generator came too late
     __u64 pauses; // frames that were not due
-    __u64 done; // all connections have had their three packets
+    __u64 unused;
     __u64 mixed;
     __u64 come; // packets that came back
     __u64 loop; // 1: what comes back goes out again as the next packet
@@ -85,8 +85,8 @@ static __always_inline __u16 fold(__u64 sum)
     return ~sum;
 }
 
-// A frame of a kind and flow; sums are taken over words as they lie in memory (RFC 1071, 2B).
-static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u64 now, int geneve, int loop)
+// A frame of a kind and flow, sent off or (``back_out``) back where a frame came from; sums are taken over words as they lie in memory (RFC 1071, 2B).
+static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u64 now, int geneve, int back_out)
 {
     const int at = geneve ? OUTER : ETHERNET;
     const int length = at + INNER_BYTES;
@@ -132,21 +132,26 @@ static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u6
         }
     }
     rig.sent[kind]++;
-    return loop ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
+    return back_out ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
 }
 
-// The next of the three packets of connections that are opened ``delay`` connections apart.
+// The next of the three packets of connections that are opened ``delay`` connections apart; a step that has
+// nothing to do, at the beginning and the end, is passed over.
 static __always_inline int opening(__u32 *kind, __u64 *flow)
 {
-    __u64 step = rig.step, connection = rig.connection, behind = step * rig.delay;
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        __u64 step = rig.step, connection = rig.connection, behind = step * rig.delay;
 
-    *kind = SYN + step;
-    *flow = rig.opened + connection - behind;
-    rig.step = step == 2 ? 0 : step + 1;
-    rig.connection = connection + (step == 2);
-    if (connection >= rig.open + 2 * rig.delay)
-        rig.done = 1;
-    return connection >= behind && connection - behind < rig.open;
+        rig.step = step == 2 ? 0 : step + 1;
+        rig.connection = connection + (step == 2);
+        if (connection >= behind && connection - behind < rig.open) {
+            *kind = SYN + step;
+            *flow = rig.opened + connection - behind;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 static __always_inline void established(__u32 *kind, __u64 *flow)
@@ -163,10 +168,36 @@ static __always_inline void established(__u32 *kind, __u64 *flow)
     }
 }
 
+// What the mode sends next; 0 when there is nothing left.
+static __always_inline int choose(__u32 *kind, __u64 *flow)
+{
+    switch (rig.mode) {
+    case OPEN:
+        return opening(kind, flow);
+    case MIX:
+        // Of twenty packets one opens a connection, two go on with it.
+        rig.mixed = rig.mixed >= 19 ? 0 : rig.mixed + 1;
+        if (rig.mixed >= 3 || !opening(kind, flow))
+            established(kind, flow);
+        return 1;
+    case FLOOD:
+        rig.share += rig.flood;
+        if (rig.share >= 65536) {
+            rig.share -= 65536;
+            rig.strays++;
+            *kind = STRAY + (rig.strays >> 2 & 1);
+            *flow = 0x100000000 | (__u32)(rig.strays * 2654435761);
+            return 1;
+        }
+    }
+    established(kind, flow);
+    return 1;
+}
+
 static __always_inline int generate_any(struct xdp_md *ctx, int geneve)
 {
-    __u64 now = 0, flow = 0;
-    __u32 kind = CLIENT_DATA;
+    __u64 now = 0, flow;
+    __u32 kind;
 
     if (rig.interval || rig.stamped)
         now = bpf_ktime_get_ns();
@@ -182,31 +213,8 @@ static __always_inline int generate_any(struct xdp_md *ctx, int geneve)
         }
         rig.due += rig.interval;
     }
-    switch (rig.mode) {
-    case OPEN:
-        if (rig.done || !opening(&kind, &flow))
-            return XDP_DROP;
-        break;
-    case MIX:
-        // Of twenty packets one opens a connection, two go on with it.
-        rig.mixed = rig.mixed >= 19 ? 0 : rig.mixed + 1;
-        if (rig.mixed >= 3 || !opening(&kind, &flow))
-            established(&kind, &flow);
-        break;
-    case FLOOD:
-        rig.share += rig.flood;
-        if (rig.share >= 65536) {
-            rig.share -= 65536;
-            rig.strays++;
-            kind = STRAY + (rig.strays >> 2 & 1);
-            flow = 0x100000000 | (__u32)(rig.strays * 2654435761);
-            break;
-        }
-        established(&kind, &flow);
-        break;
-    default:
-        established(&kind, &flow);
-    }
+    if (!choose(&kind, &flow))
+        return XDP_DROP;
     return emit(ctx, kind, flow, now, geneve, 0);
 }
 
@@ -222,13 +230,13 @@ int generate_plain(struct xdp_md *ctx)
     return generate_any(ctx, 0);
 }
 
-static __always_inline int count(void *inner)
+static __always_inline void count(void *inner)
 {
     __u32 kind = __builtin_bswap16(*(__u16 *)(inner + IDENT));
 
     if (kind >= KINDS) {
         rig.others++;
-        return XDP_DROP;
+        return;
     }
     rig.returned[kind]++;
     if (rig.stamped && (kind <= SERVER_DATA || kind == ACK)) {
@@ -237,13 +245,14 @@ static __always_inline int count(void *inner)
             bucket = BUCKETS - 1;
         rig.latencies[bucket & (BUCKETS - 1)]++;
     }
-    return XDP_DROP;
 }
 
 SEC("xdp")
 int receive_geneve(struct xdp_md *ctx)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    __u64 flow;
+    __u32 kind;
 
     if (data + OUTER + INNER_BYTES > end)
         return XDP_DROP;
@@ -259,13 +268,8 @@ int receive_geneve(struct xdp_md *ctx)
         return XDP_DROP;
     }
     count(data + OUTER);
-    if (rig.loop) {
-        __u32 kind;
-        __u64 flow;
-
-        established(&kind, &flow);
+    if (rig.loop && choose(&kind, &flow))
         return emit(ctx, kind, flow, 0, 1, 1);
-    }
     return XDP_DROP;
 }
 
@@ -273,10 +277,16 @@ SEC("xdp")
 int receive_plain(struct xdp_md *ctx)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    __u64 flow;
+    __u32 kind;
 
     if (data + ETHERNET + INNER_BYTES > end || *(__u16 *)(data + 12) != __builtin_bswap16(ETH_P_IP))
         return XDP_DROP;
-    return count(data + ETHERNET);
+    rig.come++;
+    count(data + ETHERNET);
+    if (rig.loop && choose(&kind, &flow))
+        return emit(ctx, kind, flow, 0, 0, 0);
+    return XDP_DROP;
 }
 
 // Turn every packet around, and nothing else.

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.rig.network import (
     Network,
     Pair,
     cpu_ns,
+    place,
 )
 from bench.rig.programs import Programs as Kernel
 from everwall.lab import configuration, rundir, store
@@ -27,6 +29,7 @@ from everwall.lab.processes import LabError, Program, Programs
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "bench" / "nftables.conf"
 _START_S_MAX = 60.0
+_GATHER_US = 20
 
 
 @dataclass
@@ -41,10 +44,6 @@ class Contender:
     """NAPI on the processor of the device under test."""
     program: Program | None = None
     """The node's process."""
-    fast: bool = False
-    """As fast as the generator, so that frames have to go round to find its end."""
-    limits: dict[str, float] = field(default_factory=dict)
-    """Rates at which it is measured, as they were found."""
 
     def cpu_ns(self) -> int:
         """Processor time of everything that works for it."""
@@ -88,6 +87,8 @@ class Rig:
             self._store: store.Store | None = None
             self._stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
             os.sched_setaffinity(0, {GENERATOR_CPU})
+            self._stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
+            os.setpriority(os.PRIO_PROCESS, 0, -20)
             self.generator = Generator(self._kernel)
             self._stack = self._stack.pop_all()
         return self
@@ -102,7 +103,20 @@ class Rig:
 
     def _receive(self, pair: Pair, program: str) -> None:
         self._kernel.attach(program, pair.near)
-        self.network.thread(self.network.generator, pair.near, GENERATOR_CPU, first=True)
+        self.network.thread(self.network.generator, pair.near, GENERATOR_CPU)
+        self.network.gather(self.network.generator, pair.near, _GATHER_US)
+
+    @contextlib.contextmanager
+    def prompt(self, contender: Contender) -> Iterator[None]:
+        """Let the receiver be woken for what comes, for measurements of time."""
+        near = {contender.route.clients.near, contender.route.servers.near}
+        for device in near:
+            self.network.gather(self.network.generator, device, 0)
+        try:
+            yield
+        finally:
+            for device in near:
+                self.network.gather(self.network.generator, device, _GATHER_US)
 
     # Without Everwall --------------------------------------------------------------------------------
 
@@ -112,8 +126,8 @@ class Rig:
         self._receive(pair, "receive_geneve")
         with self.network.device.inside():
             self._kernel.attach(program, pair.far)
-        threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU, first=True)
-        return self._add(Contender(name, Route.encapsulated(pair), pair.far, threads, fast=True))
+        threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU)
+        return self._add(Contender(name, Route.encapsulated(pair), pair.far, threads))
 
     def add_forwarding(self, name: str = "kernel") -> Contender:
         """The kernel's own forwarding of the inner packets, with nftables and conntrack."""
@@ -123,7 +137,7 @@ class Rig:
         for pair in pairs:
             self._receive(pair, "receive_plain")
             router.shell(f"ethtool -K {pair.far} gro on")
-            threads += self.network.thread(router, pair.far, DEVICE_CPU, first=True)
+            threads += self.network.thread(router, pair.far, DEVICE_CPU)
         clients, servers = pairs
         router.shell(
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0\n"
@@ -156,16 +170,26 @@ class Rig:
                 (self.network.device, pair.far, DEVICE_CPU),
             ):
                 namespace.shell(f"ethtool -K {device} gro on")
-                self.network.thread(namespace, device, cpu, first=True)
+                self.network.thread(namespace, device, cpu)
             path = self.network.generator.path()
             self._store = store.start(self._programs, pair.near_address, store.PORT, path)
-            pin(self._store.program.pid, GENERATOR_CPU)
+            os.sched_setaffinity(self._store.program.pid, {GENERATOR_CPU})
         return self._store
 
     def add_node(
-        self, name: str, port: str, sessions: int, *, cut_through: bool = False, with_store: bool = False
+        self,
+        name: str,
+        port: str,
+        sessions: int,
+        *,
+        inserted: int = 0,
+        cut_through: bool = False,
+        with_store: bool = False,
     ) -> Contender | None:
-        """A node with a data interface of its own; None, and its reason in ``missing``, when it does not start."""
+        """A node with a data interface and a table for so many sessions, of which some are there from the beginning.
+
+        None, and its reason in ``missing``, when it does not start.
+        """
         pair = self.network.pair(self.network.device)
         self._receive(pair, "receive_geneve")
         host = re.sub(r"[^a-z0-9]+", "-", name.lower())
@@ -194,16 +218,19 @@ class Rig:
         if port != "xdp":
             self.network.device.shell(f"ethtool -K {pair.far} gro on")
         program = self._programs.start(
-            host, [sys.executable, "-m", "bench.rig.node", str(file)], self.network.device.path(), pipes=True
+            host,
+            [sys.executable, "-m", "bench.rig.node", str(file), str(inserted)],
+            self.network.device.path(),
+            pipes=True,
         )
-        contender = Contender(name, Route.encapsulated(pair), pair.far, [], program, fast=cut_through)
+        contender = Contender(name, Route.encapsulated(pair), pair.far, [], program)
         try:
             contender.ask("counters")
         except LabError as error:
             self.missing[name] = str(error)
             return None
         pin(program.pid, DEVICE_CPU)
-        contender.kernel_threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU, first=False)
+        contender.kernel_threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU)
         return self._add(contender)
 
     def program_of(self, contender: Contender) -> int:
@@ -220,4 +247,4 @@ def pin(process: int, cpu: int) -> None:
     """Put all threads of a process on one processor."""
     for task in Path(f"/proc/{process}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(task.name), {cpu})
+            place(int(task.name), cpu)

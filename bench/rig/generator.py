@@ -4,8 +4,9 @@ Two ways of sending:
 
 * ``run``: frames leave as fast as they can be made, or at a rate (frames that are not due are dropped before they
   leave). What the device under test does not take is lost, as on a wire.
-* ``circle``: a fixed number of frames goes round; each that comes back leaves again as the next packet.
-  This takes half the work for each packet, so that a device as fast as the generator can be driven to its end.
+* ``circle``: a fixed number of frames goes round; each that comes back leaves again as the next packet. The device
+  under test is always busy and never flooded, whatever its speed; and a packet takes half of the generator's work,
+  so that a device as fast as the generator can be driven to its end.
 
 Generator and receiver share ``GENERATOR_CPU``; the thread that calls has to be pinned there and to live in the
 generator's namespace.
@@ -32,7 +33,7 @@ _WORDS = (
     *("mode", "geneve", "clients", "servers", "interval", "backlog", "first", "flows"),
     *("opened", "open", "delay", "stamped", "flood", "ports", "source", "lenient"),
     *("due", "at", "turn", "step", "connection", "share", "strays", "behind"),
-    *("pauses", "done", "mixed", "come", "loop"),
+    *("pauses", "unused", "mixed", "come", "loop"),
 )
 _AT = {name: index for index, name in enumerate(_WORDS)}
 _SENT, _RETURNED, _OTHERS, _SUMS, _TEMPLATES = 32, 48, 64, 80, 112
@@ -43,6 +44,8 @@ _SCALE = 256
 _FOREVER = 1 << 30
 _BATCH_FAST, _BATCH_PACED = 64, 16
 _DRAIN_S = 0.02
+_LOOK_S = 0.01
+"""How often frames that got lost on their way round are replaced."""
 _SOURCE_PORTS = 16
 _LENIENT = 64
 """At full speed the outer header of one of so many packets is checked, else of every one."""
@@ -150,31 +153,24 @@ class Generator:
         return self._result(start)
 
     def circle(self, route: Route, traffic: Traffic, seconds: float) -> Count:
-        """Let frames go round for so long; those that get lost are replaced now and then."""
-        assert route.geneve
-        assert traffic.mode == Mode.DATA
+        """Let frames go round for so long, or until all connections are open; those that get lost are replaced."""
         assert not traffic.rate
+        program = "generate_geneve" if route.geneve else "generate_plain"
         packet = self._prepare(route, traffic)
         start = time.monotonic()
         self._words[_AT["loop"]] = 1
         try:
+            words = self._words
             while (left := start + seconds - time.monotonic()) > 0:
-                words = self._words
+                if traffic.open and int(words[_RETURNED + Kind.ACK]) >= traffic.open:
+                    break
                 missing = CIRCLING - int(words[_SENT : _SENT + 16].sum()) + int(words[_AT["come"]])
                 if missing > CIRCLING // 8:
-                    self._programs.run_live("generate_geneve", packet, missing, min(missing, _BATCH_FAST))
-                time.sleep(min(left, 0.02))
+                    self._programs.run_live(program, packet, missing, min(missing, _BATCH_FAST))
+                time.sleep(min(left, _LOOK_S))
         finally:
             self._words[_AT["loop"]] = 0
         return self._result(start)
-
-    def open(self, route: Route, first: int, count: int, rate: float, size: int = 64) -> Count:
-        """Open ``count`` connections by their three packets; returns when all have been sent."""
-        traffic = Traffic(
-            Mode.OPEN, opened=first, open=count, rate=rate * 3, size=size, delay=min(256, count)
-        )
-        seconds = (count + 2 * traffic.delay) / rate + 0.05
-        return self.run(route, traffic, seconds)
 
     def nanoseconds(self, route: Route, program: int | str, flows: int, repeat: int = 1_000_000) -> float:
         """What a program takes for a packet by BPF_PROG_TEST_RUN, going through ``flows`` flows in turn.

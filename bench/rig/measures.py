@@ -13,17 +13,15 @@ from bench.rig.generator import Count, Mode, Traffic
 LOSS_MAX = 0.001
 """Of a steady state."""
 LATENCY_RATE = 50_000.0
-OPEN = "open"
-"""In a contender's limits: connections per second."""
+FEW = 10_000
 _SEARCH_S = 0.25
-_LITTLE, _MUCH = 0.01, 0.1
-_STRIDE = 1.5
-_ALL = 0.95
-_AROUND = (0.9, 1.0, 1.1, 1.25)
-_HALVINGS = 5
-_DELAY_S = 0.002
-"""Between a SYN, its SYN-ACK and the ACK."""
-_DELAY_CONNECTIONS_MIN = 64
+_HALVINGS = 7
+_DELAY = 128
+"""Connections begun between a SYN and its SYN-ACK, and again before the ACK; with three packets for each, more than are
+under way at once."""
+_MANY_A_SECOND = 2_000_000
+_ATTEMPTS = 5
+_SET_UP_S_MAX = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,90 +76,42 @@ def ratio(rounds: Rounds, name: str, base: str) -> float:
 # Packets ----------------------------------------------------------------------------------------------
 
 
-def saturate(rig: Rig, contender: Contender, seconds: float, flows: int = 10_000, size: int = 64) -> Round:
-    """As many packets as it returns: frames that go round for what is as fast as the generator, and the
-    rate at which most come back for the others."""
+def saturate(rig: Rig, contender: Contender, seconds: float, flows: int = FEW, size: int = 64) -> Round:
+    """As many packets as it returns, with as many under way as it can hold."""
     traffic = Traffic(flows=flows, size=size)
-    if contender.fast:
-        return watched(
-            contender, lambda: rig.generator.circle(contender.route, traffic, seconds), lambda c: c.rate
-        )
-    peak = f"peak {size}"
-    if peak not in contender.limits:
-        find_peak(rig, contender, flows, size)
-    traffic = Traffic(flows=flows, size=size, rate=contender.limits[peak])
-    found = watched(contender, lambda: rig.generator.run(contender.route, traffic, seconds), lambda c: c.rate)
-    _adapt(contender, peak, found.count)
-    return found
+    return watched(
+        contender, lambda: rig.generator.circle(contender.route, traffic, seconds), lambda c: c.rate
+    )
 
 
-def _adapt(contender: Contender, which: str, count: Count) -> None:
-    """Follow what the contender can do now: offer more than it takes, but not much more.
-
-    What is far too much is not a fair question: it costs the work that is thrown away.
-    """
-    if count.loss() < _LITTLE:
-        contender.limits[which] *= 1.15
-    elif count.loss() > _MUCH:
-        contender.limits[which] *= 0.85
-
-
-def find_peak(rig: Rig, contender: Contender, flows: int, size: int) -> None:
-    """The rate at which most packets come back, kept in the contender's ``limits``."""
-
-    def offer(rate: float) -> tuple[float, float]:
-        count = rig.generator.run(contender.route, Traffic(flows=flows, size=size, rate=rate), _SEARCH_S)
-        return count.offered, count.rate
-
-    contender.limits[f"peak {size}"] = _peak(offer, 100_000.0)
-
-
-def _peak(offer: Callable[[float], tuple[float, float]], rate: float) -> float:
-    """The best rate to offer: up in large steps while nearly all comes back, then around the end in small ones.
-
-    ``offer`` tells how much left and how much came back.
-    """
-    sent, got = offer(rate)
-    while got > sent * _ALL:
-        rate *= _STRIDE
-        before = sent
-        sent, got = offer(rate)
-        if sent < before * 1.1:
-            break  # the generator's own end
-    best, best_rate = got, rate
-    for factor in _AROUND:
-        tried = got * factor
-        if (other := offer(tried)[1]) > best:
-            best, best_rate = other, tried
-    return best_rate
-
-
-def steady(rig: Rig, contender: Contender, flows: int = 10_000, size: int = 64) -> float:
+def steady(rig: Rig, contender: Contender, flows: int = FEW, size: int = 64) -> float:
     """The highest rate found by halving at which less than ``LOSS_MAX`` is lost, packets per second."""
-
-    def lost(rate: float) -> Count:
-        return rig.generator.run(contender.route, Traffic(flows=flows, size=size, rate=rate), _SEARCH_S)
-
-    top = saturate(rig, contender, _SEARCH_S, flows, size).amount * 1.1
-    good, low, high = 0.0, 0.0, top
-    for _ in range(_HALVINGS + 2):
-        middle = (low + high) / 2 if low else high / 2
-        count = lost(middle)
+    good, low = 0.0, 0.0
+    high = saturate(rig, contender, _SEARCH_S, flows, size).amount
+    for _ in range(_HALVINGS):
+        rate = (low + high) / 2
+        traffic = Traffic(flows=flows, size=size, rate=rate)
+        count = rig.generator.run(contender.route, traffic, _SEARCH_S)
         if count.loss() < LOSS_MAX:
-            good, low = max(good, count.rate), middle
+            good, low = max(good, count.rate), rate
         else:
-            high = middle
+            high = rate
     return good
 
 
-def latency(rig: Rig, contender: Contender, seconds: float, mode: Mode = Mode.DATA, opened: int = 0) -> Round:
+def latency(rig: Rig, contender: Contender, seconds: float) -> Round:
     """Median microseconds at ``LATENCY_RATE``; the count has the other quantiles."""
-    traffic = Traffic(mode, rate=LATENCY_RATE, stamped=True, opened=opened, delay=_DELAY_CONNECTIONS_MIN)
-    return watched(
-        contender,
-        lambda: rig.generator.run(contender.route, traffic, seconds),
-        lambda count: count.latency_us(0.5),
-    )
+    traffic = Traffic(rate=LATENCY_RATE, stamped=True)
+    return _timed(rig, contender, traffic, seconds)
+
+
+def _timed(rig: Rig, contender: Contender, traffic: Traffic, seconds: float) -> Round:
+    with rig.prompt(contender):
+        return watched(
+            contender,
+            lambda: rig.generator.run(contender.route, traffic, seconds),
+            lambda count: count.latency_us(0.5),
+        )
 
 
 # Connections ------------------------------------------------------------------------------------------
@@ -179,54 +129,28 @@ class Openings:
         return first
 
 
-def open_connections(
-    rig: Rig, contender: Contender, openings: Openings, seconds: float, which: str = OPEN
-) -> Round:
-    """Connections per second of which all three packets came back: the third passes only within a session.
-
-    As many are offered as it can open, by the limit ``which``.
-    """
-    per_second = contender.limits[which]
-    traffic = Traffic(
-        Mode.OPEN,
-        rate=per_second * 3,
-        opened=openings.take(int(per_second * seconds * 1.2) + 1000),
-        delay=max(_DELAY_CONNECTIONS_MIN, int(per_second * _DELAY_S)),
-    )
-    found = watched(
+def open_connections(rig: Rig, contender: Contender, openings: Openings, seconds: float) -> Round:
+    """Connections per second of which all three packets came back: the third passes only within a session."""
+    traffic = Traffic(Mode.OPEN, opened=openings.take(_MANY_A_SECOND), delay=_DELAY)
+    return watched(
         contender,
-        lambda: rig.generator.run(contender.route, traffic, seconds),
+        lambda: rig.generator.circle(contender.route, traffic, seconds),
         lambda count: float(count.returned[Kind.ACK]) / count.seconds,
     )
-    _adapt(contender, which, found.count)
-    return found
 
 
-def find_opening_peak(
-    rig: Rig, contender: Contender, openings: Openings, before: Callable[[], None] = lambda: None
-) -> None:
-    """The rate of new connections at which most come to be, kept in the contender's ``limits``."""
+def mixed(rig: Rig, contender: Contender, openings: Openings, seconds: float, rate: float = 0.0) -> Round:
+    """Established flows, with one packet in twenty that opens a session and two that go on with it.
 
-    def offer(rate: float) -> tuple[float, float]:
-        before()
-        contender.limits[OPEN] = rate
-        tried = open_connections(rig, contender, openings, _SEARCH_S)
-        return float(tried.count.sent[Kind.ACK]) / tried.count.seconds, tried.amount
-
-    contender.limits[OPEN] = _peak(offer, 20_000.0)
-
-
-def mixed(rig: Rig, contender: Contender, openings: Openings, rate: float, seconds: float) -> Round:
-    """Established flows, with one packet in twenty that opens a session and two that go on with it."""
+    As many as it takes, or at a rate: packets per second then, and else microseconds, are what is compared.
+    """
     traffic = Traffic(
-        Mode.MIX,
-        rate=rate,
-        stamped=True,
-        opened=openings.take(int(rate * seconds * 1.2 / 20) + 1000),
-        delay=max(_DELAY_CONNECTIONS_MIN, int(rate / 20 * _DELAY_S)),
+        Mode.MIX, rate=rate, stamped=bool(rate), opened=openings.take(_MANY_A_SECOND), delay=_DELAY
     )
+    if rate:
+        return _timed(rig, contender, traffic, seconds)
     return watched(
-        contender, lambda: rig.generator.run(contender.route, traffic, seconds), lambda count: count.rate
+        contender, lambda: rig.generator.circle(contender.route, traffic, seconds), lambda count: count.rate
     )
 
 
@@ -243,12 +167,11 @@ def flooded(rig: Rig, contender: Contender, established: float, flood: float, se
 
 def set_up(rig: Rig, contender: Contender, flows: int) -> int:
     """Open ``flows`` connections by their handshakes; returns how many came to be."""
-    missing, rate, there = flows, 50_000.0, 0
-    for _ in range(6):
-        count = rig.generator.open(contender.route, 0, flows, rate)
+    there = 0
+    for _ in range(_ATTEMPTS):
+        traffic = Traffic(Mode.OPEN, open=flows, delay=_DELAY)
+        count = rig.generator.circle(contender.route, traffic, _SET_UP_S_MAX)
         there = int(count.returned[Kind.ACK])
-        missing = flows - there
-        if missing <= flows // 10_000:
+        if there == flows:
             break
-        rate /= 2
     return there

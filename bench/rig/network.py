@@ -142,29 +142,43 @@ class Network:
         macs = [bytes.fromhex(mac.replace(":", "")) for mac in (near_mac, far_mac)]
         return Pair(near_name, far_name, index, near_address, far_address, *macs)
 
-    def thread(self, namespace: Namespace, device: str, cpu: int, *, first: bool) -> list[int]:
-        """NAPI of a device in threads on one processor; ``first``: before all others there. Returns their ids.
+    def thread(self, namespace: Namespace, device: str, cpu: int) -> list[int]:
+        """NAPI of a device in threads on one processor; returns their ids.
 
         The device needs NAPI by now: an XDP program, or GRO.
         """
         namespace.shell(f"echo 1 > /sys/class/net/{device}/threaded")
         found = napi_threads(device)
         for thread in found:
-            os.sched_setaffinity(thread, {cpu})
-            put_first(thread, first)
+            place(thread, cpu)
         return found
+
+    def gather(self, namespace: Namespace, device: str, microseconds: int) -> None:
+        """Let NAPI of a device look by a timer instead of being woken for what comes; 0: woken again.
+
+        Waking the receiver would be work of the sender, which a wire does not ask for.
+        """
+        namespace.shell(
+            f"echo {int(microseconds > 0)} > /sys/class/net/{device}/napi_defer_hard_irqs\n"
+            f"echo {microseconds * 1000} > /sys/class/net/{device}/gro_flush_timeout"
+        )
 
     def close(self) -> None:
         for namespace in (self.generator, self.device, self.router):
             namespace.close()
 
 
-def put_first(thread: int, first: bool) -> None:
-    """Schedule a thread before all ordinary ones of its processor, or as one of them."""
-    if first:
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+def place(thread: int, cpu: int) -> None:
+    """Put a thread on a processor, before whatever else the machine has to do there.
+
+    On the device's processor all take turns (SCHED_RR), the kernel's threads and the node's alike. The
+    generator's receiver goes before the generator (SCHED_FIFO).
+    """
+    os.sched_setaffinity(thread, {cpu})
+    if cpu == DEVICE_CPU:
+        os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
     else:
-        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
 
 
 def napi_threads(device: str) -> list[int]:

@@ -1,8 +1,8 @@
 """The device under test: a node as ``everwall firewall`` runs it, with a second way in for the benchmark.
 
-``python -m bench.rig.node INIT_CFG``: one JSON request a line on standard input, one answer a line on standard
-output. The node is the product's own; what is asked of it beyond (its threads, sessions put in by the
-thousand, the store switched) is what no operator needs.
+``python -m bench.rig.node INIT_CFG SESSIONS``: one JSON request a line on standard input, one answer a line on standard
+output. The node is the product's own, and begins with so many sessions; what is asked of it beyond (refreshes that
+are due, the store switched) is what no operator needs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from everwall.node import Node
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.state import Sessions
+from everwall.takeover import restore_all
+from everwall.worker import Worker
 
 _CHUNK = 100_000
 
@@ -62,22 +64,20 @@ class Device:
         table.cold[chosen, t.WRITTEN] -= self._sessions.timeouts[tcp.TCP_ESTABLISHED]
         return {"due": len(chosen)}
 
-    def insert(self, first: int, count: int) -> dict[str, Any]:
-        """Take over established sessions of so many flows at once, as after another node's death."""
-        from everwall.takeover import restore_all
-
-        restored = 0
-        self._worker.stop()
-        for begin in range(first, first + count, _CHUNK):
-            rows = _images(begin, min(_CHUNK, first + count - begin))
-            restored += int(restore_all(self._worker.state, rows, len(rows), time.monotonic_ns()))
-        self._worker.start(None)
-        return {"restored": restored}
-
     def memory(self) -> dict[str, Any]:
         """Bytes of all arrays that grow with the sessions, and for how many sessions they are made."""
         arrays = {array.ctypes.data: array.nbytes for array in self._sessions.table}
         return {"bytes": sum(arrays.values()), "sessions": self._node.config.max_sessions}
+
+
+def _insert(worker: Worker, count: int) -> None:
+    """Take over established sessions of the first flows at once, as after another node's death."""
+    restored = 0
+    for begin in range(0, count, _CHUNK):
+        rows = _images(begin, min(_CHUNK, count - begin))
+        restored += int(restore_all(worker.state, rows, len(rows), time.monotonic_ns()))
+    if restored != count:
+        raise RuntimeError(f"of {count} sessions {restored} could be inserted")
 
 
 def _images(first: int, count: int) -> npt.NDArray[np.int64]:
@@ -127,7 +127,9 @@ async def _run(node: Node) -> None:
 def main() -> None:
     logs.configure()
     config, _ = load_init_cfg(Path(sys.argv[1]))
-    asyncio.run(_run(Node(config, None, 5.0)))
+    node = Node(config, None, 5.0)
+    _insert(node.workers.all[0], int(sys.argv[2]))
+    asyncio.run(_run(node))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ from bench.rig import measures
 from bench.rig.contenders import Contender, Rig
 from bench.rig.frames import Kind
 from bench.rig.generator import Traffic
-from bench.rig.measures import Openings, Round, Rounds
+from bench.rig.measures import FEW, Openings, Round, Rounds
 from bench.rig.network import wait_for
 
 SANE = {"bounce_pps": 2_500_000, "kernel_pps": 300_000, "kernel_cps": 75_000}
-FEW, MANY = 10_000, 1_000_000
+MANY = 1_000_000
 ENGINE_SESSIONS = 2_000_000
 SIZES = (64, 512, 1400)
 """Of inner packets, bytes."""
 FLOOD_RATE = 1_000_000.0
 FLOOD_SHARE = 0.3
 """Of saturation: what established flows are offered beside the flood."""
-_OPEN_STORE = "open, store"
 _WARM_S_MAX = 20.0
 _DRAIN_S = 2.0
 _REFRESHES = 0.05
@@ -52,7 +51,7 @@ class Bench:
         rig.add_bounce(SINK, "sink")
         rig.add_forwarding(KERNEL)
         rig.add_node(CUT, "xdp", FEW, cut_through=True)
-        rig.add_node(CUT_MANY, "xdp", MANY, cut_through=True)
+        rig.add_node(CUT_MANY, "xdp", MANY, inserted=MANY, cut_through=True)
         rig.add_node(ENGINE, "xdp", ENGINE_SESSIONS, with_store=True)
         if sockets:
             rig.add_node(RAW, "raw", ENGINE_SESSIONS)
@@ -71,11 +70,8 @@ class Bench:
     def _set_up(self, contender: Contender, flows: int) -> None:
         if contender.program is not None:
             contender.ask("resiliency", on=0)
-        if flows == FEW:
-            there = measures.set_up(self.rig, contender, flows)
-        else:
-            there = contender.ask("insert", first=0, count=flows)["restored"]
-        if contender.fast:
+        there = flows if flows == MANY else measures.set_up(self.rig, contender, flows)
+        if contender.name in (CUT, CUT_MANY):
             self._warm_up(contender, flows)
         if there < flows * 0.999:
             print(f"{contender.name}: only {there} of {flows} sessions could be set up")
@@ -170,10 +166,7 @@ class Bench:
         """New connections per second, the engine's without and with the store."""
         kernel, engine = self.rig.contenders[KERNEL], self._get(ENGINE)
         acts = {KERNEL: lambda: self._open_kernel(kernel)}
-        measures.find_opening_peak(self.rig, kernel, self._openings, self.rig.forget_connections)
         if engine is not None:
-            measures.find_opening_peak(self.rig, engine, self._openings)
-            engine.limits[_OPEN_STORE] = engine.limits[measures.OPEN]
             acts[ENGINE] = lambda: self._open_engine(engine, False)
             acts[f"{ENGINE}, store"] = lambda: self._open_engine(engine, True)
         rounds = measures.alternate(self.rounds, acts)
@@ -213,8 +206,7 @@ class Bench:
             self._settle(engine)
         engine.ask("resiliency", on=int(store))
         before = self._created(engine)
-        which = _OPEN_STORE if store else measures.OPEN
-        found = measures.open_connections(self.rig, engine, self._openings, self.seconds, which)
+        found = measures.open_connections(self.rig, engine, self._openings, self.seconds)
         after = self._created(engine)
         engine.ask("resiliency", on=0)
         opened = int(found.count.returned[Kind.ACK])
@@ -276,27 +268,23 @@ class Bench:
         engine = self._get(ENGINE)
         if engine is None:
             return
-        rate = engine.limits["peak 64"]
-        for what, at, amount in (
-            ("throughput", rate, lambda each: each.amount),
-            ("latency", measures.LATENCY_RATE, lambda each: each.count.latency_us(0.5)),
-        ):
+        for what, rate in (("throughput", 0.0), ("latency", measures.LATENCY_RATE)):
             rounds = measures.alternate(
                 self.rounds,
                 {
-                    "off": lambda at=at: self._mixed(engine, at, False),  # type: ignore[misc]
-                    "on": lambda at=at: self._mixed(engine, at, True),  # type: ignore[misc]
+                    "off": lambda rate=rate: self._mixed(engine, rate, False),  # type: ignore[misc]
+                    "on": lambda rate=rate: self._mixed(engine, rate, True),  # type: ignore[misc]
                 },
             )
-            off, on = ([amount(each) for each in rounds[name]] for name in ("off", "on"))
-            if what == "throughput":
-                self._found["resiliency_throughput_tax"] = 1 - statistics.median(
-                    b / a for a, b in zip(off, on, strict=True)
-                )
+            off, on = measures.median(rounds["off"]), measures.median(rounds["on"])
+            if rate:
+                self._found["resiliency_latency_us"] = on - off
             else:
-                self._found["resiliency_latency_us"] = statistics.median(on) - statistics.median(off)
-            print(f"Resiliency, {what}: off {statistics.median(off):,.1f}, on {statistics.median(on):,.1f}")
-            self.details[f"resiliency {what}"] = {"off": off, "on": on}
+                self._found["resiliency_throughput_tax"] = 1 - measures.ratio(rounds, "on", "off")
+            print(f"Resiliency, {what}: off {off:,.1f}, on {on:,.1f}")
+            self.details[f"resiliency {what}"] = {
+                name: [each.amount for each in of] for name, of in rounds.items()
+            }
         engine.ask("resiliency", on=0)
 
     def _mixed(self, engine: Contender, rate: float, store: bool) -> Round:
@@ -306,7 +294,7 @@ class Bench:
             engine.ask("refresh", fraction=_REFRESHES)
         else:
             engine.ask("resiliency", on=0)
-        return measures.mixed(self.rig, engine, self._openings, rate, self.seconds)
+        return measures.mixed(self.rig, engine, self._openings, self.seconds, rate)
 
     def _memory(self) -> None:
         for contender in self._present(CUT_MANY, ENGINE):
