@@ -102,9 +102,9 @@ static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u6
     for (int i = length / 8 * 8; i < length; i += 2)
         *(__u16 *)(data + i) = *(__u16 *)(template + i);
 
-    __u32 client = __builtin_bswap32(0x0a000000 | (flow & 0xffffff));
+    __u32 client = __builtin_bswap32(0x0a000000 | (flow & 0x7fffff));
     __u32 server = __builtin_bswap32(0xc6120000 | (flow & 0xff));
-    __u16 port = __builtin_bswap16(1024 + ((flow >> 24) & 0x7fff));
+    __u16 port = __builtin_bswap16(1024 + ((flow >> 23) & 0x7fff));
     int back = kind == SERVER_DATA || kind == SYN_ACK;
     void *inner = data + at;
     *(__u32 *)(inner + SOURCE) = back ? server : client;

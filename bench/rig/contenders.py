@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from everwall.lab.processes import LabError, Program, Programs
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "bench" / "nftables.conf"
 _START_S_MAX = 60.0
-_GATHER_US = 20
 
 
 @dataclass
@@ -104,19 +102,6 @@ class Rig:
     def _receive(self, pair: Pair, program: str) -> None:
         self._kernel.attach(program, pair.near)
         self.network.thread(self.network.generator, pair.near, GENERATOR_CPU)
-        self.network.gather(self.network.generator, pair.near, _GATHER_US)
-
-    @contextlib.contextmanager
-    def prompt(self, contender: Contender) -> Iterator[None]:
-        """Let the receiver be woken for what comes, for measurements of time."""
-        near = {contender.route.clients.near, contender.route.servers.near}
-        for device in near:
-            self.network.gather(self.network.generator, device, 0)
-        try:
-            yield
-        finally:
-            for device in near:
-                self.network.gather(self.network.generator, device, _GATHER_US)
 
     # Without Everwall --------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ _SYN_OPTIONS = bytes.fromhex("020405b4 0402 080a000000010000 0000 01 030307 0101
 
 def client(flow: int) -> str:
     """The client's address of a flow."""
-    return f"10.{flow >> 16 & 255}.{flow >> 8 & 255}.{flow & 255}"
+    return f"10.{flow >> 16 & 127}.{flow >> 8 & 255}.{flow & 255}"
 
 
 def server(flow: int) -> str:
@@ -51,7 +51,7 @@ def server(flow: int) -> str:
 
 def client_port(flow: int) -> int:
     """The client's port of a flow."""
-    return CLIENT_PORT_FIRST + (flow >> 24 & 0x7FFF)
+    return CLIENT_PORT_FIRST + (flow >> 23 & 0x7FFF)
 
 
 def inner(kind: Kind, size: int, src: str = "0.0.0.0", dst: str = "0.0.0.0", port: int = 0) -> bytes:

