@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import engine, gateway, handover, memory, records, start, store, worker
+from bench import dataplane, engine, gateway, handover, memory, records, start, store, worker
 
 MEASUREMENTS = {
+    "dataplane": dataplane.measure,
     "engine": engine.measure,
     "gateway": gateway.measure,
     "handover": handover.measure,

@@ -61,7 +61,7 @@ struct {
     __u64 strays;
     __u64 behind; // ns * 256 given up because the generator came too late
     __u64 pauses; // frames that were not due
-    __u64 unused;
+    __u64 redirected; // 1: frames that go round are redirected, as XDP_TX reaches no device without a program
     __u64 mixed;
     __u64 come; // packets that came back
     __u64 loop; // 1: what comes back goes out again as the next packet
@@ -132,7 +132,7 @@ static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u6
         }
     }
     rig.sent[kind]++;
-    return back_out ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
+    return back_out && !rig.redirected ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
 }
 
 // The next of the three packets of connections that are opened ``delay`` connections apart; a step that has

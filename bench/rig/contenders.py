@@ -202,13 +202,15 @@ class Rig:
         file = configuration.write(self._directory.path / f"{host}.txt", "\n".join(lines) + "\n")
         if port != "xdp":
             self.network.device.shell(f"ethtool -K {pair.far} gro on")
+        # Programs start in a directory of their own.
+        python = ["env", f"PYTHONPATH={ROOT / 'src'}{os.pathsep}{ROOT}", sys.executable]
         program = self._programs.start(
             host,
-            [sys.executable, "-m", "bench.rig.node", str(file), str(inserted)],
+            [*python, "-m", "bench.rig.node", str(file), str(inserted)],
             self.network.device.path(),
             pipes=True,
         )
-        contender = Contender(name, Route.encapsulated(pair), pair.far, [], program)
+        contender = Contender(name, Route.encapsulated(pair, port == "xdp"), pair.far, [], program)
         try:
             contender.ask("counters")
         except LabError as error:

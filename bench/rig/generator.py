@@ -34,7 +34,7 @@ _WORDS = (
     *("mode", "geneve", "clients", "servers", "interval", "backlog", "first", "flows"),
     *("opened", "open", "delay", "stamped", "flood", "ports", "source", "lenient"),
     *("due", "at", "turn", "step", "connection", "share", "strays", "behind"),
-    *("pauses", "unused", "mixed", "come", "loop"),
+    *("pauses", "redirected", "mixed", "come", "loop"),
 )
 _AT = {name: index for index, name in enumerate(_WORDS)}
 _SENT, _RETURNED, _OTHERS, _SUMS, _TEMPLATES = 32, 48, 64, 80, 112
@@ -70,10 +70,12 @@ class Route:
     clients: Pair
     servers: Pair
     geneve: bool
+    program: bool = True
+    """Whether the device under test has an XDP program there."""
 
     @classmethod
-    def encapsulated(cls, pair: Pair) -> Route:
-        return cls(pair, pair, True)
+    def encapsulated(cls, pair: Pair, program: bool = True) -> Route:
+        return cls(pair, pair, True, program)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Generator:
 
     def run(self, route: Route, traffic: Traffic, seconds: float) -> Count:
         """Send for so long."""
-        packet = self._prepare(route, traffic)
+        packet = self.prepare(route, traffic)
         program = "generate_geneve" if route.geneve else "generate_plain"
         batch = _BATCH_PACED if traffic.rate else _BATCH_FAST
         start = time.monotonic()
@@ -159,7 +161,7 @@ class Generator:
         """Let frames go round for so long, or ``until``; those that get lost are replaced."""
         assert not traffic.rate
         program = "generate_geneve" if route.geneve else "generate_plain"
-        packet = self._prepare(route, traffic)
+        packet = self.prepare(route, traffic)
         start = time.monotonic()
         self._words[_AT["loop"]] = 1
         try:
@@ -184,11 +186,11 @@ class Generator:
 
         The making of the packet is in it: about what a program takes that does nothing.
         """
-        packet = self._prepare(route, Traffic(flows=flows))
+        packet = self.prepare(route, Traffic(flows=flows))
         return float(self._programs.time(program, packet, repeat))
 
-    def _prepare(self, route: Route, traffic: Traffic) -> bytes:
-        """Write the struct; returns a packet of the right length."""
+    def prepare(self, route: Route, traffic: Traffic) -> bytes:
+        """Write down what is to be sent; returns a packet of the right length."""
         words = self._words
         words[:_SUMS] = 0
         words[_LATENCIES:] = 0
@@ -210,6 +212,7 @@ class Generator:
             "flood": int(traffic.flood * 65536),
             "ports": _SOURCE_PORTS - 1,
             "source": int.from_bytes(far + near, "little"),
+            "redirected": not route.program,
             "lenient": 0 if traffic.rate else _LENIENT - 1,
             "due": time.monotonic_ns() * _SCALE,
         }

@@ -62,11 +62,11 @@ class Device:
         self._sessions.words[state.RESILIENCY] = on
         return {}
 
-    def refresh(self, fraction: float) -> dict[str, Any]:
-        """Let a part of the established sessions be due for a refresh in the store, now."""
+    def refresh(self, count: int) -> dict[str, Any]:
+        """Let so many established sessions be due for a refresh in the store, now."""
         table = self._sessions.table
         slots = np.flatnonzero(table.short[:, t.STATE] == tcp.TCP_ESTABLISHED)
-        chosen = np.random.default_rng(1).choice(slots, int(len(slots) * fraction), replace=False)
+        chosen = np.random.default_rng().choice(slots, min(count, len(slots)), replace=False)
         table.cold[chosen, t.WRITTEN] -= self._sessions.timeouts[tcp.TCP_ESTABLISHED]
         return {"due": len(chosen)}
 
