@@ -73,6 +73,7 @@ missing_packages() {
     has_program redis-server || echo redis-server
     has_program ip || echo iproute2
     has_program nft || echo nftables
+    has_program ethtool || echo ethtool
     has_program setpriv || echo util-linux
 }
 
