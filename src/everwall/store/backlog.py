@@ -32,6 +32,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._lookups) + len(self._changes)
 
+    @property
+    def has_lookups(self) -> bool:
+        """Whether a packet waits for an answer."""
+        return bool(self._lookups)
+
     def add(self, rows: Rows) -> None:
         """Queue new requests."""
         data = rows.tobytes()

@@ -36,6 +36,7 @@ from everwall.limits import (
     REQUEST_RING_ROWS,
     SECOND_NS,
     STORE_BATCH_RECORDS,
+    STORE_FLUSH_NS,
     STORE_RECONNECT_MAX_S,
     STORE_RECONNECT_MIN_S,
     STORE_TIMEOUT_S,
@@ -128,6 +129,8 @@ class RedisStore:
         self._backlog = Backlog()
         self._taken = np.zeros((REPLY_RING_ROWS, image.COLUMNS), np.int64)
         self._unpushed: list[Rows] = []
+        self._first_ns = 0
+        """When what waits in the backlog began to."""
         self._attempt_at_ns = 0
         self._attempts = 0
         self._heard_ns = 0
@@ -224,13 +227,30 @@ class RedisStore:
             wait_ns = self._heard_ns + _PROBE_NS - now
         if self._stop_at_ns is not None:
             wait_ns = min(wait_ns, self._stop_at_ns - now, 10 * MS_NS)
+        gathers = self._link is not None and self._gathers(now)
+        if gathers:
+            wait_ns = min(wait_ns, STORE_FLUSH_NS)
         poll = select.poll()
-        poll.register(self._wake_fd_store, select.POLLIN)
+        if not gathers:  # else the worker's next request would wake us for itself alone
+            poll.register(self._wake_fd_store, select.POLLIN)
         if self._link is not None:
             poll.register(self._link, select.POLLIN | (select.POLLOUT if self._link.wants_to_send else 0))
         for descriptor, _ in poll.poll(max(0, -(-wait_ns // MS_NS))):
             if descriptor == self._wake_fd_store:
                 os.eventfd_read(descriptor)
+
+    def _gathers(self, now: int) -> bool:
+        """Whether what waits may wait for more: writes alone, few of them, and none for STORE_FLUSH_NS yet.
+
+        A pipeline costs about as much as fifty records in it.
+        """
+        waiting = len(self._backlog)
+        return (
+            0 < waiting < STORE_BATCH_RECORDS
+            and not self._backlog.has_lookups
+            and now - self._first_ns < STORE_FLUSH_NS
+            and self._stop_at_ns is None
+        )
 
     def _take_requests(self) -> None:
         """Move requests out of the ring; while connected only as many as there is room for, so that the
@@ -240,6 +260,8 @@ class RedisStore:
             if not count:
                 break
             rows = self._taken[:count]
+            if not len(self._backlog):
+                self._first_ns = time.monotonic_ns()
             self._counts["looked_up"] += int((rows[:, image.OP] == image.LOOKUP).sum())
             self._backlog.add(rows)
 
@@ -309,7 +331,10 @@ class RedisStore:
             else:
                 self._judge_silence()
             while len(self._backlog) and len(self._pipelines) < _PIPELINES_MAX:
+                if self._gathers(time.monotonic_ns()):
+                    break
                 rows = self._backlog.take(STORE_BATCH_RECORDS)
+                self._first_ns = time.monotonic_ns()
                 self._send(link, self._protocol.encode(rows, self._store_time_s()))
             if not self._pipelines and time.monotonic_ns() - self._heard_ns >= _PROBE_NS:
                 self._send(link, self._protocol.probe(), probe=True)
