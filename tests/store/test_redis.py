@@ -172,6 +172,21 @@ def test_a_thousand_lookups_at_once_are_all_answered(shared, worker):
     assert node.outcome(rows, LOOKUP) == [FOUND, MISSING] * 500
 
 
+def test_writes_that_come_one_by_one_share_pipelines(shared, worker, monkeypatch):
+    """A worker hands over a few at a time; a pipeline for each of them would cost more than the records."""
+    node = worker(config(shared)).connected()
+    sizes, encode = [], node.store._protocol.encode
+    monkeypatch.setattr(
+        node.store._protocol, "encode", lambda rows, now: sizes.append(len(rows)) or encode(rows, now)
+    )
+    rows = sessions(100)
+    for k in range(100):
+        node.tell(rows[k : k + 1], WRITE_FIRST)
+    assert (node.answers(100)[:, image.OP] == WRITTEN).all()
+    assert sum(sizes) == 100
+    assert len(sizes) < 50
+
+
 def test_a_takeover_makes_the_former_owner_lose(shared, worker):
     where = config(shared)
     old, new = worker(where).connected(), worker(where).connected()
