@@ -10,7 +10,7 @@ for its answer:
 * ``KEY2``: lower port | upper port << 16 | protocol << 32 | family << 40; never 0.
 
 Hash and signature of a key are a universal hash of its 32-bit halves, keyed by a seed of this process: who does
-not know the seed cannot choose flows that meet in one bucket (``hash_key`` says how, docs/decisions/0005 why). The
+not know the seed cannot choose flows that meet in one bucket (``hash_key`` says how, docs/decisions/0006 why). The
 cut-through program computes the same. They mean nothing to another process and are never stored.
 
 ``hash_of`` is HalfSipHash-1-3 with 64 bits of output (Aumasson and Bernstein's SipHash on 32-bit words), for what is
