@@ -459,9 +459,11 @@ def _resume(state_, row, verdict, now):
     arena, meta = sessions.arena, sessions.arena.meta
     slot = t.find_session(sessions.table, meta, row)
     if slot >= 0:
+        withdraw(sessions, slot)  # its flow may have gone on while this packet waited
         final = _hit(state_, arena, slot, row, now)
         if final != FORWARD:
             parking.remember_miss(sessions, meta, row, now)  # asked in doubt, and the session is as it was
+        offload(sessions, slot)
         return final
     if meta[row, m.ICMP_KIND] == m.ICMP_ERROR:
         return _ICMP_ERROR_UNMATCHED if verdict == _NON_SYN_TCP else verdict

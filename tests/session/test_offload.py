@@ -364,6 +364,21 @@ def test_a_closing_connection_is_withdrawn(how: str) -> None:
     assert BOUNCED not in node.drive(talk.data(), talk.data(talk.server))
 
 
+def test_a_parked_packet_that_is_resumed_finds_its_session_taken_back() -> None:
+    # A FIN overtakes the data before it, to a node whose session was quiet: it asks, and meanwhile the data come.
+    node = make_node(resiliency=True)
+    talk = established(node)
+    node.cluster.wait(1)
+    fin = talk.segment(talk.client, "FA", seq=talk.client.next + 140 * 1_000)
+    assert node.drive(fin) == [Verdict.PARK], "outside the window"
+    assert node.drive(*[talk.data(size=1_000) for _ in range(140)])[1:] == [BOUNCED] * 139
+    (asked,) = [row for row in node.engine.outbox() if row[image.OP] == image.LOOKUP]
+    node.reply(asked.reshape(1, -1), image.MISSING)
+    assert node.released, "by now it is in the window"
+    assert node.only_session()["state"] == "half-closed"
+    assert flag_of(node) == 0, "nobody but the engine forwards for a connection that closes"
+
+
 def test_another_policy_takes_everything_back() -> None:
     node = make_node()
     talk = established(node)
