@@ -89,7 +89,7 @@ class Node:
             owner=owner,
             geneve_sources=tuple(sources),
             epoch_offset=time.time_ns() - time.monotonic_ns(),
-            seed=int.from_bytes(os.urandom(7), "big"),
+            seed=int.from_bytes(os.urandom(8), "big", signed=True),
             frame_bytes=frame_bytes_for(self._data.mtu),
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
