@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -144,6 +145,22 @@ def test_with_something_that_is_no_object(tmp_path: Path) -> None:
         BpfObject(tmp_path / "none", "cutthrough")
     with pytest.raises(BpfError, match="holds no program bounce"):
         BpfObject(object_path(), "bounce")
+
+
+def test_tables_that_cannot_be_mapped_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs.xdp()
+    loaded: list[BpfObject] = []
+
+    def too_large(self: BpfObject, name: str) -> None:
+        loaded.append(self)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(BpfObject, "array", too_large)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BpfError, match=r"cannot be mapped: Cannot allocate memory"), program():
+        pass
+    assert loaded, "it was loaded already"
+    assert len(os.listdir("/proc/self/fd")) == before, "a node that goes on with another port keeps no maps"
 
 
 def test_on_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

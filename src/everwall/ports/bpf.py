@@ -50,10 +50,14 @@ class CutThrough:
         entries = {"hot": rows, "tags": rows // BUCKET_SLOTS, "addresses": rows, "sockets": queues}
         self._object = BpfObject(path, "cutthrough_frags" if frags else "cutthrough", entries, frags=frags)
         self._link: Link | None = None
-        self.hot = self._object.array("hot").view(np.int64)
-        self.tags = self._object.array("tags").reshape(-1)
-        self.addresses = self._object.array("addresses").view(np.int64)
-        self.control = self._object.array(".bss").reshape(-1).view(np.int64)[: words.WORDS]
+        try:
+            self.hot = self._object.array("hot").view(np.int64)
+            self.tags = self._object.array("tags").reshape(-1)
+            self.addresses = self._object.array("addresses").view(np.int64)
+            self.control = self._object.array(".bss").reshape(-1).view(np.int64)[: words.WORDS]
+        except OSError as error:
+            self._object.close()  # its maps would hold their memory for as long as the process lives
+            raise BpfError(f"the tables of the cut-through cannot be mapped: {error.strerror}") from None
         self.control[words.WORKERS] = workers
         self.control[words.SETS] = slots // BUCKET_SLOTS
 
