@@ -86,6 +86,8 @@ def test_the_arrays_outlive_the_program() -> None:
         hot = made.hot
     hot[63, 7] = 5
     assert hot[63, 7] == 5
+    with pytest.raises(BpfError, match="closed"):
+        made.counters()
 
 
 @pytest.mark.parametrize(

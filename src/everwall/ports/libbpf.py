@@ -246,6 +246,10 @@ class BpfObject:
             )
 
     def _map(self, name: str) -> int:
+        if self._object is None:
+            raise BpfError(
+                f"the BPF object is closed: its map {name} is gone"
+            )  # libbpf would follow the null
         found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
         if not found:
             raise BpfError(f"the BPF object has no map {name}")
