@@ -11,9 +11,10 @@ import random
 import numpy as np
 import pytest
 
+from everwall.kernels import JIT
 from everwall.limits import BEAT_STALE_NS, LOOP_GAP_NS_MAX, SECOND_NS
 from everwall.policy.match import deny_all
-from everwall.session import control, image, state
+from everwall.session import control, image, offload, state
 from everwall.session import table as t
 from everwall.session.offload import stamp, totals, withdraw_all
 from everwall.verdict import Verdict
@@ -462,6 +463,23 @@ def test_no_flag_comes_to_life_when_the_epochs_begin_anew() -> None:
     assert flag_of(node) == 0
     assert node.drive(talk.data()) == [FORWARD]
     assert node.only_session()["packets"] == 8
+
+
+@pytest.mark.skipif(JIT, reason="looks into the middle of a kernel")
+def test_nothing_is_bounced_while_old_flags_are_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make_node()
+    talk = established(node)
+    meanwhile = []
+
+    def watched(sessions: state.Sessions, slot: int) -> None:
+        meanwhile.append(node.program.run(talk.data(), 0, node.now))
+        taken_back(sessions, slot)
+
+    taken_back = offload._take_back
+    monkeypatch.setattr(offload, "_take_back", watched)
+    node.engine.sessions_state.words[state.EPOCH] = EPOCHS - 1
+    withdraw_all(node.engine.sessions_state)
+    assert meanwhile == ["not-offloaded"], "a flag of the epoch 0 before this one"
 
 
 def test_every_offload_has_another_version() -> None:

@@ -107,11 +107,14 @@ def withdraw_all(sessions):
     """Take every session back; what the program knows of each is read when somebody comes by it."""
     epoch = (sessions.words[state.EPOCH] + 1) % _EPOCHS
     sessions.words[state.EPOCH] = epoch
-    sessions.shared[_word(sessions, control.WANT)] = want_of(sessions)
-    fence()
+    want = _word(sessions, control.WANT)
     if epoch == 0:
+        sessions.shared[want] = 0  # nothing is bounced while flags of the first epoch 0 may still stand
+        fence()
         for slot in range(sessions.table.hot.shape[0]):
             withdraw(sessions, slot)
+    sessions.shared[want] = want_of(sessions)
+    fence()
 
 
 @kernel
