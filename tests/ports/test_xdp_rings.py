@@ -187,6 +187,14 @@ def test_an_index_farther_than_the_ring_is_long_is_not_believed() -> None:
     assert ports.receive(kernel.port, batch, 64) == 0
 
 
+def test_more_frames_done_than_the_ring_is_long_are_not_believed() -> None:
+    kernel = Kernel()
+    free = kernel.port.queues[0, p.FREE]
+    kernel.words[6] = XDP_FRAMES + 1
+    xdp.receive(kernel.port, make_batch(ROWS, CHUNK), ROWS)
+    assert kernel.port.queues[0, p.FREE] == free, "the list of free ones has no room for them"
+
+
 def test_frames_used_last_are_offered_first() -> None:
     """A few hundred stay in the processor's cache, however many there are."""
     kernel, batch = Kernel(), make_batch()

@@ -149,9 +149,9 @@ def _reap(port, q):
     queues = port.queues
     done = queues[q, DONE_NEXT]
     end = load32_acquire(queues[q, DONE_PRODUCER])
-    if done == end:
-        return
     ring, mask = queues[q, DONE_RING], queues[q, DONE_MASK]
+    if done == end or (end - done) & _INDEX > mask + 1:
+        return
     while done != end:
         _free(port, q, load64(ring + (done & mask) * 8))
         done = (done + 1) & _INDEX
