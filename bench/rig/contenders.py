@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ class Contender:
         if self.program is not None:
             own = [int(task.name) for task in Path(f"/proc/{self.program.pid}/task").iterdir()]
         return self.kernel_threads + own
+
+    @contextlib.contextmanager
+    def behind_napi(self) -> Iterator[None]:
+        """NAPI goes before the node's threads, as where it runs in soft interrupts."""
+        assert self.program is not None, f"{self.name} is no node"
+        own = [thread for thread in self.threads() if thread not in self.kernel_threads]
+        for thread in own:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        try:
+            yield
+        finally:
+            for thread in own:
+                place(thread, DEVICE_CPU)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Put a request to the node."""

@@ -333,9 +333,11 @@ class Bench:
         if cut is None:
             return
         established = FLOOD_SHARE * (self._found["cutthrough_pps"] or 0.0)
-        rounds = [
-            measures.flooded(self.rig, cut, established, FLOOD_RATE, self.seconds) for _ in range(self.rounds)
-        ]
+        with cut.behind_napi():
+            rounds = [
+                measures.flooded(self.rig, cut, established, FLOOD_RATE, self.seconds)
+                for _ in range(self.rounds)
+            ]
         table = Table("Established flows beside a flood", ["offered/s", "flood/s", "loss"])
         for number, each in enumerate(rounds):
             sent = each.count.sent
