@@ -178,7 +178,7 @@ class StoreLink:
 
 def named(batch: StoreBatch) -> Iterator[tuple[int, bytes, bytes]]:
     """(row, bucket, field) for everything a batch speaks about, read from its commands."""
-    for command, (_, indices) in zip(batch.commands, batch.steps, strict=True):
+    for command, indices in zip(batch.commands, batch.spoken_for(), strict=True):
         if not indices:
             continue
         for row, (bucket, field, _) in zip(indices, touched(command), strict=True):

@@ -326,8 +326,7 @@ class RedisStore:
             replies = link.receive()
             if replies:
                 self._heard_ns = time.monotonic_ns()
-                for reply in replies:
-                    self._take_reply(reply)
+                self._take_replies(replies)
             else:
                 self._judge_silence()
             while len(self._backlog) and len(self._pipelines) < _PIPELINES_MAX:
@@ -345,20 +344,26 @@ class RedisStore:
 
     def _send(self, link: Link, batch: StoreBatch, probe: bool = False) -> None:
         self._pipelines.append(_Pipeline(batch, time.monotonic_ns(), probe))
-        link.send(batch.commands)
+        link.send(batch.data)
 
-    def _take_reply(self, reply: Any) -> None:
-        if not self._pipelines:
-            raise ConnectionError(f"the server answered what nobody asked: {reply!r}")
-        if isinstance(reply, ErrorReply) and reply.code in _RECONNECT_CODES:
-            raise reply
-        pipeline = self._pipelines[0]
-        if not pipeline.replies:
-            self._rtt_ns += (self._heard_ns - pipeline.sent_ns - self._rtt_ns) // 8
-        pipeline.replies.append(reply)
-        if len(pipeline.replies) == len(pipeline.batch.commands):
-            self._finish(pipeline)
-            self._pipelines.popleft()
+    def _take_replies(self, replies: list[Any]) -> None:
+        taken = 0
+        while taken < len(replies):
+            if not self._pipelines:
+                raise ConnectionError(f"the server answered what nobody asked: {replies[taken]!r}")
+            pipeline = self._pipelines[0]
+            if not pipeline.replies:
+                self._rtt_ns += (self._heard_ns - pipeline.sent_ns - self._rtt_ns) // 8
+            part = replies[taken : taken + len(pipeline.batch) - len(pipeline.replies)]
+            if ErrorReply in set(map(type, part)):
+                for reply in part:
+                    if isinstance(reply, ErrorReply) and reply.code in _RECONNECT_CODES:
+                        raise reply
+            pipeline.replies += part
+            taken += len(part)
+            if len(pipeline.replies) == len(pipeline.batch):
+                self._finish(pipeline)
+                self._pipelines.popleft()
 
     def _finish(self, pipeline: _Pipeline) -> None:
         if pipeline.probe:
@@ -441,8 +446,9 @@ class RedisStore:
             self._answer(rows)
 
     def _answer(self, rows: Rows) -> None:
+        outcomes = np.bincount(rows[:, image.OP], minlength=image.LOST + 1).tolist()
         for name, outcome in _COUNTED.items():
-            self._counts[name] += int((rows[:, image.OP] == outcome).sum())
+            self._counts[name] += outcomes[outcome]
         if len(rows):
             self._unpushed.append(rows)
 
@@ -472,5 +478,4 @@ def warm() -> None:
     rows = rows[: ring_pop(ring, rows)]
     sealed = protocol.encode(rows, 0).commands[0][-1]
     rows[0, image.OP] = image.LOOKUP
-    lookup = protocol.encode(rows, 0)
-    protocol.decode(lookup, [sealed] + [None] * (len(lookup.commands) - 1), 0)
+    protocol.decode(protocol.encode(rows, 0), [sealed], 0)
