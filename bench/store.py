@@ -36,6 +36,7 @@ def measure(seconds: float) -> dict[str, float]:
     rows[:, image.STATE] = 3
     rows[:, image.START] = time.time_ns() // 1_000_000
     rows[:, image.EXPIRY] = int(time.time()) + 3720
+    rows[:, image.CONFIRM] = 1
     out = np.zeros((_AHEAD, image.COLUMNS), np.int64)
 
     def run(operation: int, expected: int, ahead: int, length: float, at_least: int = 0) -> float:

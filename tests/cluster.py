@@ -14,7 +14,7 @@ from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.session import control, image, record, state, tcp
 from everwall.session import table as t
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import Protocol
+from everwall.store.protocol import Protocol, reply_bytes
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from tests import packets
@@ -113,10 +113,10 @@ class Node:
         """Let the store answer some requests, and those that follow from its answers."""
         while len(rows):
             seconds = self.cluster.time // SECOND_NS
-            batch = self.protocol.encode(rows, seconds)
+            batch = self.protocol.encoded(rows, seconds)
             replies = [self.cluster.store.execute(command, seconds) for command in batch.commands]
-            decoded = self.protocol.decode(batch, replies, seconds)
-            self.take(decoded.rows)
+            decoded = self.protocol.decode(batch, b"".join(map(reply_bytes, replies)), seconds)
+            self.take(decoded.answers)
             rows = np.concatenate([decoded.again, self.engine.outbox()])
 
     def take(self, replies: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from everwall.session import control, image, record, state
 from everwall.session.fragments import datagram_hash
 from everwall.session.table import ADDRESS_COLUMNS, HOT_COLUMNS, SharedTable, slots_for
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import Protocol
+from everwall.store.protocol import Protocol, reply_bytes
 from everwall.wire import meta as m
 from everwall.worker import Worker, turn
 from tests import packets
@@ -187,12 +187,12 @@ class Fleet:
             asked = drain_ring(worker.sessions.requests)
             if not len(asked):
                 continue
-            batch = self.protocol.encode(asked, seconds)
+            batch = self.protocol.encoded(asked, seconds)
             replies = [self.store.execute(command, seconds) for command in batch.commands]
-            rows = self.protocol.decode(batch, replies, seconds).rows
+            rows = self.protocol.decode(batch, b"".join(map(reply_bytes, replies)), seconds).answers
             assert ring_push(worker.loop.replies, rows, len(rows)) == len(rows)
             os.eventfd_write(wake, 1)
-            served += len(rows)
+            served += len(asked)
         return served
 
     # What is known ------------------------------------------------------------------------------------------

@@ -17,10 +17,19 @@ import pytest
 from everwall.counters import Counter
 from everwall.engine import describe_sessions
 from everwall.handover import lie_down
-from everwall.limits import HANDOVER_PACKETS, LOOP_GAP_NS_MAX, POLL_MS_MAX, POLL_OFFLOADED_MS_MAX, SECOND_NS
+from everwall.limits import (
+    HANDOVER_PACKETS,
+    LOOP_GAP_NS_MAX,
+    MS_NS,
+    POLL_MS_MAX,
+    POLL_OFFLOADED_MS_MAX,
+    SECOND_NS,
+    STORE_BATCH_RECORDS,
+    STORE_FLUSH_NS,
+)
 from everwall.policy.match import deny_all
 from everwall.session import control
-from everwall.worker import patience_ms
+from everwall.worker import patience_ns
 from tests import packets
 from tests.conversations import Connection
 from tests.fleet import Fleet
@@ -211,9 +220,56 @@ def test_a_worker_sleeps_five_milliseconds_at_most_while_the_cut_through_forward
     pair.send(1, *talk.handshake(), talk.data(), talk.data(talk.server))
     pair.step()
     assert pair.counter(Counter.OFFLOADED) == [0, 1]
-    idle, forwarded_for = (int(patience_ms(worker.state, pair.now)) for worker in pair.workers)
+    idle, forwarded_for = (
+        int(patience_ns(worker.state, worker.loop, pair.now)) / MS_NS for worker in pair.workers
+    )
     assert POLL_OFFLOADED_MS_MAX < idle <= POLL_MS_MAX
     assert 0 < forwarded_for <= POLL_OFFLOADED_MS_MAX
+
+
+def woken(fleet: Fleet) -> bool:
+    """Whether the store's thread of the only worker was woken since the last look."""
+    try:
+        return os.eventfd_read(fleet.store_wakes[0]) > 0
+    except BlockingIOError:
+        return False
+
+
+def test_the_store_is_woken_for_what_a_millisecond_brought_and_not_for_each_record(
+    fleet: Callable[..., Fleet],
+) -> None:
+    alone = fleet(1, resiliency=True)
+    for port in range(3):
+        alone.send(0, *Connection(CLIENT, SERVER, 40_000 + port).handshake())
+        alone.step()
+        alone.now += STORE_FLUSH_NS // 4
+    assert alone.counter(Counter.WRITES) == [3]
+    assert not woken(alone), "a pipeline for each of them would cost more than the records"
+    (worker,) = alone.workers
+    assert patience_ns(worker.state, worker.loop, alone.now) == STORE_FLUSH_NS // 4, "no sleep beyond it"
+    alone.now += STORE_FLUSH_NS // 4
+    alone.step()
+    assert woken(alone)
+    alone.now += SECOND_NS
+    alone.step()
+    assert not woken(alone), "once is enough"
+
+
+def test_the_store_is_woken_at_once_for_a_pipelines_worth_of_records(fleet: Callable[..., Fleet]) -> None:
+    alone = fleet(1, resiliency=True)
+    for port in range(STORE_BATCH_RECORDS):
+        assert not woken(alone)
+        alone.send(0, *Connection(CLIENT, SERVER, 40_000 + port).handshake())
+        alone.step()
+    assert woken(alone)
+
+
+def test_the_store_is_woken_at_once_when_a_packet_waits_for_it(fleet: Callable[..., Fleet]) -> None:
+    alone = fleet(1, resiliency=True)
+    alone.send(0, Connection(CLIENT, SERVER, 40_000).data())
+    alone.step()
+    assert alone.counter(Counter.LOOKUPS) == [1]
+    assert woken(alone)
 
 
 def test_each_worker_stamps_its_own_word_and_takes_its_sessions_back_after_a_gap(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from everwall.balancer.gateway import Gateway, Tables, age_flows, endpoint_row, from_endpoint, from_target
 from everwall.balancer.targets import Targets
 from everwall.kernels import kernel
-from everwall.limits import BATCH_PACKETS, FRAME_BYTES, POLL_MS_MAX
+from everwall.limits import BATCH_PACKETS, FRAME_BYTES, MS_NS, POLL_MS_MAX
 from everwall.ports import endpoint as bare
 from everwall.ports import port as outer
 from everwall.ports.endpoint import Endpoint, rows_of
@@ -131,7 +131,7 @@ def run(worker):
             moved += count
         age_flows(tables, now)
         if moved == 0:
-            wait(worker.polled, POLL_MS_MAX)
+            wait(worker.polled, POLL_MS_MAX * MS_NS, worker.scratch)
             clear_signal(worker.wake, worker.scratch)
 
 

@@ -110,10 +110,19 @@ PARKED_BYTES_MAX = 64 << 20
 MISS_BUDGET_PER_S = 20_000
 """Misses charged to the store per second; hits are free, so a failover is not throttled."""
 
-REQUEST_RING_ROWS = 1 << 15
+REQUEST_RING_ROWS = 1 << 13
+"""Requests between worker and store's thread: 1.5 MB, which stay in a processor's cache while they are written anew
+again and again. What finds no room is marked and tried again by the ageing hand."""
+STORE_QUEUE_ROWS = 1 << 15
+"""Requests of each kind that wait for the server; of writes that wait for a connection the newest are kept."""
 REPLY_RING_ROWS = 1 << 13
 EVENT_RING_ROWS = 1 << 14
 STORE_FLUSH_NS = MS_NS
+"""Requests that no packet waits for gather so long, or until there are STORE_BATCH_RECORDS of them."""
+STORE_FLUSH_BUSY_NS = 4 * MS_NS
+"""The same on a worker that is at its limit (``docs/decisions/0007``)."""
+BUSY_BATCH_PACKETS = BATCH_PACKETS // 4
+"""Packets of a batch, on average, from which on a worker is at its limit: the next ones wait by the time it is done."""
 STORE_BATCH_RECORDS = 256
 STORE_TIMEOUT_S = 1.0
 STORE_RECONNECT_MIN_S = 0.05

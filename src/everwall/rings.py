@@ -71,6 +71,22 @@ def ring_publish(ring):
 
 
 @kernel
+def ring_waiting(ring):
+    """(Index of the first row to pop, how many wait): rows that may be read where they lie until ``ring_release``."""
+    head = ring.index[_HEAD]
+    waiting = ring.index[_TAIL] - head
+    fence()
+    return head & (ring.rows.shape[0] - 1), waiting
+
+
+@kernel
+def ring_release(ring, count):
+    """The first ``count`` rows were read, and may be written anew."""
+    fence()
+    ring.index[_HEAD] += count
+
+
+@kernel
 def ring_pop(ring, out):
     """Move as many rows as there are, at most ``len(out)``, into ``out``; returns how many."""
     head = ring.index[_HEAD]

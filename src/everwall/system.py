@@ -9,7 +9,7 @@ from __future__ import annotations
 from everwall.kernels import external, kernel
 
 _clock_gettime = external("clock_gettime", "i32", "i32", "pointer")
-_poll = external("poll", "i32", "pointer", "i64", "i32")
+_ppoll = external("ppoll", "i32", "pointer", "i64", "pointer", "i64")
 _read = external("read", "i64", "i32", "pointer", "i64")
 _write = external("write", "i64", "i32", "pointer", "i64")
 
@@ -30,12 +30,14 @@ def poll_words(descriptors):
 
 
 @kernel
-def wait(words, timeout_ms):
+def wait(words, timeout_ns, scratch):
     """Sleep until one of the descriptors is readable; returns how many are, 0 after the time-out.
 
-    ``words``: int64 array made from ``poll_words``; the kernel writes the upper 16 bits only.
+    ``words``: int64 array made from ``poll_words``; the kernel writes the upper 16 bits only. ``scratch``: int64[2]
+    or longer.
     """
-    return _poll(words.ctypes.data, words.shape[0], timeout_ms)
+    scratch[0], scratch[1] = timeout_ns // 1_000_000_000, timeout_ns % 1_000_000_000
+    return _ppoll(words.ctypes.data, words.shape[0], scratch.ctypes.data, 0)
 
 
 @kernel

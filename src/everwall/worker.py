@@ -9,6 +9,11 @@ another thread is busy (milliseconds instead of microseconds); inside one loop t
 lock they do not. Python threads reach the loop through rings, an eventfd and the control words only.
 An idle worker sleeps in poll, at most POLL_MS_MAX, so that its heartbeat stays fresh; at most
 POLL_OFFLOADED_MS_MAX while the cut-through forwards for it, which wants to know that it lives.
+
+The store's thread is woken by the worker alone: at once when a packet waits for its answer, else for a pipeline's
+worth of requests or when the oldest has waited for the flush window. A pipeline costs about as much as a
+hundred records in it, so that waking the thread for every few would cost more than all that is written; a worker
+that is at its limit waits for a few milliseconds instead of one.
 """
 
 from __future__ import annotations
@@ -36,20 +41,23 @@ from everwall.handover import (
     share_counts,
     spread,
 )
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import (
     BATCH_PACKETS,
+    BUSY_BATCH_PACKETS,
     MS_NS,
     POLL_MS_MAX,
     POLL_OFFLOADED_MS_MAX,
     REPLY_RING_ROWS,
     STORE_BATCH_RECORDS,
+    STORE_FLUSH_BUSY_NS,
+    STORE_FLUSH_NS,
 )
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
-from everwall.session import image, offload, parking
+from everwall.session import image, offload, parking, state
 from everwall.session.state import Sessions
 from everwall.session.table import SharedTable
 from everwall.system import clear_signal, monotonic, poll_words, readable, signal, wait
@@ -64,7 +72,12 @@ _CONTROL_WORDS = 16
 
 _FORWARD = int(Verdict.FORWARD)
 _OFFLOADED = int(Counter.OFFLOADED)
-_TAIL = 8  # of a ring's index
+_HEAD, _TAIL = 0, 8  # of a ring's index
+
+# Indices of ``told``
+_TOLD = 0  # tail of the request ring when the store was told last
+_SINCE = 1  # ns: when the oldest request of which it was not told began to wait, 0 = there is none
+_LOAD = 2  # packets of a batch, a moving average in 256ths
 
 
 class Loop(NamedTuple):
@@ -73,6 +86,7 @@ class Loop(NamedTuple):
     control: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]  # poll: port, then eventfd
     descriptors: npt.NDArray[np.int64]  # [0] our eventfd, [1] the store's
+    told: npt.NDArray[np.int64]  # what the store's thread was woken for
     scratch: npt.NDArray[np.int64]
     batch: Batch
     rows: npt.NDArray[np.int64]  # rows of the batch to send
@@ -96,13 +110,13 @@ def turn(state_, port, loop, now):
     sessions, batch, handover = state_.sessions, loop.batch, loop.handover
     loop.control[HEARTBEAT] = now
     offload.stamp(sessions, now)  # before anything is judged: it may take all sessions back
-    asked = sessions.requests.index[_TAIL]
 
     count = receive(port, batch, batch.meta.shape[0])
     for i in range(count):
         pipeline.read(state_, batch, i)
         loop.rows[i] = i
     if count > 0:
+        loop.told[_LOAD] += ((count << 8) - loop.told[_LOAD]) >> 3
         _forward(state_, port, loop, batch, count, now)
     handed = 0
     if handover.own[WORKERS] > 1:
@@ -118,9 +132,31 @@ def turn(state_, port, loop, now):
         for k in range(released):
             parking.free_row(sessions, sessions.released[k])
 
-    if sessions.requests.index[_TAIL] != asked:
-        signal(loop.descriptors[1], loop.scratch)
+    tell_store(sessions, loop, now)
     return count > 0 or handed > 0 or answered > 0
+
+
+@inlined
+def _flush_window(loop):
+    return STORE_FLUSH_BUSY_NS if loop.told[_LOAD] >= BUSY_BATCH_PACKETS << 8 else STORE_FLUSH_NS
+
+
+@kernel
+def tell_store(sessions, loop, now):
+    """Wake the store's thread if it is time to."""
+    told, index, words = loop.told, sessions.requests.index, sessions.words
+    tail = index[_TAIL]
+    if tail == told[_TOLD]:
+        return
+    if index[_HEAD] != tail:  # else it has found them by itself
+        if told[_SINCE] == 0:
+            told[_SINCE] = now
+        enough = words[state.URGENT] != 0 or tail - told[_TOLD] >= STORE_BATCH_RECORDS
+        if not enough and now - told[_SINCE] < _flush_window(loop):
+            return
+        signal(loop.descriptors[1], loop.scratch)
+    words[state.URGENT] = 0
+    told[_TOLD], told[_SINCE] = tail, 0
 
 
 @kernel
@@ -176,19 +212,21 @@ def _send(sessions, port, batch, rows, count):
 
 @kernel
 def _sleep(state_, loop, now):
-    """Until a packet or an answer comes, another worker wakes us, or ``patience_ms`` has passed."""
+    """Until a packet or an answer comes, another worker wakes us, or ``patience_ns`` has passed."""
     if lie_down(loop.handover):
-        if wait(loop.words, patience_ms(state_, now)) > 0 and readable(loop.words, 1):
+        if wait(loop.words, patience_ns(state_, loop, now), loop.scratch) > 0 and readable(loop.words, 1):
             clear_signal(loop.descriptors[0], loop.scratch)
         get_up(loop.handover)
 
 
 @kernel
-def patience_ms(state_, now):
+def patience_ns(state_, loop, now):
     """How long nothing has to be done: until the next timer, and never so long that we would be taken for dead."""
-    due = max(pipeline.next_timer(state_) - now, 0)
+    due = pipeline.next_timer(state_)
+    if loop.told[_SINCE] != 0:
+        due = min(due, loop.told[_SINCE] + _flush_window(loop))
     most = POLL_OFFLOADED_MS_MAX if state_.sessions.counters[_OFFLOADED] > 0 else POLL_MS_MAX
-    return min((due + MS_NS - 1) // MS_NS, most)
+    return min(max(due - now, 0), most * MS_NS)
 
 
 class Worker:
@@ -219,6 +257,7 @@ class Worker:
             control=zeros_apart(_CONTROL_WORDS),
             words=np.array(poll_words([descriptor(port), wake]), np.int64),
             descriptors=np.array([wake, store_wake], np.int64),
+            told=zeros_apart(3),
             scratch=zeros_apart(4),
             batch=make_batch(BATCH_PACKETS, config.frame_bytes),
             rows=zeros_apart(BATCH_PACKETS),

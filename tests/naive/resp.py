@@ -1,4 +1,4 @@
-"""The commands of one pipeline as plain Python puts them together: the oracle of ``session/resp.py``."""
+"""The commands of one pipeline as plain Python puts them together: the oracle of ``store/resp.py``."""
 
 from everwall.limits import BUCKET_TTL_S
 from everwall.session import image

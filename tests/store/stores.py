@@ -9,7 +9,7 @@ import redis
 
 from everwall.session import image, record
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import ErrorReply, Protocol
+from everwall.store.protocol import ErrorReply, Protocol, reply_bytes
 from tests.redis_server import PASSWORD, RedisServer
 
 KEYS = record.derive_keys(b"a cluster secret of 32 bytes ...")
@@ -115,9 +115,10 @@ class Node:
         answered = []
         self.commands = []
         while len(rows):
-            batch = self.protocol.encode(rows, now_s)
+            batch = self.protocol.encoded(rows, now_s)
             self.commands += batch.commands
-            decoded = self.protocol.decode(batch, self.store.send(batch.commands), now_s)
+            replies = b"".join(map(reply_bytes, self.store.send(batch.commands)))
+            decoded = self.protocol.decode(batch, replies, now_s)
             answered.append(decoded.rows)
             self.errors += decoded.errors
             self.unwritten += len(decoded.unwritten)

@@ -1,9 +1,13 @@
 """What waits for the store: look-ups first, one change for each session, and what a lost connection leaves."""
 
+import random
+
+from everwall.limits import STORE_QUEUE_ROWS
+from everwall.rings import make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.image import DELETE, LOOKUP, WRITE, WRITE_FIRST
 from everwall.store.backlog import Backlog
-from tests.store.stores import asking, sessions
+from tests.store.stores import KEYS, asking, sessions
 
 
 def taken(backlog, count=100):
@@ -12,7 +16,7 @@ def taken(backlog, count=100):
 
 
 def test_lookups_overtake_writes():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     backlog.add(asking(sessions(3), WRITE_FIRST))
     backlog.add(asking(sessions(2), LOOKUP))
     assert taken(backlog, 3) == [(LOOKUP, 0), (LOOKUP, 1), (WRITE_FIRST, 0)]
@@ -21,7 +25,7 @@ def test_lookups_overtake_writes():
 
 
 def test_of_two_writes_of_a_session_the_newer_is_sent():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     backlog.add(asking(sessions(2, PACKETS=1), WRITE))
     backlog.add(asking(sessions(1, PACKETS=2), WRITE))
     rows = backlog.take(100)
@@ -29,21 +33,21 @@ def test_of_two_writes_of_a_session_the_newer_is_sent():
 
 
 def test_a_delete_replaces_the_write_that_still_waits():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     backlog.add(asking(sessions(1), WRITE_FIRST))
     backlog.add(asking(sessions(1), DELETE))
     assert taken(backlog) == [(DELETE, 0)]
 
 
 def test_a_write_that_failed_does_not_replace_a_newer_one():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     backlog.add(asking(sessions(1, PACKETS=2), WRITE))
     backlog.put_back(asking(sessions(2, PACKETS=1), WRITE))
     assert backlog.take(100)[:, image.PACKETS].tolist() == [2, 1]
 
 
 def test_a_lost_connection_leaves_the_newest_writes_and_they_are_compared():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     rows = sessions(5)
     backlog.add(asking(rows[:4], WRITE_FIRST))
     backlog.add(asking(rows[4:], WRITE))
@@ -53,9 +57,41 @@ def test_a_lost_connection_leaves_the_newest_writes_and_they_are_compared():
 
 
 def test_lookups_can_be_taken_alone():
-    backlog = Backlog()
+    backlog = Backlog(KEYS)
     backlog.add(asking(sessions(2), LOOKUP))
     backlog.add(asking(sessions(1), WRITE))
     assert backlog.take_lookups()[:, image.TAG].tolist() == [0, 1]
     assert len(backlog.take_lookups()) == 0
     assert len(backlog) == 1
+
+
+def test_so_many_changes_come_and_go_that_their_index_wraps_around():
+    """Against a plain dictionary; the index may hold neither what was sent nor lose what waits."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice, backlog, expected = random.Random(seed), Backlog(KEYS), {}
+    rows = asking(sessions(300), WRITE)
+    for number in range(60):
+        for i in dice.sample(range(300), 100):
+            rows[i, image.PACKETS] = number
+            backlog.add(rows[i : i + 1])
+            expected[i] = number
+        taken = backlog.take(dice.randrange(150))
+        assert taken[:, image.TAG].tolist() == list(expected)[: len(taken)]
+        for row in taken:
+            assert row[image.PACKETS] == expected.pop(int(row[image.TAG]))
+        assert len(backlog) == len(expected)
+
+
+def test_a_ring_is_emptied_as_far_as_there_is_room():
+    backlog, ring = Backlog(KEYS), make_ring(STORE_QUEUE_ROWS, image.COLUMNS)
+    rows = asking(sessions(1000), WRITE)
+    for number in range(STORE_QUEUE_ROWS // 1000):
+        rows[:, image.ENDPOINT] = number
+        ring_push(ring, rows, len(rows))
+    assert backlog.collect(ring) == 0
+    assert len(backlog) == STORE_QUEUE_ROWS // 1000 * 1000
+    rows[:, image.OP] = LOOKUP
+    ring_push(ring, rows, len(rows))
+    assert backlog.collect(ring) == STORE_QUEUE_ROWS % 1000
+    assert ring_length(ring) == 1000 - STORE_QUEUE_ROWS % 1000, "the worker sees how full it is"

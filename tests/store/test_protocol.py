@@ -24,6 +24,7 @@ from everwall.store.protocol import (
     Protocol,
     ProtocolError,
     buckets_for,
+    reply_bytes,
 )
 from tests import needs
 from tests.redis_server import RedisServer
@@ -52,7 +53,7 @@ def store(request):
 
 def bucket_and_field(node, row):
     """Where a record lies."""
-    command = node.protocol.encode(asking(row.reshape(1, -1), LOOKUP), NOW).commands[-1]
+    command = node.protocol.encoded(asking(row.reshape(1, -1), LOOKUP), NOW).commands[-1]
     return command[1], command[2]
 
 
@@ -195,7 +196,7 @@ def test_what_a_writer_to_the_store_puts_there_is_refused(store):
     altered = bytearray(values[0])
     altered[0] ^= 1
     foreign = Node(store, derive_keys(bytes(32)), prefix="other")
-    stranger = foreign.protocol.encode(asking(rows[2:3], WRITE_FIRST), NOW).commands[0][3]
+    stranger = foreign.protocol.encoded(asking(rows[2:3], WRITE_FIRST), NOW).commands[0][3]
     puts = [bytes(altered), values[0], stranger, b"", bytes(5000)]
     store.send([(b"HSET", *place, put) for place, put in zip(places, puts, strict=True)])
     assert node.outcome(rows, LOOKUP) == [REFUSED] * 5
@@ -294,11 +295,11 @@ def test_the_greeting_tells_time_and_server(store):
 def test_a_server_that_never_keeps_scripts_fails_the_write_instead_of_looping():
     protocol = Protocol(KEYS)
     rows = asking(sessions(2), WRITE)
-    batch = protocol.encode(rows, NOW)
+    batch = protocol.encoded(rows, NOW)
     refused = ErrorReply("NOPERM this user has no permissions to run the 'script|load' command")
     replies = [refused, refused, ErrorReply("NOSCRIPT No matching script.")]
     replies += [1] * (len(batch.commands) - len(replies))
-    decoded = protocol.decode(batch, replies, NOW)
+    decoded = protocol.decode(batch, b"".join(map(reply_bytes, replies)), NOW)
     assert (len(decoded.rows), len(decoded.again), len(decoded.unwritten)) == (0, 0, 2)
 
 

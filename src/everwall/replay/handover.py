@@ -13,7 +13,7 @@ from everwall.engine import Engine
 from everwall.limits import CLUSTER_SECRET_BYTES_MIN, SECOND_NS
 from everwall.session import parking, record, state
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import Protocol
+from everwall.store.protocol import Protocol, reply_bytes
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.meta import Batch
@@ -48,8 +48,8 @@ class Handover:
         seconds = now // SECOND_NS
         rows = engine.outbox()
         while len(rows):
-            batch = self._protocol.encode(rows, seconds)
+            batch = self._protocol.encoded(rows, seconds)
             replies = [self._store.execute(command, now / SECOND_NS) for command in batch.commands]
-            decoded = self._protocol.decode(batch, replies, seconds)
-            engine.inbox(decoded.rows, now)
+            decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, replies)), seconds)
+            engine.inbox(decoded.answers, now)
             rows = np.concatenate([decoded.again, engine.outbox()])

@@ -27,6 +27,7 @@ START = 18  # milliseconds of store time
 EXPIRY = 19  # seconds of store time
 PACKETS = 20  # both directions, previous owners included; saturates at 2**40 - 1
 BYTES = 21  # inner IP bytes; saturates at 2**48 - 1
+CONFIRM = 22  # of a request: 1 = the engine waits for WRITTEN; of changes it does not wait for, it hears only of a loss
 
 COLUMNS = 24
 

@@ -96,6 +96,7 @@ def ask(sessions, meta, i, now):
     rows[row, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
     rows[row, image.KEY2] = meta[i, m.KEY2]
     ring_publish(sessions.requests)
+    words[state.URGENT] = 1
     sessions.counters[_LOOKUPS] += 1
     return _FORWARD, slot
 

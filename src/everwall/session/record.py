@@ -39,7 +39,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import CLUSTER_SECRET_BYTES_MIN, FIELD_BYTES, RECORD_BYTES_MAX
 from everwall.session import image
 
@@ -73,8 +73,6 @@ _LAYOUT = np.array(
     ],
     np.int64,
 )
-_SATURATING = np.zeros(image.COLUMNS, np.bool_)
-_SATURATING[[image.START, image.GENERATION, image.EXPIRY, image.PACKETS, image.BYTES]] = True
 
 # What field and tag are computed over comes first: the flow key, six words of 64 bits.
 _KEY_COLUMNS = np.array(
@@ -82,6 +80,10 @@ _KEY_COLUMNS = np.array(
     np.int64,
 )
 _KEY_WORDS = len(_KEY_COLUMNS)
+_TAG_LENGTH = (8 * _KEY_WORDS + TAG_OFFSET) << 56
+"""SipHash's last word has the number of bytes above those that are left over."""
+assert TAG_OFFSET & 7 == 4
+assert _TAG_LENGTH < 1 << 63
 
 # The initial state of SipHash, "somepseudorandomlygeneratedbytes".
 _V0 = 0x736F6D6570736575
@@ -106,12 +108,12 @@ def derive_keys(secret: bytes) -> npt.NDArray[np.int64]:
     return np.frombuffer(keys, "<i8").astype(np.int64)
 
 
-@kernel
+@inlined
 def _rotate(word, bits):
     return (word << bits) | ((word >> (64 - bits)) & ((1 << bits) - 1))
 
 
-@kernel
+@inlined
 def _round(v0, v1, v2, v3):
     # np.add wraps silently in both modes; the plain operator warns when interpreted.
     v0 = np.add(v0, v1)
@@ -127,12 +129,12 @@ def _round(v0, v1, v2, v3):
     return v0, v1, v2, v3
 
 
-@kernel
+@inlined
 def _begin(k0, k1):
     return k0 ^ _V0, k1 ^ _V1, k0 ^ _V2, k1 ^ _V3
 
 
-@kernel
+@inlined
 def _absorb(v0, v1, v2, v3, word):
     v3 ^= word
     v0, v1, v2, v3 = _round(v0, v1, v2, v3)
@@ -140,7 +142,7 @@ def _absorb(v0, v1, v2, v3, word):
     return v0 ^ word, v1, v2, v3
 
 
-@kernel
+@inlined
 def _finish(v0, v1, v2, v3):
     v2 ^= 0xFF
     for _ in range(4):
@@ -148,13 +150,28 @@ def _finish(v0, v1, v2, v3):
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@kernel
+@inlined
 def _little_endian(data, offset, size):
     """The word of ``size`` bytes, at most 8, that starts at ``offset``."""
     word = np.int64(0)
     for j in range(size):
         word |= np.int64(data[offset + j]) << (8 * j)
     return word
+
+
+@inlined
+def _swap(word):
+    """The same eight bytes from the other end."""
+    return (
+        ((word >> 56) & 0xFF)
+        | ((word >> 40) & 0xFF00)
+        | ((word >> 24) & 0xFF0000)
+        | ((word >> 8) & 0xFF000000)
+        | ((word & 0xFF000000) << 8)
+        | ((word & 0xFF0000) << 24)
+        | ((word & 0xFF00) << 40)
+        | ((word & 0xFF) << 56)
+    )
 
 
 @kernel
@@ -169,37 +186,42 @@ def siphash24(k0, k1, data, size):
     return _finish(v0, v1, v2, v3)
 
 
-@kernel
-def _field_of(rows, i, keys):
-    v0, v1, v2, v3 = _begin(keys[0], keys[1])
+@inlined
+def _absorb_flow(v0, v1, v2, v3, rows, i):
     for j in range(_KEY_WORDS):
         v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, rows[i, _KEY_COLUMNS[j]])
+    return v0, v1, v2, v3
+
+
+@kernel
+def field_of(rows, i, keys):
+    """The store's name of the session in row ``i``: 64 bits."""
+    v0, v1, v2, v3 = _begin(keys[0], keys[1])
+    v0, v1, v2, v3 = _absorb_flow(v0, v1, v2, v3, rows, i)
     v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, np.int64(8 * _KEY_WORDS) << 56)
     return _finish(v0, v1, v2, v3)
 
 
 @kernel
-def _tag_of(rows, i, keys, values):
-    """The tag over the flow key of row ``i`` and bytes 0 to 43 of value ``i``."""
+def _tag_of(rows, i, keys, data, at):
+    """The tag over the flow key of row ``i`` and the 44 bytes from ``at`` on."""
     v0, v1, v2, v3 = _begin(keys[2], keys[3])
-    for j in range(_KEY_WORDS):
-        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, rows[i, _KEY_COLUMNS[j]])
-    value = values[i]
+    v0, v1, v2, v3 = _absorb_flow(v0, v1, v2, v3, rows, i)
     for j in range(TAG_OFFSET >> 3):
-        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _little_endian(value, 8 * j, 8))
-    last = _little_endian(value, TAG_OFFSET & ~7, TAG_OFFSET & 7)
-    last |= np.int64(8 * _KEY_WORDS + TAG_OFFSET) << 56
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, last)
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _little_endian(data, at + 8 * j, 8))
+    last = _little_endian(data, at + (TAG_OFFSET & ~7), TAG_OFFSET & 7)
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, last | _TAG_LENGTH)
     return _finish(v0, v1, v2, v3)
 
 
-@kernel
-def _put(out, offset, size, number):
-    for j in range(size):
-        out[offset + j] = (number >> (8 * (size - 1 - j))) & 0xFF
+@inlined
+def put_word(out, at, word):
+    """Eight bytes, the highest first."""
+    for j in range(8):
+        out[at + j] = (word >> (56 - 8 * j)) & 0xFF
 
 
-@kernel
+@inlined
 def _get(data, offset, size):
     number = np.int64(0)
     for j in range(size):
@@ -207,52 +229,63 @@ def _get(data, offset, size):
     return number
 
 
-@kernel
-def fields_of(rows, count, keys, fields):
-    """Fill uint8[count, 8] ``fields`` with the store's names of the sessions in ``rows``."""
-    for i in range(count):
-        _put(fields[i], 0, 8, _field_of(rows, i, keys))
+@inlined
+def _number(rows, i, column, bits):
+    """What only names something is cut to its field."""
+    return rows[i, column] & ((np.int64(1) << bits) - 1)
+
+
+@inlined
+def _quantity(rows, i, column, bits):
+    """What only grows stops at the greatest value of its field."""
+    return min(max(rows[i, column], 0), (np.int64(1) << bits) - 1)
 
 
 @kernel
-def seal(rows, count, keys, fields, values):
-    """Fill uint8[count, 8] ``fields`` and uint8[count, 52] ``values`` from the first ``count`` image rows."""
-    for i in range(count):
-        _put(fields[i], 0, 8, _field_of(rows, i, keys))
-        value = values[i]
-        value[0] = (VERSION << 4) | (rows[i, image.STATE] & 0xF)
-        for j in range(_LAYOUT.shape[0]):
-            column, offset, size = _LAYOUT[j, 0], _LAYOUT[j, 1], _LAYOUT[j, 2]
-            number = rows[i, column]
-            if _SATURATING[column]:
-                number = min(max(number, 0), (np.int64(1) << (8 * size)) - 1)
-            _put(value, offset, size, number)
-        _put(value, TAG_OFFSET, 8, _tag_of(rows, i, keys, values))
+def seal(rows, i, keys, out, at):
+    """Write the 52 bytes of row ``i`` into uint8[] ``out`` from ``at`` on.
+
+    The numbers are put together in words of eight bytes, so that none has to be read back for the tag.
+    """
+    application, start = _number(rows, i, image.APPLICATION, 16), _quantity(rows, i, image.START, 48)
+    host, expiry = _number(rows, i, image.HOST, 32), _quantity(rows, i, image.EXPIRY, 32)
+    octets = _quantity(rows, i, image.BYTES, 48)
+    words = (
+        (np.int64(VERSION) << 60)
+        | (_number(rows, i, image.STATE, 4) << 56)
+        | (_number(rows, i, image.FLAGS, 8) << 48)
+        | (_number(rows, i, image.SCALES, 8) << 40)
+        | (_number(rows, i, image.FROM_ZONE, 16) << 24)
+        | (_number(rows, i, image.TO_ZONE, 16) << 8)
+        | (application >> 8),
+        ((application & 0xFF) << 56) | (_number(rows, i, image.RULE, 32) << 24) | (host >> 8),
+        ((host & 0xFF) << 56) | (_number(rows, i, image.OWNER, 32) << 24) | (start >> 24),
+        ((start & 0xFFFFFF) << 40) | (_quantity(rows, i, image.GENERATION, 16) << 24) | (expiry >> 8),
+        ((expiry & 0xFF) << 56) | (_quantity(rows, i, image.PACKETS, 40) << 16) | (octets >> 32),
+        (octets & 0xFFFFFFFF) << 32,
+    )
+    v0, v1, v2, v3 = _begin(keys[2], keys[3])
+    v0, v1, v2, v3 = _absorb_flow(v0, v1, v2, v3, rows, i)
+    for j in range(5):
+        put_word(out, at + 8 * j, words[j])
+        v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _swap(words[j]))
+    put_word(out, at + 40, words[5])
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _swap(words[5]) | _TAG_LENGTH)
+    put_word(out, at + TAG_OFFSET, _finish(v0, v1, v2, v3))
 
 
 @kernel
-def open_records(rows, count, keys, values):
-    """Read ``values`` (uint8[count, 52]) into the first ``count`` rows, whose flow keys are already there.
+def open_record(rows, i, keys, data, at):
+    """Read the 52 bytes of uint8[] ``data`` from ``at`` on into row ``i``, whose flow key is already there.
 
-    ``OP`` becomes FOUND, or REFUSED where a record is not of this version, was altered, or was written
+    ``OP`` becomes FOUND, or REFUSED where the record is not of this version, was altered, or was written
     for another flow or with another secret; a refused row is left as it was otherwise.
     """
-    for i in range(count):
-        value = values[i]
-        sealed = _get(value, TAG_OFFSET, 8) == _tag_of(rows, i, keys, values)
-        if not sealed or value[0] >> 4 != VERSION:
-            rows[i, image.OP] = image.REFUSED
-            continue
-        rows[i, image.OP] = image.FOUND
-        rows[i, image.STATE] = np.int64(value[0]) & 0xF
-        for j in range(_LAYOUT.shape[0]):
-            rows[i, _LAYOUT[j, 0]] = _get(value, _LAYOUT[j, 1], _LAYOUT[j, 2])
-
-
-def warm() -> None:
-    """Compile sealing and opening by doing each once."""
-    rows = np.zeros((1, image.COLUMNS), np.int64)
-    fields, values = np.zeros((1, FIELD_BYTES), np.uint8), np.zeros((1, RECORD_BYTES), np.uint8)
-    keys = derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN))
-    seal(rows, 1, keys, fields, values)
-    open_records(rows, 1, keys, values)
+    sealed = _get(data, at + TAG_OFFSET, 8) == _tag_of(rows, i, keys, data, at)
+    if not sealed or data[at] >> 4 != VERSION:
+        rows[i, image.OP] = image.REFUSED
+        return
+    rows[i, image.OP] = image.FOUND
+    rows[i, image.STATE] = np.int64(data[at]) & 0xF
+    for j in range(_LAYOUT.shape[0]):
+        rows[i, _LAYOUT[j, 0]] = _get(data, at + _LAYOUT[j, 1], _LAYOUT[j, 2])

@@ -44,6 +44,7 @@ EPOCH = 19  # of offloading, 15 bits
 OFFLOADS = 20  # so many times a session was offloaded
 ID_STEP = 24  # between session ids: the number of workers
 ELSEWHERE = 25  # sessions of the other workers
+URGENT = 26  # 1: a packet waits for the answer to a request that the store was not told of yet
 WORDS = 32
 
 # Columns of ``pending``: a key as in the table, then

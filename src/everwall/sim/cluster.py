@@ -373,7 +373,7 @@ class Cluster:
         family = 4 if len(key.client) == 4 else 6
         row[0, image.KEY2] = key.cport | key.sport << 16 | key.protocol << 32 | family << 40
         assert flow_of_row(row[0]) == key
-        batch = Protocol(self._keys, buckets=BUCKETS).encode(row, self.server.now_s)
+        batch = Protocol(self._keys, buckets=BUCKETS).encoded(row, self.server.now_s)
         ((_, bucket, field),) = named(batch)
         genuine = [
             value

@@ -19,7 +19,7 @@ from everwall.limits import STORE_FLUSH_NS
 from everwall.session import image
 from everwall.sim.loop import MS, SECOND, Loop
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import Command, Protocol, StoreBatch
+from everwall.store.protocol import Command, Protocol, StoreBatch, reply_bytes
 
 Rows = npt.NDArray[np.int64]
 
@@ -88,8 +88,6 @@ class StoreLink:
         """The node was killed: what is on its way arrives, nothing more is sent."""
         self.stopped = False
         """The node hangs: nothing is sent, answers wait."""
-        self.asked = 0
-        self.answered = 0
         self._loop = loop
         self._server = server
         self._protocol = protocol
@@ -103,7 +101,6 @@ class StoreLink:
     def push(self, rows: Rows) -> None:
         """Requests from the engine's outbox."""
         if len(rows):
-            self.asked += len(rows)
             self._queue(rows)
 
     def resume(self) -> None:
@@ -136,7 +133,7 @@ class StoreLink:
             self._schedule()
             return
         self._busy = True
-        self._loop.after(self._server.way(), self._arrive, self._protocol.encode(rows, self._server.now_s))
+        self._loop.after(self._server.way(), self._arrive, self._protocol.encoded(rows, self._server.now_s))
 
     def _arrive(self, batch: StoreBatch) -> None:
         """The server has the pipeline and executes it in one go."""
@@ -150,8 +147,8 @@ class StoreLink:
         replies = server.execute(batch.commands)
         if server.witness:
             server.witness.executed(batch, replies)
-        decoded = self._protocol.decode(batch, replies, server.now_s)
-        self._loop.after(server.way(), self._back, decoded.rows, decoded.again)
+        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, replies)), server.now_s)
+        self._loop.after(server.way(), self._back, decoded.answers, decoded.again)
 
     def _back(self, rows: Rows, again: Rows | None) -> None:
         self._busy = False
@@ -171,7 +168,6 @@ class StoreLink:
             self._give(rows)
 
     def _give(self, rows: Rows) -> None:
-        self.answered += len(rows)
         if len(rows):
             self._deliver(rows)
 

@@ -1,70 +1,217 @@
 """Requests that wait to be sent: look-ups in their order, and the last change of each session.
 
-Rows are kept as bytes, which is the cheapest thing Python can queue. A session has at most one change here,
-the newest: a refresh replaces the write before it, a delete replaces both.
+A session has at most one change here, the newest: a refresh takes the place of the write that still waits, a
+delete that of both. Sessions are told apart by the field they have in the store, 64 bits of a keyed hash,
+so that nobody can choose flows whose look-ups here collide.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from everwall.kernels import inlined, kernel
+from everwall.limits import STORE_QUEUE_ROWS
+from everwall.rings import Ring, ring_release, ring_waiting
 from everwall.session import image
-from everwall.store.protocol import Rows
+from everwall.session.record import field_of
 
-_ROW_BYTES = 8 * image.COLUMNS
-_OPERATION = slice(8 * image.OP, 8 * image.OP + 8)
-_FLOW = slice(8 * image.ENDPOINT, 8 * image.KEY2 + 8)
-_LOOKUP, _WRITE, _WRITE_FIRST, _DELETE = (
-    np.int64(operation).tobytes()
-    for operation in (image.LOOKUP, image.WRITE, image.WRITE_FIRST, image.DELETE)
-)
+Rows = npt.NDArray[np.int64]
+
+_CHANGES = 2 * STORE_QUEUE_ROWS
+_PLACES = 4 * _CHANGES
+_PLACES_FEW = 1024
+
+# Indices of ``words``: cursors that only grow
+_FIRST, _END = 0, 1  # of ``changes``
+_FIRST_LOOKUP, _END_LOOKUP = 2, 3
+_LAST = 4  # number of the last place of the index that is in use
+_WORDS = 5
+
+
+class Queue(NamedTuple):
+    """Both queues are rings; ``places`` is an open-addressed index, linear probing, of changes by field.
+
+    It uses few of its places while few changes wait, so that it stays in the cache.
+    """
+
+    changes: Rows  # int64[_CHANGES, COLUMNS]
+    fields: Rows  # of each change
+    places: Rows  # position in ``changes`` + 1, 0 = free
+    lookups: Rows  # int64[STORE_QUEUE_ROWS, COLUMNS]
+    words: Rows
+    keys: Rows
+
+
+@kernel
+def _place_of(queue, field):
+    """Where ``field`` stands in the index, or the free place where it would."""
+    last = queue.words[_LAST]
+    place = field & last  # it is a hash already
+    while queue.places[place] != 0:
+        if queue.fields[(queue.places[place] - 1) & (queue.fields.shape[0] - 1)] == field:
+            return place
+        place = (place + 1) & last
+    return place
+
+
+@kernel
+def _strike(queue, place):
+    """Free a place of the index; what was pushed past it moves up."""
+    last = queue.words[_LAST]
+    hole, at = place, (place + 1) & last
+    while queue.places[at] != 0:
+        home = queue.fields[(queue.places[at] - 1) & (queue.fields.shape[0] - 1)] & last
+        if ((at - home) & last) >= ((at - hole) & last):
+            queue.places[hole] = queue.places[at]
+            hole = at
+        at = (at + 1) & last
+    queue.places[hole] = 0
+
+
+@kernel
+def _grow(queue):
+    """Four times as many places for the index."""
+    words, places = queue.words, queue.places
+    places[: words[_LAST] + 1] = 0
+    words[_LAST] = 4 * words[_LAST] + 3
+    for position in range(words[_FIRST], words[_END]):
+        places[_place_of(queue, queue.fields[position & (queue.fields.shape[0] - 1)])] = position + 1
+
+
+@inlined
+def _copy(source, i, target, k):
+    for column in range(image.COLUMNS):
+        target[k, column] = source[i, column]
+
+
+@kernel
+def _put_change(queue, rows, i, newer):
+    """Queue change ``i``; one of the same session that waits is replaced if this one is ``newer``."""
+    field = field_of(rows, i, queue.keys)
+    place = _place_of(queue, field)
+    if queue.places[place] != 0:
+        if newer:
+            _copy(rows, i, queue.changes, (queue.places[place] - 1) & (queue.changes.shape[0] - 1))
+        return
+    words = queue.words
+    if 2 * (words[_END] - words[_FIRST]) > words[_LAST]:
+        _grow(queue)
+        place = _place_of(queue, field)
+    position = words[_END]
+    at = position & (queue.changes.shape[0] - 1)
+    _copy(rows, i, queue.changes, at)
+    queue.fields[at] = field
+    queue.places[place] = position + 1
+    words[_END] = position + 1
+
+
+@kernel
+def _put(queue, rows, first, count):
+    """Queue ``count`` rows of a ring, or of an array whose length is a power of two, from ``first`` on."""
+    last = rows.shape[0] - 1
+    for k in range(first, first + count):
+        i = k & last
+        if rows[i, image.OP] == image.LOOKUP:
+            _copy(rows, i, queue.lookups, queue.words[_END_LOOKUP] & (queue.lookups.shape[0] - 1))
+            queue.words[_END_LOOKUP] += 1
+        else:
+            _put_change(queue, rows, i, True)
+
+
+@inlined
+def _room(queue):
+    """Rows of whatever kind for which there is room, with some left for changes that come back unsent."""
+    words = queue.words
+    lookups = queue.lookups.shape[0] - (words[_END_LOOKUP] - words[_FIRST_LOOKUP])
+    changes = queue.changes.shape[0] - (words[_END] - words[_FIRST])
+    return min(lookups, changes - queue.lookups.shape[0])
+
+
+@kernel
+def collect(queue, ring):
+    """Move requests out of the worker's ring while there is room for them; returns how many were look-ups."""
+    words = queue.words
+    if words[_FIRST] == words[_END] and words[_FIRST_LOOKUP] == words[_END_LOOKUP]:
+        words[:] = 0  # the first rows again: they are in the cache
+        words[_LAST] = _PLACES_FEW - 1
+    before = words[_END_LOOKUP]
+    first, count = ring_waiting(ring)
+    count = max(0, min(count, _room(queue)))
+    _put(queue, ring.rows, first, count)
+    ring_release(ring, count)
+    return words[_END_LOOKUP] - before
+
+
+@kernel
+def take(queue, rows, fields, most):
+    """Fill ``rows`` and ``fields`` with the next requests, at most so many, look-ups first; returns how many."""
+    words = queue.words
+    taken = np.int64(0)
+    while taken < most and words[_FIRST_LOOKUP] < words[_END_LOOKUP]:
+        _copy(queue.lookups, words[_FIRST_LOOKUP] & (queue.lookups.shape[0] - 1), rows, taken)
+        fields[taken] = field_of(rows, taken, queue.keys)
+        words[_FIRST_LOOKUP] += 1
+        taken += 1
+    while taken < most and words[_FIRST] < words[_END]:
+        at = words[_FIRST] & (queue.changes.shape[0] - 1)
+        _copy(queue.changes, at, rows, taken)
+        fields[taken] = queue.fields[at]
+        _strike(queue, _place_of(queue, queue.fields[at]))
+        words[_FIRST] += 1
+        taken += 1
+    return taken
+
+
+@kernel
+def _put_back(queue, rows, count):
+    for i in range(count):
+        _put_change(queue, rows, i, False)
 
 
 class Backlog:
-    """A queue of request rows; its length is the number of requests."""
+    """The queue of one worker; its length is the number of requests. ``keys`` are those of the records."""
 
-    def __init__(self) -> None:
-        self._lookups: deque[bytes] = deque()
-        self._changes: OrderedDict[bytes, bytes] = OrderedDict()
+    def __init__(self, keys: Rows) -> None:
+        self.queue = Queue(
+            changes=np.zeros((_CHANGES, image.COLUMNS), np.int64),
+            fields=np.zeros(_CHANGES, np.int64),
+            places=np.zeros(_PLACES, np.int64),
+            lookups=np.zeros((STORE_QUEUE_ROWS, image.COLUMNS), np.int64),
+            words=np.zeros(_WORDS, np.int64),
+            keys=keys,
+        )
+        self._words = self.queue.words
+        self._words[_LAST] = _PLACES_FEW - 1
 
     def __len__(self) -> int:
-        return len(self._lookups) + len(self._changes)
+        first, end, first_lookup, end_lookup, _ = self._words.tolist()
+        return int(end - first + end_lookup - first_lookup)
 
-    @property
-    def has_lookups(self) -> bool:
-        """Whether a packet waits for an answer."""
-        return bool(self._lookups)
+    def collect(self, ring: Ring) -> int:
+        """Take what is in the worker's ring, as far as there is room; returns how many look-ups came."""
+        return int(collect(self.queue, ring))
 
     def add(self, rows: Rows) -> None:
-        """Queue new requests."""
-        data = rows.tobytes()
-        for at in range(0, len(data), _ROW_BYTES):
-            row = data[at : at + _ROW_BYTES]
-            if row[_OPERATION] == _LOOKUP:
-                self._lookups.append(row)
-            else:
-                self._changes[row[_FLOW]] = row
+        """Queue new requests, no more than there is room for."""
+        for i in range(len(rows)):
+            _put(self.queue, rows[i : i + 1], 0, 1)
 
-    def take(self, count: int) -> Rows:
+    def take(self, most: int) -> Rows:
         """The next requests, look-ups first: a packet that waits for its session must not wait for writes."""
-        taken = [self._lookups.popleft() for _ in range(min(count, len(self._lookups)))]
-        more = min(count - len(taken), len(self._changes))
-        taken += [self._changes.popitem(last=False)[1] for _ in range(more)]
-        return _rows(taken)
+        rows, fields = np.empty((most, image.COLUMNS), np.int64), np.empty(most, np.int64)
+        taken: Rows = rows[: take(self.queue, rows, fields, most)]
+        return taken
 
     def take_lookups(self) -> Rows:
         """All look-ups, to be answered otherwise."""
-        taken = _rows(list(self._lookups))
-        self._lookups.clear()
-        return taken
+        return self.take(int(self._words[_END_LOOKUP] - self._words[_FIRST_LOOKUP]))
 
     def put_back(self, rows: Rows) -> None:
         """Queue changes that did not get through, unless a later one of the same session waits."""
-        for row in rows:
-            data = row.tobytes()
-            self._changes.setdefault(data[_FLOW], data)
+        _put_back(self.queue, rows, len(rows))
 
     def keep_writes(self, count: int) -> int:
         """Keep what outlives a lost connection, the newest ``count`` writes; returns how many were dropped.
@@ -72,14 +219,10 @@ class Backlog:
         Somebody else may own a session by the time there is a connection again. So deletes are dropped
         and every write is compared, the first of a session too.
         """
-        before = len(self._changes)
-        kept = [(flow, row) for flow, row in self._changes.items() if row[_OPERATION] != _DELETE]
-        self._changes = OrderedDict(
-            (flow, _WRITE + row[_OPERATION.stop :] if row[_OPERATION] == _WRITE_FIRST else row)
-            for flow, row in kept[max(0, len(kept) - count) :]
-        )
-        return before - len(self._changes)
-
-
-def _rows(taken: list[bytes]) -> Rows:
-    return np.frombuffer(b"".join(taken), np.int64).reshape(-1, image.COLUMNS).copy()
+        assert self._words[_FIRST_LOOKUP] == self._words[_END_LOOKUP], "look-ups are answered first"
+        changes = self.take(len(self))
+        kept = changes[changes[:, image.OP] != image.DELETE]
+        kept = kept[max(0, len(kept) - count) :]
+        kept[:, image.OP] = image.WRITE
+        self.put_back(kept)
+        return len(changes) - len(kept)

@@ -1,7 +1,8 @@
 """What a node says to the store and what the answers mean: commands and replies, no I/O.
 
-Requests are rows of ``session.image``; ``encode`` turns them into the bytes of one pipeline of Redis
-commands, the caller sends these, and ``decode`` turns the replies into reply rows. The layout, for cluster ``prefix``:
+Requests are rows of ``session.image``; ``encode`` turns those of a batch into the bytes of one pipeline of Redis
+commands, the caller sends these, and ``read`` says what the bytes that come back mean for each. The layout, for
+cluster ``prefix``:
 
 * ``{prefix}:buckets``: how many buckets there are, agreed by whoever comes first;
 * ``{prefix:epoch:bucket}``: a hash with the records of about 64 sessions; the bucket, in hexadecimal, is the
@@ -18,18 +19,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import chain
 from typing import Any, cast
 
 import hiredis
 import numpy as np
 import numpy.typing as npt
 
-from everwall.limits import BUCKETS_DEFAULT, FIELD_BYTES, SESSIONS_PER_BUCKET, STORE_BATCH_RECORDS
-from everwall.session import image, record, resp
+from everwall.kernels import bound
+from everwall.limits import BUCKETS_DEFAULT, SESSIONS_PER_BUCKET, STORE_BATCH_RECORDS
+from everwall.session import image
+from everwall.store import replies, resp
 
 Command = tuple[bytes, ...]
 Rows = npt.NDArray[np.int64]
+Buffer = npt.NDArray[np.uint8]
 _pack = cast(Callable[[Command], bytes], hiredis.pack_command)
 
 EPOCH = 0
@@ -63,49 +66,82 @@ WRITE_SCRIPT = _script("write")
 DELETE_SCRIPT = _script("delete")
 _LOAD_SCRIPTS: list[Command] = [(b"SCRIPT", b"LOAD", WRITE_SCRIPT), (b"SCRIPT", b"LOAD", DELETE_SCRIPT)]
 _LOAD_SCRIPTS_DATA = b"".join([_pack(command) for command in _LOAD_SCRIPTS])
+_TIME = _pack((b"TIME",))
+RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH"}
+"""Errors of a server that is not, or no longer, the one to speak to: the name is resolved anew."""
 _SHAS = np.array([list(script_sha(WRITE_SCRIPT)), list(script_sha(DELETE_SCRIPT))], np.uint8)
 
 
-@dataclass
 class StoreBatch:
-    """One pipeline: the bytes to send, and which rows their commands are for."""
+    """One pipeline: requests, the bytes to send for them, and what the replies have said so far."""
 
-    rows: Rows
-    data: bytes
-    order: Rows
-    """The rows in the order in which they are spoken for: first writes, writes, deletes, look-ups."""
-    counts: list[int]
-    """Rows of each of these kinds, then housekeeping commands, which come last (indices of ``resp``)."""
-    loads_scripts: bool = False
-    """Two commands before all others load the scripts."""
+    def __init__(self, room: int, prefix_bytes: int) -> None:
+        self.pipeline = resp.make_pipeline(room, prefix_bytes)
+        self.count = 0
+        """Requests in it."""
+        self.room = memoryview(self.pipeline.out)  # type: ignore[arg-type]
+        self.data = self.room[:0]
+        self.errors: list[ErrorReply] = []
 
     @property
-    def compared(self) -> int:
-        """Script calls."""
-        return sum(-(-self.counts[kind] // resp.SCRIPT_RECORDS) for kind in (resp.WRITES, resp.DELETES))
+    def rows(self) -> Rows:
+        """The requests; those that were found carry the stored session."""
+        return self.pipeline.rows[: self.count]
 
-    def __len__(self) -> int:
-        """Commands, which is replies to wait for."""
-        others = self.counts[resp.FIRSTS] + self.counts[resp.LOOKUPS] + self.counts[resp.HOUSEKEEPING]
-        return len(_LOAD_SCRIPTS) * self.loads_scripts + self.compared + others
+    @property
+    def outcomes(self) -> Rows:
+        """What became of each: a reply of ``image``, AGAIN or UNWRITTEN of ``replies``, 0 = not known yet."""
+        return self.pipeline.outcomes[: self.count]
+
+    @property
+    def lookups(self) -> Rows:
+        """The requests that ask."""
+        found: Rows = self.rows[self.rows[:, image.OP] == image.LOOKUP]
+        return found
+
+    @property
+    def changes(self) -> Rows:
+        """The requests that change something."""
+        found: Rows = self.rows[self.rows[:, image.OP] != image.LOOKUP]
+        return found
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a packet waits for an answer: to a look-up, or to a change that shall be confirmed."""
+        return bool(self.pipeline.cursor[resp.AWAITED])
+
+    @property
+    def told_ns(self) -> int:
+        """The answer to ``probe``: store time, ns; 0 when there is none."""
+        seconds, microseconds = self.pipeline.cursor[replies.SECONDS : replies.MICROSECONDS + 1].tolist()
+        return int(seconds) * 1_000_000_000 + int(microseconds) * 1000
+
+    @property
+    def loads_scripts(self) -> bool:
+        """Two commands before all others load the scripts."""
+        return self.data[: len(_LOAD_SCRIPTS_DATA)] == _LOAD_SCRIPTS_DATA
 
     @property
     def commands(self) -> list[Command]:
         """The commands in ``data``, for a store in memory."""
         reader = hiredis.Reader()
-        reader.feed(self.data)
-        return [tuple(reader.gets()) for _ in range(len(self))]
+        reader.feed(bytes(self.data))
+        commands: list[Command] = []
+        while (command := reader.gets()) is not False:
+            commands.append(tuple(command))
+        return commands
 
     def spoken_for(self) -> list[list[int]]:
         """For each command the rows it speaks for."""
         each: list[list[int]] = [[] for _ in _LOAD_SCRIPTS] if self.loads_scripts else []
-        order, at = self.order.tolist(), 0
+        counts = self.pipeline.counts.tolist()
+        order, at = self.pipeline.order[: self.count].tolist(), 0
         sizes = (1, resp.SCRIPT_RECORDS, resp.SCRIPT_RECORDS, 1)
-        for count, size in zip(self.counts[: resp.HOUSEKEEPING], sizes, strict=True):
+        for count, size in zip(counts[: resp.HOUSEKEEPING], sizes, strict=True):
             end = at + count
             each += [order[k : min(k + size, end)] for k in range(at, end, size)]
             at = end
-        return each + [[] for _ in range(self.counts[resp.HOUSEKEEPING])]
+        return each + [[] for _ in range(counts[resp.HOUSEKEEPING])]
 
 
 @dataclass
@@ -115,13 +151,18 @@ class Decoded:
     rows: Rows
     """Reply rows: each is its request's row, ``OP`` says the outcome; FOUND rows carry the stored session.
     FAILED is the answer to look-ups only."""
-    operations: Rows
-    """For each reply row what was asked."""
     again: Rows
     """Requests to encode once more: the server had lost the scripts, or a forged record was in the way."""
     unwritten: Rows
     """Writes and deletes that the server refused; refreshing tries again in its time."""
     errors: list[ErrorReply]
+
+    @property
+    def answers(self) -> Rows:
+        """What the engine is told: of changes that were made only those it waits for."""
+        told = (self.rows[:, image.OP] != image.WRITTEN) | (self.rows[:, image.CONFIRM] != 0)
+        answered: Rows = self.rows[told]
+        return answered
 
 
 @dataclass(frozen=True)
@@ -147,14 +188,16 @@ class Protocol:
         if not 1 <= buckets <= BUCKETS_MAX:
             raise ValueError(f"buckets must be 1 to {BUCKETS_MAX}, got {buckets}")
         self.buckets = buckets
-        self._keys = keys
         self._meta_key = b"{%s}:buckets" % prefix.encode()
-        self._bucket_prefix = np.array(list(b"{%s:%d:" % (prefix.encode(), EPOCH)), np.uint8)
-        # Store time in seconds until which each bucket certainly lives; 0 = not known.
-        self._lives_until = np.zeros(buckets, np.int64)
+        self._wording = resp.Wording(
+            keys=keys,
+            prefix=np.array(list(b"{%s:%d:" % (prefix.encode(), EPOCH)), np.uint8),
+            shas=_SHAS,
+            lives_until=np.zeros(buckets, np.int64),
+        )
+        self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
+        self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._load_scripts = True
-        self._counts = np.zeros(resp.KINDS, np.int64)
-        self._make_room(STORE_BATCH_RECORDS)
 
     # Connecting ------------------------------------------------------------------------------------
 
@@ -162,7 +205,7 @@ class Protocol:
         """What to send first on every new connection."""
         # A server that was restarted has lost scripts and expiries.
         self._load_scripts = True
-        self._lives_until[:] = 0
+        self._wording.lives_until[:] = 0
         return [
             (b"SET", self._meta_key, b"%d" % self.buckets, b"NX"),
             (b"GET", self._meta_key),
@@ -170,15 +213,15 @@ class Protocol:
             (b"TIME",),
         ]
 
-    def greet(self, replies: Sequence[Any]) -> Greeting:
-        """Take the replies to ``greeting``; from here on the cluster's own bucket count is used.
+    def greet(self, answers: Sequence[Any]) -> Greeting:
+        """Take the answers to ``greeting``; from here on the cluster's own bucket count is used.
 
         Raises ErrorReply with the server's error, ProtocolError when the answers make no sense.
         """
-        for reply in replies:
+        for reply in answers:
             if isinstance(reply, ErrorReply):
                 raise reply
-        _, agreed, info, time = replies
+        _, agreed, info, time = answers
         try:
             buckets = int(agreed)
         except (TypeError, ValueError):
@@ -187,150 +230,111 @@ class Protocol:
             raise ProtocolError(f"{self._meta_key.decode()} holds no bucket count: {agreed!r}")
         if buckets != self.buckets:
             self.buckets = buckets
-            self._lives_until = np.zeros(buckets, np.int64)
+            self._wording = self._wording._replace(lives_until=np.zeros(buckets, np.int64))
         return Greeting(store_time_ns(time), buckets, _server_name(info))
 
-    def probe(self) -> StoreBatch:
-        """A question that changes nothing, to see whether the server is there: its time."""
-        rows = np.zeros((0, image.COLUMNS), np.int64)
-        return StoreBatch(rows, _pack((b"TIME",)), np.zeros(0, np.int64), [0, 0, 0, 0, 1])
+    def room(self, count: int = STORE_BATCH_RECORDS) -> StoreBatch:
+        """An empty batch for so many requests; it may be used again once it is answered."""
+        return StoreBatch(count, len(self._wording.prefix))
 
     # Requests --------------------------------------------------------------------------------------
 
-    def encode(self, rows: Rows, now_s: int) -> StoreBatch:
-        """The commands for some request rows; ``now_s`` is store time. Raises ValueError for other rows."""
-        count = len(rows)
-        if count > len(self._fields):
-            self._make_room(count)
-        order = np.empty(count, np.int64)
-        size = resp.encode(
-            rows,
-            count,
-            self._keys,
-            self._bucket_prefix,
-            _SHAS,
-            self._lives_until,
-            now_s,
-            self._fields,
-            self._values,
-            self._numbers,
-            order,
-            self._counts,
-            self._out,
-        )
-        counts = self._counts.tolist()
-        if sum(counts[: resp.HOUSEKEEPING]) != count:
-            raise ValueError("rows that are no requests")
-        data = self._out[:size].tobytes()
-        loads = self._load_scripts and counts[resp.WRITES] + counts[resp.DELETES] > 0
-        if loads:
-            data = _LOAD_SCRIPTS_DATA + data
-            self._load_scripts = False
-        return StoreBatch(rows, data, order, counts, loads)
+    def probe(self, batch: StoreBatch) -> None:
+        """Fill a batch with a question that changes nothing: the server's time."""
+        batch.count, batch.errors = 0, []
+        resp.encode(batch.pipeline, 0, self._wording, 0)
+        batch.pipeline.counts[resp.HOUSEKEEPING] = 1
+        batch.data = memoryview(_TIME)
 
-    def _make_room(self, count: int) -> None:
-        """Where the kernel works: for ``count`` rows."""
-        self._fields = np.empty((count, FIELD_BYTES), np.uint8)
-        self._values = np.empty((count, record.RECORD_BYTES), np.uint8)
-        self._numbers = np.empty(count, np.int64)
-        self._out = np.empty(resp.room_for(count, len(self._bucket_prefix)), np.uint8)
+    def encode(self, batch: StoreBatch, now_s: int) -> None:
+        """Put the commands for the batch's rows, whose fields are there, into its ``data``; ``now_s`` is store time.
+
+        Raises ValueError for other rows than requests.
+        """
+        pipeline = batch.pipeline
+        if batch.errors:
+            batch.errors = []
+        size = self._encode(pipeline, batch.count, self._wording, now_s)
+        if size < 0:
+            raise ValueError("rows that are no requests")
+        batch.data = batch.room[:size]
+        if self._load_scripts and pipeline.counts[resp.WRITES] + pipeline.counts[resp.DELETES]:
+            batch.data = memoryview(_LOAD_SCRIPTS_DATA + bytes(batch.data))
+            pipeline.cursor[replies.LOADS] = len(_LOAD_SCRIPTS)
+            self._load_scripts = False
+
+    def encoded(self, rows: Rows, now_s: int) -> StoreBatch:
+        """A batch of its own for some request rows."""
+        batch = self.room(len(rows))
+        batch.count = len(rows)
+        batch.rows[:] = rows
+        resp.name(batch.pipeline, batch.count, self._wording.keys)
+        self.encode(batch, now_s)
+        return batch
 
     # Replies ---------------------------------------------------------------------------------------
 
-    def decode(self, batch: StoreBatch, replies: Sequence[Any], now_s: int) -> Decoded:
-        """What the replies say, one for each command of ``batch`` in its order; ``now_s`` is store time.
+    def read(self, batch: StoreBatch, data: Buffer, start: int, end: int, now_s: int) -> tuple[int, bool]:
+        """Take replies to ``batch`` from ``data[start:end]``: (where the rest begins, whether all are there).
 
-        A server error is an ``ErrorReply`` among the replies; the look-ups it concerns become FAILED.
-        Raises ProtocolError when they are not replies to this batch.
+        ``now_s`` is store time. Raises ErrorReply for an error that says that this is not the server to speak to,
+        ProtocolError when the bytes are no replies to the batch.
         """
-        if len(replies) != len(batch):
-            raise ProtocolError(f"{len(replies)} replies to {len(batch)} commands")
-        replies = list(replies)
-        errors: list[ErrorReply] = []
-        again: list[int] = []
-        unwritten: list[int] = []
-        failed: list[int] = []
-        if ErrorReply in set(map(type, replies)):
-            errors, again, unwritten, failed = self._take_errors(batch, replies)
-        rows = batch.rows.copy()
-        outcome = rows[:, image.OP]
-        counts, order = batch.counts, batch.order
-        firsts, lookups = counts[resp.FIRSTS], counts[resp.LOOKUPS]
-        changes = len(order) - lookups
-        outcome[order[:changes]] = image.WRITTEN
-        outcome[order[changes:]] = image.MISSING
-        at = len(_LOAD_SCRIPTS) * batch.loads_scripts + firsts
-        kept = list(chain.from_iterable(replies[at : at + batch.compared]))
-        if len(kept) != changes - firsts:
-            raise ProtocolError(f"a script answered {len(kept)} times for {changes - firsts} records")
-        at += batch.compared
-        # What the store holds instead of a change, or in answer to a look-up.
-        stored = [(firsts + k, value) for k, value in enumerate(kept) if value != 1]
-        found = enumerate(replies[at : at + lookups], changes)
-        stored += [(k, value) for k, value in found if value is not None]
-        answered = np.ones(len(rows), np.bool_)
-        retry = batch.rows[again]
-        if stored:
-            indices = order[[k for k, _ in stored]]
-            obstructed = self._open(batch.rows, rows, indices, [value for _, value in stored], now_s)
-            answered[obstructed] = False
-            forced = batch.rows[obstructed]
-            forced[:, image.OP] = image.WRITE_FIRST
-            retry = np.concatenate([retry, forced])
-        outcome[failed] = image.FAILED
-        answered[again + unwritten] = False
-        operations = batch.rows[answered, image.OP]
-        return Decoded(rows[answered], operations, retry, batch.rows[unwritten], errors)
+        while True:
+            start, found = replies.read(
+                batch.pipeline, data, start, end, self._wording.keys, self._scratch, now_s
+            )
+            if found in (replies.MORE, replies.DONE):
+                return start, found == replies.DONE
+            self.wonder(batch, data, start, end, found)
 
-    def _take_errors(
-        self, batch: StoreBatch, replies: list[Any]
-    ) -> tuple[list[ErrorReply], list[int], list[int], list[int]]:
-        """Put replies that say nothing where errors were.
+    def wonder(self, batch: StoreBatch, data: Buffer, start: int, end: int, found: int) -> None:
+        """What is next is an ERROR or CONFUSED: raises as ``read``, or takes the error so that reading may go on."""
+        if found == replies.CONFUSED:
+            raise ProtocolError(f"no reply to what was asked: {bytes(data[start : min(end, start + 80)])!r}")
+        first, last = batch.pipeline.cursor[replies.TEXT : replies.TEXT_END + 1].tolist()
+        self._take_error(batch, ErrorReply(bytes(data[first:last]).decode(errors="replace")))
 
-        Returns the errors, the rows to ask again, the changes not made and the look-ups that failed.
-        """
-        self._lives_until[:] = 0  # a bucket that could not be written has no expiry either
-        errors: list[ErrorReply] = []
-        again: list[int] = []
-        unwritten: list[int] = []
-        failed: list[int] = []
-        for k, indices in enumerate(batch.spoken_for()):
-            error = replies[k]
-            if not isinstance(error, ErrorReply):
-                continue
-            errors.append(error)
-            replies[k] = None
-            if not indices:
-                continue
-            operation = batch.rows[indices[0], image.OP]
-            if operation == image.LOOKUP:
-                failed += indices
-                continue
-            replies[k] = [1] * len(indices)
-            lost_scripts = operation != image.WRITE_FIRST and error.code == "NOSCRIPT"
-            self._load_scripts |= lost_scripts
-            if lost_scripts and not batch.loads_scripts:
-                again += indices
-            else:
-                unwritten += indices
-        return errors, again, unwritten, failed
+    def _take_error(self, batch: StoreBatch, error: ErrorReply) -> None:
+        """An error is the reply to the next command of a batch."""
+        if error.code in RECONNECT_CODES:
+            raise error
+        self._wording.lives_until[:] = 0  # a bucket that could not be written has no expiry either
+        batch.errors.append(error)
+        pipeline = batch.pipeline
+        kind, first, count = (int(number) for number in replies.command(pipeline))
+        outcome = replies.UNWRITTEN
+        if kind == resp.LOOKUPS:
+            outcome = image.FAILED
+        elif kind in (resp.WRITES, resp.DELETES) and error.code == "NOSCRIPT":
+            self._load_scripts = True
+            if not batch.loads_scripts:
+                outcome = replies.AGAIN
+        pipeline.outcomes[pipeline.order[first : first + count]] = outcome
+        replies.advance(pipeline, count)
 
-    def _open(self, requests: Rows, rows: Rows, indices: Rows, stored: list[bytes], now_s: int) -> Rows:
-        """Open what the store held for rows ``indices``; returns those whose write no valid record stood against."""
-        size = record.RECORD_BYTES
-        data = b"".join([value if len(value) == size else bytes(size) for value in stored])
-        values = np.frombuffer(bytearray(data), np.uint8).reshape(-1, size)
-        opened = requests[indices]
-        operations = opened[:, image.OP].copy()
-        record.open_records(opened, len(stored), self._keys, values)
-        outcome = opened[:, image.OP]
-        outcome[(outcome == image.FOUND) & (opened[:, image.EXPIRY] < now_s)] = image.MISSING
-        asked, found = operations == image.LOOKUP, outcome == image.FOUND
-        rows[indices[~asked], image.OP] = image.LOST
-        rows[indices[asked], image.OP] = outcome[asked]
-        rows[indices[asked & found]] = opened[asked & found]
-        obstructed: Rows = indices[(operations == image.WRITE) & ~found]
-        return obstructed
+    def decode(self, batch: StoreBatch, data: bytes, now_s: int) -> Decoded:
+        """What all replies to a batch mean, as ``data`` has them; errors as in ``read``."""
+        buffer = np.frombuffer(data, np.uint8)
+        behind, complete = self.read(batch, buffer, 0, len(buffer), now_s)
+        if not complete or behind != len(buffer):
+            raise ProtocolError(f"{len(data)} bytes are no replies to {len(batch.commands)} commands")
+        outcomes, rows = batch.outcomes, batch.rows.copy()
+        again, unwritten = outcomes == replies.AGAIN, outcomes == replies.UNWRITTEN
+        repeated, refused = rows[again], rows[unwritten]
+        rows[:, image.OP] = outcomes
+        return Decoded(rows[~again & ~unwritten], repeated, refused, batch.errors)
+
+
+def reply_bytes(reply: Any) -> bytes:
+    """A reply as a server would send it (RESP 2): None, a number, bytes, an ErrorReply, or a list of these."""
+    if isinstance(reply, ErrorReply):
+        return b"-%s\r\n" % str(reply).encode()
+    if isinstance(reply, list):
+        return b"*%d\r\n" % len(reply) + b"".join(map(reply_bytes, reply))
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    return b"$-1\r\n" if reply is None else b"$%d\r\n%s\r\n" % (len(reply), reply)
 
 
 def buckets_for(sessions: int) -> int:

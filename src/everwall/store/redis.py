@@ -1,8 +1,10 @@
 """The thread that carries requests to a Redis or Valkey server and brings its answers back.
 
-The worker pushes rows into the request ring and writes to an eventfd; this thread takes whatever is there,
-sends it in one pipeline and pushes the answers into the reply ring. Nothing the store does or fails to do
-holds the worker up:
+The worker pushes rows into the request ring and wakes this thread by an eventfd: at once when a packet waits
+for an answer, else when there is enough for a pipeline or the flush window has passed. The thread takes
+whatever is there, sends it in pipelines and pushes what the worker wants to know into the reply ring. While
+only changes are under way whose answers nobody waits for, these are read when there is something else to do.
+Nothing the store does or fails to do holds the worker up:
 
 * every look-up is answered: FAILED at once while there is no connection, and FAILED after the look-up
   deadline when the server has not answered by then;
@@ -21,32 +23,31 @@ import random
 import select
 import threading
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from everwall.kernels import bound
 from everwall.limits import (
     CLUSTER_SECRET_BYTES_MIN,
     LOOKUP_DEADLINE_NS,
     MS_NS,
-    REPLY_RING_ROWS,
-    REQUEST_RING_ROWS,
     SECOND_NS,
-    STORE_BATCH_RECORDS,
-    STORE_FLUSH_NS,
+    STORE_QUEUE_ROWS,
     STORE_RECONNECT_MAX_S,
     STORE_RECONNECT_MIN_S,
     STORE_TIMEOUT_S,
 )
-from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push
+from everwall.rings import Ring, make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.record import derive_keys
-from everwall.store.backlog import Backlog
+from everwall.store.backlog import Backlog, collect, take
 from everwall.store.connection import Arrival, Link, StoreConfig, connect, tls_context
-from everwall.store.protocol import Command, ErrorReply, Protocol, Rows, StoreBatch, store_time_ns
+from everwall.store.protocol import Command, Protocol, ProtocolError, Rows, StoreBatch
+from everwall.store.replies import AGAIN, DONE, FULL, GIVEN_ANSWERS, MORE, TALLY, UNWRITTEN, settle
 
 __all__ = ["CLOCK_CONNECTIONS", "CLOCK_OFFSET", "RedisStore", "StoreConfig", "make_clock", "warm"]
 
@@ -59,19 +60,11 @@ _TIMEOUT_NS = int(STORE_TIMEOUT_S * SECOND_NS)
 _PROBE_NS = SECOND_NS
 _PIPELINES_MAX = 4
 """Pipelines under way at once: the server works on one while the next is being encoded."""
-_RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH"}
-"""Errors of a server that is not, or no longer, the one to speak to: the name is resolved anew."""
+_UNHURRIED_NS = 20 * MS_NS
+"""Answers that nobody waits for are read after so long, if nothing else gives occasion to."""
 
 CLOCK_DRIFT_NS = 20 * MS_NS
 """A server's clock that moved by more than this was set, or has drifted: the offset is taken anew."""
-_COUNTED = {
-    "found": image.FOUND,
-    "missing": image.MISSING,
-    "refused": image.REFUSED,
-    "failed": image.FAILED,
-    "written": image.WRITTEN,
-    "lost": image.LOST,
-}
 
 
 def make_clock() -> npt.NDArray[np.int64]:
@@ -81,13 +74,14 @@ def make_clock() -> npt.NDArray[np.int64]:
 
 @dataclass
 class _Pipeline:
-    """A batch on its way."""
+    """A batch, and its way to the server and back."""
 
     batch: StoreBatch
-    sent_ns: int
-    probe: bool
-    replies: list[Any] = field(default_factory=list)
-    late: bool = False
+    sent_ns: int = 0
+    probe: bool = False
+    hurried: bool = False
+    """Somebody waits for an answer."""
+    late: int = 0
     """Its look-ups were answered FAILED already."""
 
 
@@ -125,21 +119,45 @@ class RedisStore:
         self._ended = False
 
         self._link: Link | None = None
+        self._poll = select.poll()
+        self._poll.register(wake_fd_store, select.POLLIN)
+        self._listening: int | None = None
+        """For what the connection is polled."""
+        self._idle = [_Pipeline(self._protocol.room()) for _ in range(_PIPELINES_MAX)]
         self._pipelines: deque[_Pipeline] = deque()
-        self._backlog = Backlog()
-        self._taken = np.zeros((REPLY_RING_ROWS, image.COLUMNS), np.int64)
+        self._is_full = False
+        """The worker has not taken all answers of the first pipeline yet."""
+        self._hurried = 0
+        """Pipelines under way for which somebody waits."""
+        self._backlog = Backlog(keys)
+        self._keys = keys
         self._unpushed: list[Rows] = []
-        self._first_ns = 0
-        """When what waits in the backlog began to."""
+        self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._attempt_at_ns = 0
         self._attempts = 0
         self._heard_ns = 0
+        self._probed_ns = 0
 
         self._server: str | None = None
         self._rtt_ns = 0
+        self._offset_ns = 0
+        """Store time minus monotonic time."""
         self._skew_ns = 0
         self._last_error: str | None = None
-        self._counts: Counter[str] = Counter()
+        self._tally = np.zeros(TALLY, np.int64)
+        """By what became of requests; changes that were made and were deletes by DELETE as well."""
+        self._looked_up = self._dropped = self._errors = 0
+        self._collect, self._take, self._settle = self._bound()
+
+    def _bound(self) -> tuple[Any, Any, Any]:
+        """What is called for each pipeline, for the types of this store's own arrays."""
+        pipeline, buffer = self._idle[0].batch.pipeline, np.zeros(1, np.uint8)
+        keys, rings = self._keys, (self._replies, self._scratch, self._tally)
+        return (
+            bound(collect, self._backlog.queue, self._requests),
+            bound(take, self._backlog.queue, pipeline.rows, pipeline.fields, 0),
+            bound(settle, pipeline, 0, 0, buffer, 0, 0, keys, 0, *rings),
+        )
 
     # The owner's side ---------------------------------------------------------------------------------
 
@@ -162,7 +180,7 @@ class RedisStore:
 
     def status(self) -> dict[str, Any]:
         """What the operator sees; may be called from any thread."""
-        counts = self._counts
+        tally = self._tally.tolist()
         return {
             "connected": self._link is not None,
             "endpoint": f"{self._config.host}:{self._config.port}",
@@ -174,17 +192,17 @@ class RedisStore:
             "connections": int(self._clock[CLOCK_CONNECTIONS]),
             "queue": len(self._backlog) + int(ring_length(self._requests)),
             "pipelines": len(self._pipelines),
-            "looked_up": counts["looked_up"],
-            "found": counts["found"],
-            "missing": counts["missing"],
-            "refused": counts["refused"],
-            "failed": counts["failed"],
-            "unwritten": counts["unwritten"],
-            "written": counts["written"],
-            "deleted": counts["deleted"],
-            "lost": counts["lost"],
-            "dropped": counts["dropped"],
-            "errors": counts["errors"],
+            "looked_up": self._looked_up,
+            "found": tally[image.FOUND],
+            "missing": tally[image.MISSING],
+            "refused": tally[image.REFUSED],
+            "failed": tally[image.FAILED],
+            "unwritten": tally[UNWRITTEN],
+            "written": tally[image.WRITTEN],
+            "deleted": tally[image.DELETE],
+            "lost": tally[image.LOST],
+            "dropped": self._dropped,
+            "errors": self._errors,
             "last_error": self._last_error,
         }
 
@@ -192,13 +210,13 @@ class RedisStore:
 
     def _run(self) -> None:
         try:
-            while not self._finished():
-                self._wait()
-                self._take_requests()
+            while self._stop_at_ns is None or not self._finished():
+                readable = self._wait()
+                self._looked_up += self._collect(self._backlog.queue, self._requests)
                 if self._link is None:
                     self._without_store()
                 else:
-                    self._with_store(self._link)
+                    self._with_store(self._link, readable)
                 self._push()
         finally:
             self._ended = True
@@ -213,62 +231,54 @@ class RedisStore:
         idle = not self._pipelines and not len(self._backlog) and ring_length(self._requests) == 0
         return not self._unpushed and (idle or self._link is None)
 
-    def _wait(self) -> None:
-        """Until there is something to do: a request, a reply, a new connection, or time passing."""
+    def _wait(self) -> bool:
+        """Until there is something to do: a request, a reply, a new connection, or time passing.
+
+        Returns whether the connection has something to read.
+        """
         now = time.monotonic_ns()
-        if self._unpushed:
-            wait_ns = MS_NS
-        elif self._link is None:
+        link, listening = self._link, 0
+        if link is None:
             wait_ns = SECOND_NS if self._connector else self._attempt_at_ns - now
-        elif self._pipelines:
-            patience_ns = _TIMEOUT_NS if self._pipelines[0].late else LOOKUP_DEADLINE_NS
-            wait_ns = patience_ns - self._silence_ns(now)
+        elif len(self._backlog) and self._idle:
+            wait_ns = 0
         else:
-            wait_ns = self._heard_ns + _PROBE_NS - now
+            wait_ns = self._probed_ns + _PROBE_NS - now
+            if self._pipelines:
+                patience_ns = _TIMEOUT_NS if self._pipelines[0].late else LOOKUP_DEADLINE_NS
+                wait_ns = min(wait_ns, patience_ns - self._silence_ns(now))
+            if self._has_time():
+                wait_ns = min(wait_ns, _UNHURRIED_NS)
+            else:
+                listening = select.POLLIN
+            if link.wants_to_send:
+                listening |= select.POLLOUT
+        if self._unpushed or self._is_full:
+            wait_ns = min(wait_ns, MS_NS)
         if self._stop_at_ns is not None:
             wait_ns = min(wait_ns, self._stop_at_ns - now, 10 * MS_NS)
-        gathers = self._link is not None and self._gathers(now)
-        if gathers:
-            wait_ns = min(wait_ns, STORE_FLUSH_NS)
-        poll = select.poll()
-        if not gathers:  # else the worker's next request would wake us for itself alone
-            poll.register(self._wake_fd_store, select.POLLIN)
-        if self._link is not None:
-            poll.register(self._link, select.POLLIN | (select.POLLOUT if self._link.wants_to_send else 0))
-        for descriptor, _ in poll.poll(max(0, -(-wait_ns // MS_NS))):
+        if link is not None and listening != self._listening:
+            self._listening = listening
+            self._poll.register(link, listening)
+        readable = False
+        for descriptor, _ in self._poll.poll(max(0, -(-wait_ns // MS_NS))):
             if descriptor == self._wake_fd_store:
                 os.eventfd_read(descriptor)
+            else:
+                readable = True
+        return readable
 
-    def _gathers(self, now: int) -> bool:
-        """Whether what waits may wait for more: writes alone, few of them, and none for STORE_FLUSH_NS yet.
-
-        A pipeline costs about as much as fifty records in it.
-        """
-        waiting = len(self._backlog)
-        return (
-            0 < waiting < STORE_BATCH_RECORDS
-            and not self._backlog.has_lookups
-            and now - self._first_ns < STORE_FLUSH_NS
-            and self._stop_at_ns is None
-        )
-
-    def _take_requests(self) -> None:
-        """Move requests out of the ring; while connected only as many as there is room for, so that the
-        worker sees how full it is, otherwise all, so that look-ups are answered."""
-        while self._link is None or len(self._backlog) < REQUEST_RING_ROWS:
-            count = int(ring_pop(self._requests, self._taken))
-            if not count:
-                break
-            rows = self._taken[:count]
-            if not len(self._backlog):
-                self._first_ns = time.monotonic_ns()
-            self._counts["looked_up"] += int((rows[:, image.OP] == image.LOOKUP).sum())
-            self._backlog.add(rows)
+    def _has_time(self) -> bool:
+        """Whether only changes are under way of which nobody waits to hear, and the next can be sent all the same."""
+        return bool(self._pipelines and self._idle) and not self._hurried
 
     def _without_store(self) -> None:
-        self._answer_failed(self._backlog.take_lookups())
-        if len(self._backlog) > 2 * REQUEST_RING_ROWS:
-            self._counts["dropped"] += self._backlog.keep_writes(REQUEST_RING_ROWS)
+        while True:
+            self._answer_failed(self._backlog.take_lookups())
+            if not ring_length(self._requests):
+                break
+            self._dropped += self._backlog.keep_writes(STORE_QUEUE_ROWS // 2)
+            self._looked_up += self._backlog.collect(self._requests)
         if self._connector is None:
             if time.monotonic_ns() >= self._attempt_at_ns:
                 greeting = self._protocol.greeting()
@@ -309,77 +319,97 @@ class RedisStore:
             return
         self._link, self._server, self._rtt_ns = arrival.link, greeting.server, arrival.rtt_ns
         self._attempts, self._heard_ns = 0, time.monotonic_ns()
+        self._probed_ns = self._heard_ns
         self._set_clock(greeting.time_ns, arrival.monotonic_ns)
         self._clock[CLOCK_CONNECTIONS] += 1
-        self._counts["dropped"] += self._backlog.keep_writes(REQUEST_RING_ROWS)
-        self._with_store(arrival.link)
+        self._dropped += self._backlog.keep_writes(STORE_QUEUE_ROWS)
+        self._with_store(arrival.link, False)
 
     def _set_clock(self, store_ns: int, monotonic_ns: int) -> None:
-        self._clock[CLOCK_OFFSET] = store_ns - monotonic_ns
+        self._clock[CLOCK_OFFSET] = self._offset_ns = store_ns - monotonic_ns
         self._skew_ns = store_ns - monotonic_ns - (time.time_ns() - time.monotonic_ns())
 
     def _store_time_s(self) -> int:
-        return int((time.monotonic_ns() + int(self._clock[CLOCK_OFFSET])) // SECOND_NS)
+        return (time.monotonic_ns() + self._offset_ns) // SECOND_NS
 
-    def _with_store(self, link: Link) -> None:
+    def _with_store(self, link: Link, readable: bool) -> None:
         try:
-            replies = link.receive()
-            if replies:
+            if self._is_full or ((readable or self._pipelines) and link.receive()):
                 self._heard_ns = time.monotonic_ns()
-                self._take_replies(replies)
+                self._take_replies(link)
             else:
                 self._judge_silence()
-            while len(self._backlog) and len(self._pipelines) < _PIPELINES_MAX:
-                if self._gathers(time.monotonic_ns()):
-                    break
-                rows = self._backlog.take(STORE_BATCH_RECORDS)
-                self._first_ns = time.monotonic_ns()
-                self._send(link, self._protocol.encode(rows, self._store_time_s()))
-            if not self._pipelines and time.monotonic_ns() - self._heard_ns >= _PROBE_NS:
-                self._send(link, self._protocol.probe(), probe=True)
-            link.flush()
+            while self._idle and len(self._backlog):
+                pipeline = self._idle.pop()
+                batch = pipeline.batch
+                rows, fields = batch.pipeline.rows, batch.pipeline.fields
+                batch.count = self._take(self._backlog.queue, rows, fields, len(rows))
+                self._protocol.encode(batch, self._store_time_s())
+                self._send(link, pipeline, probe=False)
+            if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
+                pipeline = self._idle.pop()
+                self._protocol.probe(pipeline.batch)
+                self._send(link, pipeline, probe=True)
+            if link.wants_to_send:
+                link.flush()
         except Exception as error:
             # Whatever a server says or does not say, this thread goes on.
             self._disconnect(_describe(error))
 
-    def _send(self, link: Link, batch: StoreBatch, probe: bool = False) -> None:
-        self._pipelines.append(_Pipeline(batch, time.monotonic_ns(), probe))
-        link.send(batch.data)
+    def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool) -> None:
+        pipeline.sent_ns, pipeline.probe, pipeline.late = time.monotonic_ns(), probe, 0
+        pipeline.hurried = probe or pipeline.batch.is_awaited
+        self._hurried += pipeline.hurried
+        if probe:
+            self._probed_ns = pipeline.sent_ns
+        self._pipelines.append(pipeline)
+        link.send(pipeline.batch.data)
 
-    def _take_replies(self, replies: list[Any]) -> None:
-        taken = 0
-        while taken < len(replies):
-            if not self._pipelines:
-                raise ConnectionError(f"the server answered what nobody asked: {replies[taken]!r}")
-            pipeline = self._pipelines[0]
-            if not pipeline.replies:
-                self._rtt_ns += (self._heard_ns - pipeline.sent_ns - self._rtt_ns) // 8
-            part = replies[taken : taken + len(pipeline.batch) - len(pipeline.replies)]
-            if ErrorReply in set(map(type, part)):
-                for reply in part:
-                    if isinstance(reply, ErrorReply) and reply.code in _RECONNECT_CODES:
-                        raise reply
-            pipeline.replies += part
-            taken += len(part)
-            if len(pipeline.replies) == len(pipeline.batch):
-                self._finish(pipeline)
-                self._pipelines.popleft()
+    def _take_replies(self, link: Link) -> None:
+        pipelines, tally = self._pipelines, self._tally
+        now_s = self._store_time_s()
+        while pipelines:
+            pipeline = pipelines[0]
+            batch = pipeline.batch
+            link.start, found, again = self._settle(
+                batch.pipeline,
+                batch.count,
+                pipeline.late,
+                link.buffer,
+                link.start,
+                link.end,
+                self._keys,
+                now_s,
+                self._replies,
+                self._scratch,
+                tally,
+            )
+            if again:
+                self._backlog.put_back(batch.rows[batch.outcomes == AGAIN])
+            if found == DONE:
+                if pipeline.hurried:
+                    self._take_time(pipeline)
+                self._idle.append(pipelines.popleft())
+            elif found == MORE or found == FULL:
+                self._is_full = found == FULL
+                return
+            else:
+                self._protocol.wonder(batch, link.buffer, link.start, link.end, found)
+                self._note_error(str(batch.errors[-1]))
+        self._is_full = False
+        if link.start < link.end:
+            data = bytes(link.buffer[link.start : min(link.end, link.start + 80)])
+            raise ConnectionError(f"the server answered what nobody asked: {data!r}")
 
-    def _finish(self, pipeline: _Pipeline) -> None:
+    def _take_time(self, pipeline: _Pipeline) -> None:
+        """The answers of a pipeline for which somebody waited were read at once: they tell how far the server is."""
+        self._hurried -= 1
+        self._rtt_ns += (self._heard_ns - pipeline.sent_ns - self._rtt_ns) // 8
         if pipeline.probe:
-            now = time.monotonic_ns()
-            self._watch_clock(store_time_ns(pipeline.replies[0]), (pipeline.sent_ns + now) // 2)
-            return
-        decoded = self._protocol.decode(pipeline.batch, pipeline.replies, self._store_time_s())
-        for error in decoded.errors:
-            self._note_error(str(error))
-        rows, asked = decoded.rows, decoded.operations
-        if pipeline.late:
-            rows, asked = rows[asked != image.LOOKUP], asked[asked != image.LOOKUP]
-        self._counts["deleted"] += int(((asked == image.DELETE) & (rows[:, image.OP] == image.WRITTEN)).sum())
-        self._counts["unwritten"] += len(decoded.unwritten)
-        self._answer(rows)
-        self._backlog.put_back(decoded.again)
+            told_ns = pipeline.batch.told_ns
+            if not told_ns:
+                raise ProtocolError("TIME was answered by something else")
+            self._watch_clock(told_ns, (pipeline.sent_ns + self._heard_ns) // 2)
 
     def _judge_silence(self) -> None:
         """While the server is silent beyond the look-up deadline nobody waits for it any longer.
@@ -396,9 +426,8 @@ class RedisStore:
             return
         for pipeline in self._pipelines:
             if not pipeline.late:
-                pipeline.late = True
-                rows = pipeline.batch.rows
-                self._answer_failed(rows[rows[:, image.OP] == image.LOOKUP])
+                pipeline.late = 1
+                self._answer_failed(pipeline.batch.lookups)
         self._answer_failed(self._backlog.take_lookups())
 
     def _silence_ns(self, now: int) -> int:
@@ -406,7 +435,7 @@ class RedisStore:
 
     def _watch_clock(self, store_ns: int, monotonic_ns: int) -> None:
         """Follow the server's clock when it was set, but not the jitter of the network."""
-        drift_ns = store_ns - monotonic_ns - int(self._clock[CLOCK_OFFSET])
+        drift_ns = store_ns - monotonic_ns - self._offset_ns
         if abs(drift_ns) > max(CLOCK_DRIFT_NS, 2 * self._rtt_ns):
             self._set_clock(store_ns, monotonic_ns)
 
@@ -422,19 +451,22 @@ class RedisStore:
     def _hang_up(self) -> None:
         """Close the connection; nobody knows what became of the pipelines under way."""
         if self._link is not None:
+            if self._listening is not None:
+                self._poll.unregister(self._link)
+                self._listening = None
             self._link.close()
             self._link = None
         for pipeline in reversed(self._pipelines):  # of two changes of a session the later one is kept
-            rows = pipeline.batch.rows
-            lookups = rows[:, image.OP] == image.LOOKUP
             if not pipeline.late:
-                self._answer_failed(rows[lookups])
-            self._backlog.put_back(rows[~lookups])
+                self._answer_failed(pipeline.batch.lookups)
+            self._backlog.put_back(pipeline.batch.changes)
+        self._idle += self._pipelines
         self._pipelines.clear()
+        self._is_full, self._hurried = False, 0
         self._answer_failed(self._backlog.take_lookups())
 
     def _note_error(self, text: str) -> None:
-        self._counts["errors"] += 1
+        self._errors += 1
         self._last_error = text
 
     # Answers ------------------------------------------------------------------------------------------
@@ -443,23 +475,21 @@ class RedisStore:
         if len(rows):
             rows = rows.copy()
             rows[:, image.OP] = image.FAILED
-            self._answer(rows)
-
-    def _answer(self, rows: Rows) -> None:
-        outcomes = np.bincount(rows[:, image.OP], minlength=image.LOST + 1).tolist()
-        for name, outcome in _COUNTED.items():
-            self._counts[name] += outcomes[outcome]
-        if len(rows):
+            self._tally[image.FAILED] += len(rows)
             self._unpushed.append(rows)
 
     def _push(self) -> None:
-        """Hand the answers over; what finds the ring full waits here and is tried again."""
-        if not self._unpushed:
-            return
-        rows = np.concatenate(self._unpushed)
-        pushed = int(ring_push(self._replies, rows, len(rows)))
-        self._unpushed = [rows[pushed:]] if pushed < len(rows) else []
-        if pushed:
+        """Hand over the answers that did not come from the server, and wake the worker for those that it got.
+
+        What finds the ring full waits here and is tried again.
+        """
+        if self._unpushed:
+            rows = np.concatenate(self._unpushed)
+            taken = int(ring_push(self._replies, rows, len(rows)))
+            self._unpushed = [rows[taken:]] if taken < len(rows) else []
+            self._tally[GIVEN_ANSWERS] += taken
+        if self._tally[GIVEN_ANSWERS]:
+            self._tally[GIVEN_ANSWERS] = 0
             os.eventfd_write(self._wake_fd_worker, 1)
 
 
@@ -468,14 +498,20 @@ def _describe(error: Exception) -> str:
 
 
 def warm() -> None:
-    """Compile what the thread calls: both ends of a ring, sealing a record and opening it."""
+    """Compile what the thread calls: from the worker's ring to the bytes of a pipeline, and from replies back."""
     ring = make_ring(2, image.COLUMNS)
-    protocol = Protocol(derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN)), buckets=1)
+    keys = derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN))
+    protocol, backlog = Protocol(keys, buckets=1), Backlog(keys)
     rows = np.zeros((1, image.COLUMNS), np.int64)
     rows[0, image.OP] = image.WRITE_FIRST
     ring_push(ring, rows, len(rows))
     ring_length(ring)
-    rows = rows[: ring_pop(ring, rows)]
-    sealed = protocol.encode(rows, 0).commands[0][-1]
-    rows[0, image.OP] = image.LOOKUP
-    protocol.decode(protocol.encode(rows, 0), [sealed], 0)
+    backlog.collect(ring)
+    backlog.keep_writes(1)
+    batch = protocol.room(1)
+    batch.count = take(backlog.queue, batch.pipeline.rows, batch.pipeline.fields, 1)
+    protocol.encode(batch, 0)
+    protocol.encoded(batch.rows, 0)
+    buffer, tally = np.zeros(1, np.uint8), np.zeros(TALLY, np.int64)
+    protocol.read(batch, buffer, 0, 0, 0)
+    settle(batch.pipeline, 1, 0, buffer, 0, 0, keys, 0, ring, rows, tally)

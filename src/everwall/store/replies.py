@@ -1,0 +1,315 @@
+"""Replies of the store, read from the bytes that came: each settles the rows that its command spoke for.
+
+Replies come in the order of the commands of a pipeline (``resp.py``): the loading of scripts, if any, then first
+writes, writes, deletes, look-ups and housekeeping. A reply is read once it is there as a whole. What
+the server sends is not believed: nothing beyond the received bytes is read, and a reply of another kind than was
+asked for ends the conversation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everwall.kernels import inlined, kernel
+from everwall.rings import ring_push
+from everwall.session import image, record
+from everwall.store.resp import DELETES, FIRSTS, HOUSEKEEPING, LOOKUPS, SCRIPT_RECORDS, WRITES
+
+# Indices of a pipeline's ``cursor``
+NEXT = 0  # index into ``order`` of the first row without an outcome
+LOADS = 1  # replies to the loading of scripts that are still to come
+KEPT = 2  # housekeeping commands that were answered
+TEXT, TEXT_END = 3, 4  # where an error's text lies in the buffer
+SECONDS, MICROSECONDS = 5, 6  # the answer to TIME
+GIVEN = 7  # rows whose answers the worker has
+
+# What became of a row beside the replies of ``image``
+AGAIN = 1
+"""To be sent once more: the scripts were lost, or what stood against a write was no valid record."""
+UNWRITTEN = 2
+"""The server refused; refreshing tries again in its time."""
+
+# What ``read`` found
+MORE = 0
+"""The next reply is not there yet."""
+DONE = 1
+"""Every command is answered."""
+ERROR = 2
+"""An error is the reply; the caller says what it means for the rows of ``command``, then goes on."""
+CONFUSED = 3
+"""No reply to what was asked, or none at all."""
+FULL = 4
+"""Every command is answered, and the worker has not taken all of it yet."""
+
+GIVEN_ANSWERS = 0
+"""Index into the tally of outcomes: answers handed to the worker."""
+TALLY = image.LOST + 1
+
+_NOT_YET = -1
+_BROKEN = -2
+_DEPTH_MAX = 4096  # replies within a reply
+
+_STAR, _DOLLAR, _COLON, _PLUS, _MINUS = 42, 36, 58, 43, 45
+
+
+@kernel
+def _line_end(data, at, end):
+    """Index of the CR that ends the line, _NOT_YET or _BROKEN; lines of numbers and errors are short."""
+    for k in range(at, min(end - 1, at + 4096)):
+        if data[k] == 13:
+            return k if data[k + 1] == 10 else _BROKEN
+    return _NOT_YET if end - at < 4096 else _BROKEN
+
+
+@kernel
+def _number(data, at, stop):
+    """The decimal number in a line; -1 for the nil of RESP 2, _BROKEN for everything that is no length or count."""
+    if stop - at == 2 and data[at] == _MINUS and data[at + 1] == 49:
+        return np.int64(-1)
+    if stop == at or stop - at > 18:
+        return np.int64(_BROKEN)
+    number = np.int64(0)
+    for k in range(at, stop):
+        if data[k] < 48 or data[k] > 57:
+            return np.int64(_BROKEN)
+        number = number * 10 + np.int64(data[k]) - 48
+    return number
+
+
+@kernel
+def _whole(data, at, end):
+    """Index behind the reply that begins at ``at``, _NOT_YET or _BROKEN."""
+    wanted = np.int64(1)
+    while wanted > 0:
+        if at >= end:
+            return np.int64(_NOT_YET)
+        stop = _line_end(data, at + 1, end)
+        if stop < 0:
+            return np.int64(stop)
+        kind = data[at]
+        number = np.int64(0)
+        if kind == _STAR or kind == _DOLLAR:
+            number = _number(data, at + 1, stop)
+            if number == _BROKEN:
+                return np.int64(_BROKEN)
+        elif kind != _COLON and kind != _PLUS and kind != _MINUS:
+            return np.int64(_BROKEN)
+        wanted -= 1
+        at = stop + 2
+        if kind == _STAR and number > 0:
+            wanted += number
+            if wanted > _DEPTH_MAX:
+                return np.int64(_BROKEN)
+        elif kind == _DOLLAR and number >= 0:
+            if at + number + 2 > end:
+                return np.int64(_NOT_YET)
+            at += number + 2
+    return at
+
+
+@inlined
+def command(pipeline):
+    """(kind, first, count): whose turn it is; rows are ``order[first : first + count]``."""
+    cursor, counts = pipeline.cursor, pipeline.counts
+    first = cursor[NEXT]
+    if cursor[LOADS] > 0:
+        return HOUSEKEEPING, first, np.int64(0)
+    end = np.int64(0)
+    for kind in range(HOUSEKEEPING):
+        end += counts[kind]
+        if first < end:
+            compared = kind == WRITES or kind == DELETES
+            return kind, first, min(SCRIPT_RECORDS, end - first) if compared else np.int64(1)
+    return HOUSEKEEPING, first, np.int64(0)
+
+
+@inlined
+def is_answered(pipeline):
+    """Whether every command has its reply."""
+    cursor, counts = pipeline.cursor, pipeline.counts
+    rows = counts[FIRSTS] + counts[WRITES] + counts[DELETES] + counts[LOOKUPS]
+    return cursor[LOADS] == 0 and cursor[NEXT] == rows and cursor[KEPT] == counts[HOUSEKEEPING]
+
+
+@kernel
+def advance(pipeline, count):
+    """The command whose turn it is has been answered."""
+    cursor = pipeline.cursor
+    if count > 0:
+        cursor[NEXT] += count
+    elif cursor[LOADS] > 0:
+        cursor[LOADS] -= 1
+    else:
+        cursor[KEPT] += 1
+
+
+@inlined
+def _copy_flow(rows, i, scratch):
+    for column in range(image.COLUMNS):
+        scratch[0, column] = rows[i, column]
+
+
+@kernel
+def _take_kept(pipeline, i, data, at, size, keys, scratch, now_s):
+    """A compared change was not made because of the record at ``at``: the session is lost, if that is a valid one."""
+    rows = pipeline.rows
+    if rows[i, image.OP] != image.WRITE:
+        pipeline.outcomes[i] = image.LOST
+        return
+    valid = False
+    if size == record.RECORD_BYTES:
+        _copy_flow(rows, i, scratch)
+        record.open_record(scratch, 0, keys, data, at)
+        valid = scratch[0, image.OP] == image.FOUND and scratch[0, image.EXPIRY] >= now_s
+    pipeline.outcomes[i] = image.LOST if valid else AGAIN
+    if not valid:
+        rows[i, image.OP] = image.WRITE_FIRST
+
+
+@kernel
+def _take_array(pipeline, first, count, data, at, keys, scratch, now_s):
+    """The reply of a script: for each record 1, or the record that stays instead. Returns whether it is one."""
+    stop = at
+    while data[stop] != 13:
+        stop += 1
+    if data[at] != _STAR or _number(data, at + 1, stop) != count:
+        return False
+    at = stop + 2
+    for k in range(first, first + count):
+        i = pipeline.order[k]
+        stop = at
+        while data[stop] != 13:
+            stop += 1
+        number = _number(data, at + 1, stop)
+        if data[at] == _COLON and number == 1:
+            pipeline.outcomes[i] = image.WRITTEN
+        elif data[at] == _DOLLAR and number >= 0:
+            _take_kept(pipeline, i, data, stop + 2, number, keys, scratch, now_s)
+            stop += number + 2
+        else:
+            return False
+        at = stop + 2
+    return True
+
+
+@kernel
+def _take_lookup(pipeline, i, data, at, keys, now_s):
+    """The reply to HGET. Returns whether it is one."""
+    stop = at
+    while data[stop] != 13:
+        stop += 1
+    if data[at] != _DOLLAR:
+        return False
+    size = _number(data, at + 1, stop)
+    if size < 0:
+        pipeline.outcomes[i] = image.MISSING
+        return True
+    if size != record.RECORD_BYTES:
+        pipeline.outcomes[i] = image.REFUSED
+        return True
+    rows = pipeline.rows
+    record.open_record(rows, i, keys, data, stop + 2)
+    outcome = rows[i, image.OP]
+    rows[i, image.OP] = image.LOOKUP
+    if outcome == image.FOUND and rows[i, image.EXPIRY] < now_s:
+        outcome = image.MISSING
+    pipeline.outcomes[i] = outcome
+    return True
+
+
+@kernel
+def _take_time(pipeline, data, at):
+    """The reply to TIME, two bulk strings; a reply to something else is let be."""
+    if data[at] != _STAR or data[at + 1] != 50:
+        return
+    at += 4
+    for word in range(2):
+        stop = at
+        while data[stop] != 13:
+            stop += 1
+        size = _number(data, at + 1, stop)
+        if data[at] != _DOLLAR or size < 1:
+            return
+        at = stop + 2
+        pipeline.cursor[SECONDS + word] = _number(data, at, at + size)
+        at += size + 2
+
+
+@kernel
+def read(pipeline, data, start, end, keys, scratch, now_s):
+    """Take the replies to one pipeline from ``data[start:end]``: (index of the first byte not taken, what is next).
+
+    ``outcomes`` gets what became of each row; rows that were found carry the stored session. ``scratch``: one row.
+    """
+    at = start
+    while not is_answered(pipeline):
+        behind = _whole(data, at, end)
+        if behind == _NOT_YET:
+            return at, MORE
+        if behind == _BROKEN:
+            return at, CONFUSED
+        if data[at] == _MINUS:
+            pipeline.cursor[TEXT], pipeline.cursor[TEXT_END] = at + 1, behind - 2
+            return behind, ERROR
+        kind, first, count = command(pipeline)
+        understood = True
+        if kind == FIRSTS:
+            understood = data[at] == _COLON
+            pipeline.outcomes[pipeline.order[first]] = image.WRITTEN
+        elif kind == WRITES or kind == DELETES:
+            understood = _take_array(pipeline, first, count, data, at, keys, scratch, now_s)
+        elif kind == LOOKUPS:
+            understood = _take_lookup(pipeline, pipeline.order[first], data, at, keys, now_s)
+        else:
+            _take_time(pipeline, data, at)
+        if not understood:
+            return at, CONFUSED
+        advance(pipeline, count)
+        at = behind
+    return at, DONE
+
+
+@inlined
+def _is_answer(outcome, confirm):
+    """Whether the worker wants to know: of a change that was made only if it asked."""
+    if outcome == image.WRITTEN:
+        return confirm == 1
+    return outcome == image.FOUND or outcome == image.MISSING or outcome >= image.REFUSED
+
+
+@kernel
+def _give(pipeline, count, late, ring, scratch, tally):
+    """Hand the answers of an answered pipeline to the worker; whether the ring had room for all."""
+    cursor, rows, outcomes = pipeline.cursor, pipeline.rows, pipeline.outcomes
+    while cursor[GIVEN] < count:
+        i = cursor[GIVEN]
+        outcome, operation = outcomes[i], rows[i, image.OP]
+        if operation != image.LOOKUP or late == 0:
+            if _is_answer(outcome, rows[i, image.CONFIRM]):
+                _copy_flow(rows, i, scratch)
+                scratch[0, image.OP] = outcome
+                if ring_push(ring, scratch, 1) == 0:
+                    return False
+                tally[GIVEN_ANSWERS] += 1
+            tally[outcome] += 1
+            if outcome == image.WRITTEN and operation == image.DELETE:
+                tally[image.DELETE] += 1
+        cursor[GIVEN] += 1
+    return True
+
+
+@kernel
+def settle(pipeline, count, late, data, start, end, keys, now_s, ring, scratch, tally):
+    """``read``, and once every command is answered hand the answers over: (as ``read``, or FULL while there is no room;
+    so; whether some of its rows are to be sent AGAIN).
+
+    ``tally`` counts by outcome, of deletes that were made by DELETE as well. ``late``: 1 when look-ups were answered
+    otherwise.
+    """
+    at, found = read(pipeline, data, start, end, keys, scratch, now_s)
+    if found != DONE:
+        return at, found, False
+    again = tally[AGAIN]
+    if not _give(pipeline, count, late, ring, scratch, tally):
+        found = FULL
+    return at, found, tally[AGAIN] != again
