@@ -73,7 +73,6 @@ missing_packages() {
     has_program redis-server || echo redis-server
     has_program ip || echo iproute2
     has_program nft || echo nftables
-    has_program ethtool || echo ethtool
     has_program setpriv || echo util-linux
 }
 
@@ -83,6 +82,8 @@ missing_optional_packages() {
     [ -e /usr/include/bpf/bpf_helpers.h ] || echo libbpf-dev
     PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.[1-9]' || echo libbpf1
     [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev
+    # Only the benchmark of the data path asks for it.
+    has_program ethtool || echo ethtool
 }
 
 install_packages() {

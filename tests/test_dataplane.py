@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from everwall import dataplane
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.dataplane import DataInterface, DataPlane, DataPlaneError, Wish, open_data_plane
-from everwall.limits import SESSIONS_MIN
+from everwall.limits import GENEVE_PORT, SESSIONS_MIN
 from everwall.ports.bpf import BpfError
 from everwall.session.table import slots_for
 from tests import needs
@@ -89,6 +90,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(dataplane.ports, "statistics", lambda port: {"rx-dropped": port[1]})
     monkeypatch.setattr(dataplane, "is_zero_copy", lambda port: False)
     monkeypatch.setattr(dataplane.ports, "open_raw", lambda *_, **__: ("raw",))
+    monkeypatch.setattr(dataplane.ports, "open_raw_sender", lambda _: ("raw sender",))
     monkeypatch.setattr(dataplane.ports, "open_udp", lambda *_, **__: ("udp",))
     monkeypatch.setattr(dataplane.ports, "close", Sockets.closed.append)
     return monkeypatch
@@ -191,7 +193,7 @@ def test_queues_are_dealt_out_and_a_worker_without_one_sends_by_a_raw_socket(
     machine: pytest.MonkeyPatch,
 ) -> None:
     plane, _ = opened(a_wish(workers=3))
-    assert plane.ports == [("xdp", 0), ("xdp", 1), ("raw",)]
+    assert plane.ports == [("xdp", 0), ("xdp", 1), ("raw sender",)]
     assert Program.made[0].story[0][1] == len(plane.shared) == 3
     machine.setattr(dataplane, "receive_queues", lambda interface: 5)
     plane, _ = opened(a_wish(workers=2))
@@ -254,6 +256,17 @@ def test_as_many_queues_as_the_interface_has_are_served() -> None:
             assert plane.detail == "native XDP, copy mode, 4 queues"
         finally:
             plane.close()
+
+
+def test_what_the_program_leaves_to_the_kernel_comes_to_no_worker(veth: DataInterface) -> None:
+    """Outer fragments, for instance: a worker without a queue would hand them to one that cannot send them."""
+    plane, _ = opened(a_wish(data=veth, workers=2, port="xdp"))
+    try:
+        assert [dataplane.ports.kind_of(port) for port in plane.ports] == ["xdp", "raw"]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
+            alone.bind((veth.address, GENEVE_PORT))  # refused where somebody receives there
+    finally:
+        plane.close()
 
 
 def test_an_mtu_that_native_xdp_does_not_take_is_the_reason(veth: DataInterface) -> None:

@@ -14,6 +14,7 @@ from everwall.counters import Counter
 from everwall.engine import EngineConfig, make_state
 from everwall.handover import (
     Handover,
+    abandon,
     arrivals,
     get_up,
     give_back,
@@ -160,6 +161,20 @@ def test_the_owner_does_not_take_the_givers_frame_for_its_own() -> None:
     rows = np.zeros(1, np.int64)
     assert arrivals(hands.handovers[1], 0, rows) == 1
     assert hands.handovers[1].packets.meta[rows[0], m.FRAME] == 0
+
+
+def test_what_nobody_will_judge_any_more_is_dropped_by_name() -> None:
+    hands = Hands(3)
+    for giver, count in ((0, 5), (1, 2)):
+        hands.spread(giver, *[flow_of(hands, 2)] * count)
+    assert len(hands.arrived(2, 0, 1)) == 1
+    for _ in range(2):  # the second time there is nothing left
+        for worker in range(3):
+            abandon(hands.states[worker].sessions, hands.handovers[worker])
+        dropped = [int(each.sessions.verdicts[Verdict.HANDOVER_STOPPED]) for each in hands.states]
+        assert dropped == [0, 0, 6]
+    assert int(hands.states[2].sessions.counters[Counter.HANDED_IN]) == 7, "as many as were given"
+    assert hands.arrived(2, 0) == []
 
 
 def test_each_pair_of_workers_has_a_pool_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -13,14 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretBytes
 
+from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint
 from everwall.limits import GENEVE_PORT, INNER_MTU_MAX
 from everwall.management.control import ControlError, request
+from everwall.node import Node
+from everwall.ports import port as ports
+from everwall.workers import Workers
 from tests import needs, packets
+from tests.descriptors import eventfds
 from tests.redis_server import PASSWORD, RedisServer
 
 CLIENT, SERVER = "10.1.0.5", "10.2.0.9"
@@ -347,6 +355,33 @@ def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, start: Ca
     assert node.process.wait(timeout=START_S) == 1
     assert "everwall-health-port" in node.said()
     assert "Traceback" not in node.said()
+
+
+@pytest.mark.parametrize("fails", ["traffic log", "certificate", "threads"])
+def test_a_node_that_cannot_start_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Whoever starts it within a process, as tests and benchmarks do, may want to try again."""
+    config = InitCfg(
+        data_address=IPv4Address("127.0.82.13"),
+        port="udp",
+        max_sessions=64,
+        session_resiliency=True,
+        redis_endpoint=RedisEndpoint("127.0.0.1", 1),
+        cluster_secret=SecretBytes(bytes.fromhex(SECRET)),
+        redis_certificate=b"none" if fails == "certificate" else None,
+        traffic_log=tmp_path / "missing" / "log" if fails == "traffic log" else None,
+    )
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Workers, "start", refuse)
+    before = eventfds()
+    with pytest.raises((OSError, ValueError, RuntimeError), match=r"missing|certificate|can't start"):
+        asyncio.run(Node(config, None, 0.0).run())
+    assert eventfds() == before
+    ports.close(ports.open_udp("127.0.82.13"))  # refused where the address is still taken
 
 
 def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(

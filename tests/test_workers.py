@@ -8,13 +8,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from everwall import pipeline
 from everwall.counters import Counter
 from everwall.engine import EngineConfig
+from everwall.handover import spread
 from everwall.policy.match import allow_all
 from everwall.ports import port as ports
+from everwall.session.record import derive_keys
+from everwall.store.redis import RedisStore, StoreConfig
+from everwall.worker import STOP, Worker
 from everwall.workers import Workers, WorkersError, choose_cores, combined
+from tests import packets
+from tests.descriptors import eventfds
 
 pytestmark = pytest.mark.kernel
 
@@ -91,6 +99,57 @@ def test_the_node_is_as_healthy_as_its_worst_worker() -> None:
         assert not three.running
         assert three.heartbeat == stopped, "the others go on, the oldest counts"
         assert [row["running"] for row in three.each()] == [True, False, True]
+
+
+def test_all_are_told_to_stop_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on alone would hand packets to those that have gone."""
+    told: list[list[int]] = []
+
+    def stop(self: Worker) -> None:
+        told.append([int(worker.loop.control[STOP]) for worker in three.all])
+
+    monkeypatch.setattr(Worker, "stop", stop)
+    with workers(3) as three:
+        pass
+    assert told == [[1, 1, 1]] * 3
+
+
+def test_what_is_between_workers_when_they_stop_is_counted() -> None:
+    with workers(2) as pair:
+        inner = packets.tcp("10.0.0.1", "10.0.1.1", 40_000, 80, flags="S")
+        for worker in pair.all:
+            batch = packets.batch_of([inner] * 4, bare=True)
+            for row in range(4):
+                pipeline.read(worker.state, batch, row)
+            spread(worker.sessions, worker.loop.handover, batch, np.arange(4), 4, 0)
+        assert pair.count(Counter.HANDED_OVER) == 4, "by the one that has not got the flow"
+    assert pair.count(Counter.HANDED_IN) == 4
+    assert pair.counters()["handover-stopped"] == 4
+
+
+@pytest.mark.parametrize("fails", ["worker", "store"])
+def test_what_has_begun_of_a_failed_start_can_be_stopped(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no more threads")
+
+    store = StoreConfig(host="127.0.0.1", port=1, tls=False)
+    before = eventfds()
+    opened = ports.open_udp(ADDRESS)
+    try:
+        one = Workers(EngineConfig(max_sessions=64), allow_all(), [opened], [0])
+        one.connect(store, derive_keys(b"s" * 32), 16)
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="no more threads"):
+            if fails == "worker":
+                patched.setattr(os, "sched_setaffinity", refuse)
+            else:
+                patched.setattr(RedisStore, "start", refuse)
+            one.start()
+        assert one.running
+        one.stop()
+        assert not one.running
+        assert eventfds() == before
+    finally:
+        ports.close(opened)
 
 
 def test_counters_are_sums_and_each_ones_can_be_seen() -> None:

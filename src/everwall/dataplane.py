@@ -212,8 +212,9 @@ def _open_xdp(wish: Wish) -> DataPlane:
 
 def _xdp_port(wish: Wish, queues: range) -> Port:
     if not queues:
-        # More workers than queues: this one gets all its packets from the others, and sends them by itself.
-        return ports.open_raw(wish.data.address, wish.data.name, shared=True)
+        # More workers than queues: this one gets all its packets from the others, and sends them by itself. If it
+        # received, it would be what the program leaves to the kernel, and hand others what their queues cannot send.
+        return ports.open_raw_sender(wish.data.name)
     return ports.open_xdp(wish.data.name, list(queues))
 
 

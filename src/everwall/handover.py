@@ -34,6 +34,7 @@ _memcpy = external("memcpy", "i64", "pointer", "pointer", "i64")
 
 _FORWARD = int(Verdict.FORWARD)
 _HANDOVER_FULL = int(Verdict.HANDOVER_FULL)
+_HANDOVER_STOPPED = int(Verdict.HANDOVER_STOPPED)
 _SESSIONS = int(Counter.SESSIONS)
 _HANDED_OVER = int(Counter.HANDED_OVER)
 _HANDED_IN = int(Counter.HANDED_IN)
@@ -238,6 +239,18 @@ def lie_down(handover):
 def get_up(handover):
     """Say that we are awake."""
     handover.asleep[handover.own[WORKER], 0] = 0
+
+
+def abandon(sessions: state.Sessions, handover: Handover) -> None:
+    """Drop by name what others gave a worker and nobody will judge any more: all of them have left their loops."""
+    own, workers = (int(number) for number in handover.own)
+    for giver in range(workers):
+        if giver != own:
+            index = handover.index[giver * workers + own]
+            left = index[_TAIL] - index[_HEAD]
+            index[_HEAD] += left
+            sessions.counters[_HANDED_IN] += left
+            sessions.verdicts[_HANDOVER_STOPPED] += left
 
 
 @kernel

@@ -9,6 +9,7 @@ forwarded until nothing comes any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -93,13 +94,17 @@ class Node:
             frame_bytes=frame_bytes_for(self._data.mtu),
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
-        self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
-        self.workers = Workers(
-            engine, self.policy.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
-        )
-        if self.resiliency.enabled:
-            self._connect_to_store(owner)
-        self._traffic_log = TrafficLog(config.traffic_log)
+        with contextlib.ExitStack() as opened:
+            self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
+            opened.callback(self.plane.close)
+            self.workers = Workers(
+                engine, self.policy.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
+            )
+            opened.callback(self.workers.stop)
+            if self.resiliency.enabled:
+                self._connect_to_store(owner)
+            self._traffic_log = TrafficLog(config.traffic_log)
+            opened.pop_all()
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
@@ -127,7 +132,6 @@ class Node:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
-        self.workers.start()
         health = HealthListener(
             self._data.address,
             self.config.health_port,
@@ -137,6 +141,7 @@ class Node:
         control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
         maintenance = None
         try:
+            self.workers.start()
             await self._join()
             try:
                 await health.start()

@@ -25,8 +25,8 @@ def monotonic(scratch):
 
 
 def poll_words(descriptors):
-    """``struct pollfd`` for each descriptor, as the int64 words that ``wait`` takes."""
-    return [descriptor | (_POLLIN << 32) for descriptor in descriptors]
+    """``struct pollfd`` for each descriptor, as the int64 words that ``wait`` takes; -1 is passed over."""
+    return [descriptor & 0xFFFFFFFF | (_POLLIN << 32) for descriptor in descriptors]
 
 
 @kernel

@@ -92,6 +92,7 @@ class Verdict(IntEnum):
 
     # Workers -----------------------------------------------------------------------------------------
     HANDOVER_FULL = 75, False, "no room on the way to the worker that has the flow"
+    HANDOVER_STOPPED = 76, True, "on the way to the worker that has the flow when the node stopped"
 
     # Load balancer (the first three are AWS's drop counters) -----------------------------------------
     INVALID_GENEVE_TUNNEL = 80, False, "a return not from the flow's own target, or malformed"

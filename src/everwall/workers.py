@@ -6,6 +6,7 @@ hand packets to one another (``handover.py``) and share nothing else, so what a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -17,14 +18,14 @@ import numpy.typing as npt
 
 from everwall.counters import Counter
 from everwall.engine import EngineConfig, describe_sessions, drain_ring, verdict_counts
-from everwall.handover import make_handovers
+from everwall.handover import abandon, make_handovers
 from everwall.limits import MS_NS
 from everwall.policy.match import CompiledPolicy
 from everwall.ports.port import Port
 from everwall.session.table import SharedTable
 from everwall.store.protocol import Rows
 from everwall.store.redis import RedisStore, StoreConfig
-from everwall.worker import Worker
+from everwall.worker import STOP, Worker
 
 
 class WorkersError(RuntimeError):
@@ -74,24 +75,27 @@ class Workers:
         """
         shared = shared or [None] * len(ports)
         self.cores = list(cores)
-        # For each worker the eventfd that wakes it, and the one that wakes its store.
-        self._wakes = [_eventfd() for _ in ports]
-        self._store_wakes = [_eventfd() for _ in ports]
-        handovers = make_handovers(self._wakes, config.frame_bytes)
-        self.all = [
-            Worker(
-                replace(config, worker=number, workers=len(ports)),
-                policy,
-                port,
-                self._wakes[number],
-                self._store_wakes[number],
-                handovers[number],
-                shared[number],
-                control_words,
-            )
-            for number, port in enumerate(ports)
-        ]
+        with contextlib.ExitStack() as opened:
+            # For each worker the eventfd that wakes it, and the one that wakes its store.
+            self._wakes = [_eventfd(opened) for _ in ports]
+            self._store_wakes = [_eventfd(opened) for _ in ports]
+            handovers = make_handovers(self._wakes, config.frame_bytes)
+            self.all = [
+                Worker(
+                    replace(config, worker=number, workers=len(ports)),
+                    policy,
+                    port,
+                    self._wakes[number],
+                    self._store_wakes[number],
+                    handovers[number],
+                    shared[number],
+                    control_words,
+                )
+                for number, port in enumerate(ports)
+            ]
+            self._descriptors = opened.pop_all()
         self._stores: list[RedisStore] = []
+        self._started: list[RedisStore] = []
 
     def connect(self, store: StoreConfig, keys: Rows, buckets: int) -> None:
         """Give each worker a store connection; to be called before ``start``."""
@@ -115,20 +119,25 @@ class Workers:
     # Life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Enter all loops; the stores connect by themselves."""
+        """Enter all loops; the stores connect by themselves. When it fails, ``stop`` ends what was begun."""
         for worker, core in zip(self.all, self.cores, strict=True):
             worker.start(core)
         for store in self._stores:
             store.start()
+            self._started.append(store)
 
     def stop(self) -> None:
-        """Leave all loops and end the stores, after what they still have to write."""
+        """Leave all loops and end the stores, after what they still have to write; to be called once."""
+        # All of them first: whoever goes on alone hands packets to those that have gone.
+        for worker in self.all:
+            worker.loop.control[STOP] = 1
         for worker in self.all:
             worker.stop()
-        ended = [store.stop() for store in self._stores]
+        for worker in self.all:
+            abandon(worker.sessions, worker.loop.handover)
+        ended = [store.stop() for store in self._started]
         if all(ended):  # a store that hangs may still want to wake its worker
-            for descriptor in self._wakes + self._store_wakes:
-                os.close(descriptor)
+            self._descriptors.close()
 
     @property
     def running(self) -> bool:
@@ -213,5 +222,7 @@ def combined(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return together
 
 
-def _eventfd() -> int:
-    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+def _eventfd(opened: contextlib.ExitStack) -> int:
+    descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor

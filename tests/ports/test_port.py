@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from everwall import system
 from everwall.limits import GENEVE_PORT, HEADROOM_BYTES, JUMBO_MTU_MIN, UDP_SOURCE_PORTS_MAX, frame_bytes_for
 from everwall.ports import port as ports
 from everwall.verdict import Verdict
@@ -25,7 +26,7 @@ from everwall.wire.meta import (
     VERDICT,
     make_batch,
 )
-from tests.ports.wires import KINDS, Wire, wire
+from tests.ports.wires import DEVICE, KINDS, Wire, wire
 
 pytestmark = pytest.mark.kernel
 
@@ -229,6 +230,29 @@ def test_the_unprivileged_port_answers_from_a_bounded_number_of_source_ports() -
 def test_an_address_in_use_is_an_error_that_says_so() -> None:
     with wire("udp") as line, pytest.raises(OSError, match="in use"):
         ports.open_udp(line.node[0])
+
+
+def test_a_raw_port_that_only_sends_returns_what_another_port_received() -> None:
+    with wire("raw") as line, line.socket(GENEVE_PORT) as listener:
+        assert line.link is not None
+        with line.link.near.entered():
+            sender = ports.open_raw_sender(DEVICE)
+        batch, wake = make_batch(), os.eventfd(0, os.EFD_NONBLOCK)
+        try:
+            line.send(b"packet", 40_061)
+            line.receive(batch, 1)
+            assert ports.receive(sender, make_batch(), 64) == 0
+            assert ports.send(sender, batch, all_rows(1), 1) == 0
+            assert listener.recvfrom(100) == (b"packet", (line.node[0], 40_061))
+            # A worker that has it sleeps until somebody wakes it.
+            words = np.array(system.poll_words([ports.descriptor(sender), wake]), np.int64)
+            assert system.wait(words, 0) == 0
+            os.eventfd_write(wake, 1)
+            assert system.wait(words, 5000) == 1
+            assert [system.readable(words, i) for i in range(2)] == [False, True]
+        finally:
+            os.close(wake)
+            ports.close(sender)
 
 
 def test_ports_of_several_workers_share_an_address_and_its_source_ports() -> None:

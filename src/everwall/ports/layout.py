@@ -19,7 +19,7 @@ XDP = 3
 
 # Columns of Port.info
 KIND = 0
-RECEIVER = 1  # the descriptor to poll
+RECEIVER = 1  # the descriptor to poll; -1 of a port that only sends
 SENDER = 2
 SOCKETS = 3  # rows of ``sockets`` in use
 SHARED = 4  # 1: other ports of this process have the same addresses

@@ -23,7 +23,7 @@ import struct
 from everwall.kernels import kernel
 from everwall.ports import sockets, xdp
 from everwall.ports.layout import KIND, QUEUES, RAW, RECEIVER, SENDER, SOCKETS, XDP, Port
-from everwall.ports.sockets import open_raw, open_udp
+from everwall.ports.sockets import open_raw, open_raw_sender, open_udp
 from everwall.ports.umem import open_xdp, queue_sockets, statistics, unmap
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "descriptor",
     "kind_of",
     "open_raw",
+    "open_raw_sender",
     "open_udp",
     "open_xdp",
     "queue_sockets",
@@ -49,7 +50,7 @@ def kind_of(port: Port) -> str:
 
 
 def descriptor(port: Port) -> int:
-    """The descriptor to poll for packets."""
+    """The descriptor to poll for packets; -1, which poll passes over, of a port that only sends."""
     return int(port.info[RECEIVER])
 
 

@@ -107,6 +107,24 @@ def open_raw(
     ``shared``: for the ports of several workers, over which the system spreads what comes.
     Raises PermissionError without CAP_NET_RAW, OSError when the address or UDP 6081 is taken.
     """
+    sender = _raw_sender(device)
+    try:
+        receiver = _receiver(address, device, shared)
+    except OSError:
+        sender.close()
+        raise
+    return _make(RAW, receiver.detach(), sender.detach(), batch, shared)
+
+
+def open_raw_sender(device: str | None = None, batch: int = BATCH_PACKETS) -> Port:
+    """A raw port that only sends, for a worker that gets all its packets from others.
+
+    Raises PermissionError without CAP_NET_RAW, OSError when there is no such device.
+    """
+    return _make(RAW, -1, _raw_sender(device).detach(), batch, False)
+
+
+def _raw_sender(device: str | None) -> socket.socket:
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     try:
         sender.setsockopt(socket.SOL_IP, socket.IP_HDRINCL, 1)
@@ -115,11 +133,10 @@ def open_raw(
         sender.setblocking(False)
         if device:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
-        receiver = _receiver(address, device, shared)
     except OSError:
         sender.close()
         raise
-    return _make(RAW, receiver.detach(), sender.detach(), batch, shared)
+    return sender
 
 
 def open_udp(
@@ -158,6 +175,8 @@ def receive(port, batch, limit):
     all others have VERDICT ``FORWARD`` until the engine judges them.
     """
     messages, info, meta = port.messages, port.info, batch.meta
+    if info[RECEIVER] < 0:
+        return 0  # it only sends
     limit = min(limit, port.control.shape[0])
     data, stride = np.int64(batch.data.ctypes.data), batch.data.shape[1]
     if info[BATCH_DATA] != data or info[BATCH_STRIDE] != stride:
