@@ -3,8 +3,9 @@
 In one run, side by side and in rounds that alternate: a bare XDP bounce, the cut-through with ten thousand and a
 million sessions, the engine over AF_XDP, raw and UDP sockets, and the kernel's own forwarding with nftables
 and conntrack (``bench/nftables.conf``), which does without GENEVE. The device under test has one processor, with
-NAPI, worker and store's thread; generator, receiver and store have the other one. Exit status 3: the baselines
-are not what this machine can do when it is quiet, so that nothing here counts.
+NAPI, worker and store's thread; generator, receiver and store have the other one. The last table holds the figures
+against the project's bounds. Exit status 3: the baselines are not what this machine can do when it is quiet, so that
+nothing here counts.
 """
 
 from __future__ import annotations

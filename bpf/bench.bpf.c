@@ -65,7 +65,8 @@ struct {
     __u64 mixed;
     __u64 come; // packets that came back
     __u64 loop; // 1: what comes back goes out again as the next packet
-    __u64 spare[3];
+    __u64 began; // ns * 256, when the first frame could leave; of a run at a rate
+    __u64 spare[2];
     // Counters by kind
     __u64 sent[KINDS];
     __u64 returned[KINDS];
@@ -203,6 +204,8 @@ static __always_inline int generate_any(struct xdp_md *ctx, int geneve)
         now = bpf_ktime_get_ns();
     if (rig.interval) {
         __u64 scaled = now << 8;
+        if (!rig.began)
+            rig.began = rig.due = scaled;
         if (scaled < rig.due) {
             rig.pauses++;
             return XDP_DROP;

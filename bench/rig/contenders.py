@@ -7,9 +7,11 @@ import json
 import os
 import re
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from bench.rig.generator import Generator, Route
 from bench.rig.network import (
     DEVICE_CPU,
     GENERATOR_CPU,
+    PRIORITY,
     Network,
     Pair,
     cpu_ns,
     place,
+    wait_for,
 )
 from bench.rig.programs import Programs as Kernel
 from everwall.lab import configuration, rundir, store
@@ -28,7 +32,18 @@ from everwall.lab.processes import LabError, Program, Programs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "bench" / "nftables.conf"
-_START_S_MAX = 60.0
+_START_S_MAX, _END_S_MAX = 60.0, 10.0
+
+
+class Order(Enum):
+    """Who goes first on the processor of the device under test."""
+
+    TURNS = 1
+    """NAPI and the node's threads take turns, also with the workers of idle nodes, which else might starve."""
+    ALONE = 2
+    """The same, before idle nodes: for loads that leave these enough."""
+    NAPI = 3
+    """NAPI goes before the node's threads, as where it runs in soft interrupts, and before idle nodes."""
 
 
 @dataclass
@@ -56,17 +71,29 @@ class Contender:
         return self.kernel_threads + own
 
     @contextlib.contextmanager
-    def behind_napi(self) -> Iterator[None]:
-        """NAPI goes before the node's threads, as where it runs in soft interrupts."""
-        assert self.program is not None, f"{self.name} is no node"
-        own = [thread for thread in self.threads() if thread not in self.kernel_threads]
-        for thread in own:
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+    def measured(self, order: Order = Order.TURNS) -> Iterator[None]:
+        """Its threads have the processor in that order meanwhile, and stand back afterwards."""
+        own = {Order.TURNS: PRIORITY, Order.ALONE: PRIORITY + 1, Order.NAPI: None}[order]
+        napi = PRIORITY if order == Order.TURNS else PRIORITY + 1
+        for thread in self.threads():
+            place(thread, DEVICE_CPU, napi if thread in self.kernel_threads else own)
         try:
             yield
         finally:
-            for thread in own:
-                place(thread, DEVICE_CPU)
+            self.stand_back()
+
+    def stand_back(self) -> None:
+        """Disturb others as little as may be.
+
+        The worker goes on in its turn: once it has not passed its loop for a while its sessions are taken out of
+        the cut-through. What is Python, and looks after the node twenty times a second, has to wait.
+        """
+        lively = set(self.kernel_threads)
+        if self.program is not None:
+            lively.add(self.ask("worker")["thread"])
+        for thread in self.threads():
+            with contextlib.suppress(ProcessLookupError):  # the store's connector ends by itself
+                place(thread, DEVICE_CPU, PRIORITY if thread in lively else None)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Put a request to the node."""
@@ -230,9 +257,17 @@ class Rig:
         except LabError as error:
             self.missing[name] = str(error)
             return None
-        pin(program.pid, DEVICE_CPU)
         contender.kernel_threads = self.network.thread(self.network.device, pair.far, DEVICE_CPU)
+        contender.stand_back()
         return self._add(contender)
+
+    def end_others(self, contender: Contender) -> None:
+        """End the nodes of all others, which from then on are missing."""
+        for other in [each for each in self.contenders.values() if each.program is not None]:
+            if other is not contender:
+                other.program.signal(signal.SIGKILL)
+                wait_for(f"{other.name} ends", lambda other=other: not other.program.running, _END_S_MAX)
+                del self.contenders[other.name]
 
     def program_of(self, contender: Contender) -> int:
         """The number of the XDP program that is attached at the device under test."""
@@ -242,10 +277,3 @@ class Rig:
     def _add(self, contender: Contender) -> Contender:
         self.contenders[contender.name] = contender
         return contender
-
-
-def pin(process: int, cpu: int) -> None:
-    """Put all threads of a process on one processor."""
-    for task in Path(f"/proc/{process}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            place(int(task.name), cpu)

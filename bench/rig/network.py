@@ -29,6 +29,8 @@ from pathlib import Path
 
 GENERATOR_CPU, DEVICE_CPU = 0, 1
 MTU = 1700
+PRIORITY = 1
+"""Of the kernel's threads, in the real-time classes, unless something is said about them."""
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -150,7 +152,7 @@ class Network:
         namespace.shell(f"echo 1 > /sys/class/net/{device}/threaded")
         found = napi_threads(device)
         for thread in found:
-            place(thread, cpu)
+            place(thread, cpu, PRIORITY)
         return found
 
     def gather(self, namespace: Namespace, device: str, microseconds: int) -> None:
@@ -168,17 +170,17 @@ class Network:
             namespace.close()
 
 
-def place(thread: int, cpu: int) -> None:
-    """Put a thread on a processor, before whatever else the machine has to do there.
+def place(thread: int, cpu: int, priority: int | None = None) -> None:
+    """Put a thread on a processor, before whatever else the machine has to do there if it gets a real-time priority.
 
-    On the device's processor all take turns (SCHED_RR), the kernel's threads and the node's alike. The
-    generator's receiver goes before the generator (SCHED_FIFO).
+    On the device's processor those of one priority take turns (SCHED_RR). The generator's receiver goes before the
+    generator (SCHED_FIFO).
     """
     os.sched_setaffinity(thread, {cpu})
-    if cpu == DEVICE_CPU:
-        os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
-    else:
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    turns = os.SCHED_RR if cpu == DEVICE_CPU else os.SCHED_FIFO
+    os.sched_setscheduler(
+        thread, os.SCHED_OTHER if priority is None else turns, os.sched_param(priority or 0)
+    )
 
 
 def napi_threads(device: str) -> list[int]:

@@ -44,8 +44,8 @@ class Device:
         return self._worker.sessions
 
     def counters(self) -> dict[str, Any]:
-        """Verdicts and counters of the engine."""
-        return {"counters": self._node.workers.counters()}
+        """Verdicts and counters of the engine, and what the program before it and the port count."""
+        return {"counters": self._node.counters()}
 
     def store(self) -> dict[str, Any]:
         """What the store's thread says of itself."""
@@ -61,6 +61,11 @@ class Device:
             self._sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
         self._sessions.words[state.RESILIENCY] = on
         return {}
+
+    def worker(self) -> dict[str, Any]:
+        """The worker's thread as the system numbers it."""
+        assert self._worker._thread is not None
+        return {"thread": self._worker._thread.native_id}
 
     def refresh(self, count: int) -> dict[str, Any]:
         """Let so many established sessions be due for a refresh in the store, now."""

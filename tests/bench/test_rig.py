@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from bench.rig import frames, measures
-from bench.rig.contenders import Rig
+from bench.rig.contenders import Order, Rig
 from bench.rig.frames import Kind
 from bench.rig.generator import Mode, Traffic
-from bench.rig.network import wait_for
+from bench.rig.network import PRIORITY, wait_for
 from everwall.warm import FIREWALL, warm
 from tests import needs
 
@@ -37,7 +37,7 @@ def rig() -> Iterator[Rig]:
         built.add_forwarding()
         for name, port in NODES.items():
             node = built.add_node(
-                name, port, 4 * FLOWS, cut_through=name == "cut", with_store=name == "engine"
+                name, port, 4 * FLOWS, cut_through=name == "cut", with_store=name in ("engine", "cut")
             )
             assert node is not None, built.missing
         yield built
@@ -109,6 +109,37 @@ def test_a_rate_is_kept_and_time_is_measured(rig: Rig) -> None:
     found = measures.latency(rig, rig.contenders["bounce"], LENGTH_S)
     assert found.count.offered == pytest.approx(measures.LATENCY_RATE, rel=0.5), "the machine may be busy"
     assert 0 < found.amount < 100_000
+
+
+def test_a_flood_passes_nowhere_and_its_strays_are_asked_of_the_store(rig: Rig) -> None:
+    contender = rig.contenders["cut"]
+    contender.ask("resiliency", on=1)
+    before = contender.ask("counters")["counters"]["lookups"]
+    found = measures.flooded(rig, contender, 20_000, 20_000, LENGTH_S).count
+    contender.ask("resiliency", on=0)
+    assert found.sent[list(measures.FLOOD)].min() > 100, "of both kinds"
+    assert found.returned[list(measures.FLOOD)].sum() == 0
+    assert found.returned[list(measures.ESTABLISHED)].sum() > 100
+    assert found.sent_rate(*measures.FLOOD) == pytest.approx(found.sent_rate(*measures.ESTABLISHED), rel=0.1)
+    assert contender.ask("counters")["counters"]["lookups"] > before
+
+
+def test_only_who_is_measured_takes_turns_with_napi(rig: Rig) -> None:
+    """Nodes that stand beside it look after themselves meanwhile, and must not be in its way."""
+    contender = rig.contenders["cut"]
+
+    def with_priority(priority: int) -> set[int]:
+        return {thread for thread in everything if os.sched_getparam(thread).sched_priority == priority}
+
+    everything, napi = set(contender.threads()), set(contender.kernel_threads)
+    with contender.measured():
+        assert with_priority(PRIORITY) == everything
+    with contender.measured(Order.ALONE):
+        assert with_priority(PRIORITY + 1) == everything
+    with contender.measured(Order.NAPI):
+        assert with_priority(PRIORITY + 1) == napi
+        assert with_priority(0) == everything - napi
+    assert with_priority(PRIORITY) == napi | {contender.ask("worker")["thread"]}
 
 
 def test_nothing_stays_behind() -> None:
