@@ -204,6 +204,36 @@ GWLB_TABLE_LOAD_MAX = 0.8
 GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 """Of the answer to a health check only the first line is read; a longer one fails."""
 
+# Looking over an installation -------------------------------------------------------------------
+NODE_SESSION_BYTES = 249
+"""Of a node's memory for one session, at the load a table is sized for (``docs/benchmarks.md``)."""
+NODE_WORKER_BYTES = 31_000_000
+"""Everything of a worker that does not grow with its sessions (``docs/benchmarks.md``)."""
+REPLICAS_MAX = 16
+DOCTOR_TIMEOUT_S = 5.0
+"""For connecting, and for each answer; a store this slow is of no use, but one may want to hear why."""
+DOCTOR_ROUND_TRIPS = 200
+DOCTOR_REPLY_BYTES_MAX = 4 << 20
+SAME_ZONE_NS_MAX = MS_NS
+"""A round trip within one zone is shorter; one between zones takes this long or longer."""
+CERTIFICATE_DAYS_MIN = 30
+SKEW_NS_MAX = SECOND_NS
+"""Clocks that differ by more make logs hard to read; sessions go by the store's clock alone."""
+REPLICA_LAG_S_MAX = 5
+"""Replicas report once a second."""
+BUCKET_FIELDS_SEEN = 2 * SESSIONS_PER_BUCKET
+"""Sessions of the fullest bucket where there are 64 on average: among a million buckets none has more (Poisson)."""
+PROBE_KEY_TTL_S = 10
+BUCKET_SESSIONS_LOW = 16
+BUCKET_SESSIONS_HIGH = 256
+"""Sessions per bucket below and above which the number of buckets does not fit: memory is lost, or time."""
+
+# What the load balancer is recommended to have (docs/failover.md).
+DEREGISTRATION_S_ADVISED = 60
+HEALTH_INTERVAL_S_ADVISED = 5
+HEALTH_TIMEOUT_S_ADVISED = 2
+HEALTH_THRESHOLD_ADVISED = 2
+
 assert BUCKET_SLOTS & (BUCKET_SLOTS - 1) == 0
 assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
 assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + 9001
@@ -225,6 +255,8 @@ assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
+assert SAME_ZONE_NS_MAX < LOOKUP_DEADLINE_NS
+assert BUCKET_SESSIONS_LOW < SESSIONS_PER_BUCKET < BUCKET_SESSIONS_HIGH
 
 
 def frame_bytes_for(mtu: int) -> int:

@@ -19,9 +19,11 @@ from everwall import __version__
 COMMANDS = {
     "firewall": "Run one firewall node.",
     "gwlb": "Run a gateway load balancer, where there is none.",
+    "doctor": "Is the store, the load balancer and the node set up right?",
     "lab": "A whole cluster on this machine, with real connections and real failures.",
     "replay": "What would the firewall do with this capture?",
     "show": "Look into a running firewall or load balancer.",
+    "size": "How much memory do sessions need?",
     "warm": "Compile everything once, so that nodes start at once.",
 }
 

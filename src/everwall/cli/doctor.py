@@ -1,0 +1,170 @@
+"""``everwall doctor``: is the installation right?"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint, load_init_cfg, parse_init_cfg
+from everwall.cli.common import fail
+from everwall.config import ConfigError, read_text
+from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, store_facts
+from everwall.doctor.findings import Finding, Level, count
+from everwall.doctor.sizing import SizeError, size
+from everwall.store.connection import StoreConfig
+
+HOSTS_HINT = "TCP time-outs of the hosts must outlast a failover: docs/failover.md"
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
+
+
+def command(
+    redis_endpoint: Annotated[str | None, typer.Option(help="The store, host:port.")] = None,
+    redis_auth: Annotated[
+        str | None,
+        typer.Option(
+            help="Its password; others see it in the list of processes.", envvar="EVERWALL_REDIS_AUTH"
+        ),
+    ] = None,
+    redis_auth_file: Annotated[Path | None, typer.Option(help="A file with its password.")] = None,
+    redis_user: Annotated[str | None, typer.Option(help="ACL user; without it the default user.")] = None,
+    redis_certificate: Annotated[
+        str | None,
+        typer.Option(help="The authority's certificate: a PEM file, or base64 as in init-cfg.txt."),
+    ] = None,
+    redis_server_name: Annotated[str | None, typer.Option(help="The name its certificate must have.")] = None,
+    no_tls: Annotated[bool, typer.Option("--no-tls", help="Speak plain TCP.")] = False,
+    init_cfg: Annotated[
+        Path | None, typer.Option(help="A node's init-cfg.txt (or package): options above go before it.")
+    ] = None,
+    sessions: Annotated[
+        int | None,
+        typer.Option(help="Sessions of each firewall, at most; else everwall-max-sessions of --init-cfg."),
+    ] = None,
+    firewalls: Annotated[int, typer.Option(help="Firewalls that share the store.")] = 1,
+    target_group: Annotated[
+        str | None, typer.Option(help="ARN of the target group on AWS; needs the extra `aws`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Look over store, node and load balancer; each line is ok, a warning or an error, with what to do.
+
+    Nothing is changed. Ends with 1 when there is an error.
+    """
+    try:
+        cfg, warnings = load_init_cfg(init_cfg) if init_cfg is not None else (None, [])
+        given = _Given(redis_endpoint, _password(redis_auth, redis_auth_file), redis_user)
+        store = _store(given, cfg, _pem(redis_certificate), redis_server_name, not no_tls)
+        found: list[Finding] = []
+        if store is not None:
+            sessions = sessions if sessions is not None or cfg is None else cfg.max_sessions
+            found += _look_at_store(store, sessions, firewalls)
+        if cfg is not None:
+            found += node_checks.findings(cfg, warnings)
+        if target_group is not None:
+            elbv2 = balancer_facts.client(target_group)
+            facts = balancer_facts.collect(elbv2, target_group)
+            found += balancer_checks.findings(facts, cfg.health_port if cfg is not None else None)
+        elif cfg is not None:
+            found += node_checks.idle()
+    except (ConfigError, SizeError, ValueError, balancer_facts.BalancerError) as error:
+        fail(str(error))
+    if not found:
+        fail("nothing to look at: give --redis-endpoint, --init-cfg or --target-group")
+    levels = count(found)
+    if as_json:
+        body: dict[str, Any] = {"ok": not levels["error"], "count": levels}
+        typer.echo(json.dumps({**body, "findings": [finding.as_json() for finding in found]}))
+    else:
+        _print(found, levels)
+    raise typer.Exit(1 if levels["error"] else 0)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the command line says of the store."""
+
+    endpoint: str | None
+    password: str | None
+    user: str | None
+
+
+def _look_at_store(store: StoreConfig, sessions: int | None, firewalls: int) -> list[Finding]:
+    if sessions is not None:
+        size(sessions, firewalls)  # refuses nonsense before anything is asked
+    facts = store_facts.collect(store)
+    wanted = store_checks.Wanted(
+        None if sessions is None else size(sessions, firewalls, server=store_checks.kind_of(facts))
+    )
+    return store_checks.findings(facts, wanted)
+
+
+def _store(
+    given: _Given, cfg: InitCfg | None, pem: bytes | None, server_name: str | None, tls: bool
+) -> StoreConfig | None:
+    """Where the store is, from the options and the node's file; None when neither says."""
+    cfg = cfg or InitCfg()
+    endpoint = _endpoint(given.endpoint) if given.endpoint is not None else cfg.redis_endpoint
+    if endpoint is None:
+        return None
+    password = given.password
+    if password is None and cfg.redis_auth is not None:
+        password = cfg.redis_auth.get_secret_value()
+    return StoreConfig(
+        host=endpoint.host,
+        port=endpoint.port,
+        username=given.user,
+        password=password,
+        tls=tls and cfg.redis_tls,
+        ca_pem=pem or cfg.redis_certificate,
+        server_name=server_name or cfg.redis_server_name,
+    )
+
+
+def _endpoint(text: str) -> RedisEndpoint:
+    cfg, _ = parse_init_cfg(f"redis-endpoint={text}", "--redis-endpoint")
+    if cfg.redis_endpoint is None:
+        raise ConfigError("--redis-endpoint", "host:port")
+    return cfg.redis_endpoint
+
+
+def _password(word: str | None, file: Path | None) -> str | None:
+    if file is None:
+        return word
+    if word is not None:
+        raise ConfigError("--redis-auth-file", "either this or --redis-auth")
+    text = read_text(file).strip("\r\n")
+    if not text or "\n" in text:
+        raise ConfigError(file, "one line with the password")
+    return text
+
+
+def _pem(text: str | None) -> bytes | None:
+    """The certificate of a file, or of base64 as init-cfg.txt has it."""
+    if text is None:
+        return None
+    try:
+        if Path(text).is_file():
+            return read_text(Path(text)).encode()
+    except OSError:
+        pass  # too long for a name
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise ConfigError("--redis-certificate", "a file that exists, or base64 of PEM") from None
+
+
+def _print(found: list[Finding], levels: dict[str, int]) -> None:
+    width = max(len(finding.check) for finding in found)
+    for finding in found:
+        level = typer.style(f"{finding.level.value:<7}", fg=_COLOURS[finding.level])
+        typer.echo(f"{level}  {finding.check:<{width}}  {finding.text}")
+        if finding.advice:
+            typer.echo(f"{'':7}  {'':{width}}  → {finding.advice}")
+    typer.echo(f"\n{HOSTS_HINT}")
+    typer.echo(", ".join(f"{number} {name}" for name, number in levels.items()))
