@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -227,6 +228,41 @@ def test_a_primary_with_its_replica(server: RedisServer) -> None:
                 assert time.monotonic() < deadline, found["replication"]
             assert "is online" in found["replication"].text
             assert complaints(found) == []
+
+
+def test_a_shard_of_a_cluster_that_serves_nothing() -> None:
+    arguments = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", str(free_port()))
+    with running(*arguments) as shard:
+        found = seen(to(shard))
+    assert found["cluster"].level is Level.WARNING
+    assert found["permissions"].level is Level.OK
+    assert "CLUSTERDOWN" in found["buckets"].text
+
+
+def test_a_sentinel_is_told_from_a_store() -> None:
+    with running() as watched:
+        configuration = watched.directory / "sentinel.conf"
+        configuration.write_text("")
+        port = free_port()
+        command = [
+            "redis-server",
+            str(configuration),
+            "--sentinel",
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+        ]
+        sentinel = subprocess.Popen(command, cwd=watched.directory, stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while "auth" not in (found := seen(StoreConfig(host="127.0.0.1", port=port, tls=False))):
+                assert time.monotonic() < deadline
+        finally:
+            sentinel.kill()
+            sentinel.wait()
+    assert found["role"].level is Level.ERROR
+    assert "Sentinel" in found["role"].text
 
 
 def test_the_agreed_buckets_are_read_and_another_programs_key_is_found(server: RedisServer) -> None:

@@ -245,9 +245,26 @@ def test_buckets_are_not_judged_by_sessions_that_nobody_named() -> None:
     assert "room" not in seen(GOOD, None)
 
 
-def test_a_key_of_another_program_is_an_error() -> None:
-    found = about("buckets", buckets_error="WRONGTYPE Operation against a key")
+@pytest.mark.parametrize(
+    ("answer", "level", "text"),
+    [
+        ("WRONGTYPE Operation against a key", Level.ERROR, "another program"),
+        ("MOVED 4711 10.0.0.7:6379", Level.WARNING, "ask that one too"),
+        ("CLUSTERDOWN Hash slot not served", Level.ERROR, "all its slots"),
+        ("MASTERDOWN Link with MASTER is down", Level.ERROR, "log"),
+    ],
+)
+def test_a_key_that_cannot_be_read_says_why(answer: str, level: Level, text: str) -> None:
+    found = about("buckets", buckets_error=answer)
+    assert found.level is level
+    assert answer in found.text
+    assert text in found.advice
+
+
+def test_a_sentinel_is_no_store() -> None:
+    found = informed("role", redis_mode="sentinel", role=None)
     assert found.level is Level.ERROR
+    assert "Sentinel" in found.text
 
 
 @pytest.mark.parametrize(

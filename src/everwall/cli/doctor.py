@@ -16,7 +16,7 @@ from everwall.cli.common import fail
 from everwall.config import ConfigError, read_text
 from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, store_facts
 from everwall.doctor.findings import Finding, Level, count
-from everwall.doctor.sizing import SizeError, size
+from everwall.doctor.sizing import size
 from everwall.store.connection import StoreConfig
 
 HOSTS_HINT = "TCP time-outs of the hosts must outlast a failover: docs/failover.md"
@@ -72,7 +72,7 @@ def command(
             found += balancer_checks.findings(facts, cfg.health_port if cfg is not None else None)
         elif cfg is not None:
             found += node_checks.idle()
-    except (ConfigError, SizeError, ValueError, balancer_facts.BalancerError) as error:
+    except (ValueError, balancer_facts.BalancerError) as error:  # ConfigError and SizeError are ValueErrors
         fail(str(error))
     if not found:
         fail("nothing to look at: give --redis-endpoint, --init-cfg or --target-group")

@@ -200,6 +200,11 @@ def _version(server: Server) -> Iterator[Finding]:
 
 
 def _role(server: Server) -> Iterator[Finding]:
+    if server.info.get("redis_mode") == "sentinel":
+        yield error(
+            "role", "a Sentinel, which holds no sessions", "name the endpoint of the primary it watches"
+        )
+        return
     role = server.info.get("role")
     if role is None:
         return
@@ -391,9 +396,7 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
     key = meta_key(prefix)
     if server.buckets_error:
         if "GET" not in server.refused:
-            yield error(
-                "buckets", f"{key}: {server.buckets_error}", "another program uses this key: delete it"
-            )
+            yield _no_buckets(f"{key}: {server.buckets_error}", server.buckets_error.split(" ", 1)[0])
         return
     if server.buckets is None:
         yield ok("buckets", f"{key} is not set yet: the first node does that")
@@ -427,6 +430,17 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
         )
     else:
         yield ok("buckets", f"{buckets:,} agreed, {each:,.0f} sessions in each when full")
+
+
+def _no_buckets(text: str, code: str) -> Finding:
+    """The key could not be read, and not for want of permission."""
+    if code in ("MOVED", "ASK"):
+        return warning("buckets", f"{text}: in another shard, and not looked at", "ask that one too")
+    if code == "CLUSTERDOWN":
+        return error("buckets", text, "the cluster does not serve all its slots: CLUSTER INFO")
+    if code == "WRONGTYPE":
+        return error("buckets", text, "another program uses this key: give the cluster a server of its own")
+    return error("buckets", text, "ask the server's log")
 
 
 def _room(server: Server, wanted: Wanted) -> Iterator[Finding]:
