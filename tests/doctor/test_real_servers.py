@@ -301,6 +301,16 @@ def test_a_server_that_hangs_up_in_the_middle_is_an_error_and_no_traceback(
     assert ("INFO",) in asked
 
 
+@pytest.mark.parametrize("reply", [None, 5, [], [b"x"], [[b"x"], 1], b"", b"\xff\x1b[2J", "²"], ids=repr)
+def test_answers_without_sense_are_no_traceback_and_do_not_reach_the_terminal(
+    reply: object, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    monkeypatch.setattr(store_facts._Conversation, "ask", lambda *_: reply)
+    found = seen(to(server))
+    assert found["version"].level is Level.ERROR
+    assert all(finding.text.isprintable() for finding in found.values())
+
+
 def test_what_is_no_redis_is_an_error(monkeypatch: pytest.MonkeyPatch, server: RedisServer) -> None:
     def garbage(self: store_facts._Conversation, *words: store_facts.Word) -> object:
         raise hiredis.ProtocolError("Protocol error, got 'H' as reply type byte")

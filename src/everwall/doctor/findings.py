@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+_LINE_MAX = 600
+
 
 class Level(StrEnum):
     """How bad a finding is."""
@@ -32,15 +34,22 @@ class Finding:
 
 
 def ok(check: str, text: str) -> Finding:
-    return Finding(Level.OK, check, text)
+    return Finding(Level.OK, check, _line(text))
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
-    return Finding(Level.WARNING, check, text, advice)
+    return Finding(Level.WARNING, check, _line(text), _line(advice))
 
 
 def error(check: str, text: str, advice: str) -> Finding:
-    return Finding(Level.ERROR, check, text, advice)
+    return Finding(Level.ERROR, check, _line(text), _line(advice))
+
+
+def _line(text: str) -> str:
+    """One harmless line: parts of it were said by a server that may be anybody's."""
+    if len(text) > _LINE_MAX:
+        text = text[: _LINE_MAX - 3] + "..."
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def count(findings: list[Finding]) -> dict[str, int]:

@@ -188,7 +188,7 @@ def _version(server: Server) -> Iterator[Finding]:
     valkey = server.info.get("valkey_version")
     name, version = ("valkey", valkey) if valkey else ("redis", server.info.get("redis_version", ""))
     least = _VALKEY_MIN if valkey else _REDIS_MIN
-    major = int(version.split(".", 1)[0]) if version.split(".", 1)[0].isdigit() else 0
+    major = _whole(version.split(".", 1)[0])
     if major < least:
         yield error(
             "version",
@@ -235,7 +235,7 @@ def _role(server: Server) -> Iterator[Finding]:
             yield warning(
                 "replication", f"replica {where} is {state}", "wait until it is online, or see its log"
             )
-        elif not lag.isdigit() or int(lag) > REPLICA_LAG_S_MAX:
+        elif _whole(lag, REPLICA_LAG_S_MAX + 1) > REPLICA_LAG_S_MAX:
             yield warning(
                 "replication",
                 f"replica {where} was last heard of {lag} s ago",
@@ -402,14 +402,14 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
         yield ok("buckets", f"{key} is not set yet: the first node does that")
         return
     text = server.buckets
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= BUCKETS_MAX:
+    buckets = _whole(text)
+    if not 1 <= buckets <= BUCKETS_MAX:
         yield error(
             "buckets",
             f"{key} holds no number of buckets: {text[:40]!r}",
             "nodes refuse this store: delete the key and the buckets beside it",
         )
         return
-    buckets = int(text)
     if wanted.size is None:
         yield ok("buckets", f"{buckets:,} agreed")
         return
@@ -470,8 +470,12 @@ def _room(server: Server, wanted: Wanted) -> Iterator[Finding]:
 
 
 def _number(facts: dict[str, str], name: str) -> int:
-    text = facts.get(name, "")
-    return int(text) if text.isdigit() else 0
+    return _whole(facts.get(name, ""))
+
+
+def _whole(text: str, otherwise: int = 0) -> int:
+    """A whole number, as servers write them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
 
 
 def _kind(server: Server) -> str:

@@ -295,7 +295,7 @@ def _look_over(conversation: _Conversation, prefix: str) -> Server:
     else:
         server = Server(_pairs(info), refused=refused)
     settings = ask("CONFIG", "GET", "hash-max-listpack-*")
-    if isinstance(settings, ErrorReply):
+    if not isinstance(settings, list):
         server = replace(server, settings_error=str(settings), compact=_try_bucket(ask, prefix, server))
     else:
         words = [_text(word) for word in settings]
