@@ -11,6 +11,7 @@
 #include "everwall.h"
 
 #define KINDS 16
+#define EPOCHS 4
 #define TEMPLATE_WORDS 20
 #define BUCKETS 65536
 #define BUCKET_NS 250
@@ -26,7 +27,7 @@ enum mode { DATA, OPEN, MIX, FLOOD };
 #define COOKIE (OUTER - 4)
 #define GENEVE_VERSION (ETHERNET + 20 + 8)
 // Of the inner packet
-#define IDENT 4
+#define IDENT 4 // epoch and kind, a byte each
 #define HEADER_CHECKSUM 10
 #define SOURCE 12
 #define PORTS 20
@@ -66,12 +67,15 @@ struct {
     __u64 come; // packets that came back
     __u64 loop; // 1: what comes back goes out again as the next packet
     __u64 began; // ns * 256, when the first frame could leave; of a run at a rate
-    __u64 spare[2];
+    __u64 epoch; // of packets that leave now, 0 to 3; they carry it, so that lost ones are noticed
+    __u64 spare;
     // Counters by kind
     __u64 sent[KINDS];
     __u64 returned[KINDS];
     __u64 others; // came back as something that was not sent
-    __u64 spares[15];
+    __u64 sent_in[EPOCHS]; // by epoch
+    __u64 come_in[EPOCHS];
+    __u64 spares[7];
     __u64 sums[KINDS * 2]; // IPv4 and TCP checksum of a template's constant part, not folded
     __u64 templates[KINDS * TEMPLATE_WORDS]; // by kind: the frame's first bytes
     __u64 latencies[BUCKETS];
@@ -111,13 +115,15 @@ static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u6
     *(__u32 *)(inner + SOURCE) = back ? server : client;
     *(__u32 *)(inner + SOURCE + 4) = back ? client : server;
     *(__u16 *)(inner + PORTS + (back ? 2 : 0)) = port;
+    __u32 epoch = rig.epoch & (EPOCHS - 1);
+    *(__u8 *)(inner + IDENT) = epoch;
     __u64 sum = (__u64)client + server;
     __u64 tcp = rig.sums[kind * 2 + 1] + sum + port;
     if (rig.stamped && (kind <= SERVER_DATA || kind == ACK)) {
         *(__u64 *)(inner + STAMP) = now;
         tcp += (now & 0xffffffff) + (now >> 32);
     }
-    *(__u16 *)(inner + HEADER_CHECKSUM) = fold(rig.sums[kind * 2] + sum);
+    *(__u16 *)(inner + HEADER_CHECKSUM) = fold(rig.sums[kind * 2] + sum + epoch);
     *(__u16 *)(inner + TCP_CHECKSUM) = fold(tcp);
     if (geneve) {
         *(__u16 *)(data + UDP_PORTS) = __builtin_bswap16(40000 + (flow & rig.ports));
@@ -133,6 +139,7 @@ static __always_inline int emit(struct xdp_md *ctx, __u32 kind, __u64 flow, __u6
         }
     }
     rig.sent[kind]++;
+    rig.sent_in[epoch]++;
     return back_out && !rig.redirected ? XDP_TX : bpf_redirect(back ? rig.servers : rig.clients, 0);
 }
 
@@ -235,13 +242,14 @@ int generate_plain(struct xdp_md *ctx)
 
 static __always_inline void count(void *inner)
 {
-    __u32 kind = __builtin_bswap16(*(__u16 *)(inner + IDENT));
+    __u32 kind = *(__u8 *)(inner + IDENT + 1);
 
     if (kind >= KINDS) {
         rig.others++;
         return;
     }
     rig.returned[kind]++;
+    rig.come_in[*(__u8 *)(inner + IDENT) & (EPOCHS - 1)]++;
     if (rig.stamped && (kind <= SERVER_DATA || kind == ACK)) {
         __u64 bucket = (bpf_ktime_get_ns() - *(__u64 *)(inner + STAMP)) / BUCKET_NS;
         if (bucket >= BUCKETS)

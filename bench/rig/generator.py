@@ -34,10 +34,12 @@ _WORDS = (
     *("mode", "geneve", "clients", "servers", "interval", "backlog", "first", "flows"),
     *("opened", "open", "delay", "stamped", "flood", "ports", "source", "lenient"),
     *("due", "at", "turn", "step", "connection", "share", "strays", "behind"),
-    *("pauses", "redirected", "mixed", "come", "loop", "began"),
+    *("pauses", "redirected", "mixed", "come", "loop", "began", "epoch"),
 )
 _AT = {name: index for index, name in enumerate(_WORDS)}
 _SENT, _RETURNED, _OTHERS, _SUMS, _TEMPLATES = 32, 48, 64, 80, 112
+_EPOCHS = 4
+_SENT_IN, _COME_IN = _OTHERS + 1, _OTHERS + 1 + _EPOCHS
 _LATENCIES = _TEMPLATES + 16 * 20
 _BUCKETS, _BUCKET_NS = 65536, 250
 _SCALE = 256
@@ -50,7 +52,8 @@ _LATE_PACKETS = 64
 """The same at a low rate."""
 _DRAIN_S = 0.02
 _LOOK_S = 0.01
-"""How often frames that got lost on their way round are replaced."""
+"""How often frames that got lost on their way round are replaced: those of the epoch before the last that are
+still not back. A round takes a fraction of a millisecond."""
 _SOURCE_PORTS = 16
 _LENIENT = 64
 """At full speed the outer header of one of so many packets is checked, else of every one."""
@@ -173,17 +176,27 @@ class Generator:
         start = time.monotonic()
         self._words[_AT["loop"]] = 1
         try:
-            words = self._words
+            words, lost = self._words, 0
             while (left := start + seconds - time.monotonic()) > 0:
                 if until():
                     break
-                missing = CIRCLING - int(words[_SENT : _SENT + 16].sum()) + int(words[_AT["come"]])
+                lost += self._next_epoch()
+                missing = CIRCLING - int(words[_SENT : _SENT + 16].sum()) + int(words[_AT["come"]]) + lost
                 if missing > CIRCLING // 8:
                     self._programs.run_live(program, packet, missing, min(missing, _BATCH_FAST))
                 time.sleep(min(left, _LOOK_S))
         finally:
             self._words[_AT["loop"]] = 0
         return self._result(start)
+
+    def _next_epoch(self) -> int:
+        """What leaves from now on belongs to the next epoch; returns how many frames of an older one are lost."""
+        words, epoch = self._words, int(self._words[_AT["epoch"]])
+        old = (epoch - 2) % _EPOCHS
+        lost = int(words[_SENT_IN + old]) - int(words[_COME_IN + old])
+        words[_SENT_IN + old] = words[_COME_IN + old] = 0
+        words[_AT["epoch"]] = (epoch + 1) % _EPOCHS
+        return lost
 
     def returned(self, kind: Kind) -> int:
         """How many packets of a kind have come back in the present run."""

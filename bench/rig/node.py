@@ -57,8 +57,7 @@ class Device:
         Those of a time without the store count as written when it begins: that they are not, and that each has to be
         written now, is no part of what is measured.
         """
-        if on:
-            self._sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
+        self._sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
         self._sessions.words[state.RESILIENCY] = on
         return {}
 

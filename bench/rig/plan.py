@@ -330,10 +330,9 @@ class Bench:
     def _mixed(self, engine: Contender, rate: float, store: bool) -> Round:
         if store:
             self._settle(engine)
-            engine.ask("resiliency", on=1)
-            engine.ask("refresh", count=int(_REFRESHES_PER_S * self.seconds))
-        else:
-            engine.ask("resiliency", on=0)
+        # Both pass over the whole table: whatever that does to the caches, it does without the store as well.
+        engine.ask("resiliency", on=int(store))
+        engine.ask("refresh", count=int(_REFRESHES_PER_S * self.seconds))
         return measures.mixed(self.rig, engine, self._openings, self.seconds, rate)
 
     def _memory(self) -> None:

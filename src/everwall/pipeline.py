@@ -413,6 +413,8 @@ def _answer(state_, rows, k, released, now):
     pending = parking.pending_of_tag(sessions, rows[k, image.TAG])
     if pending < 0:
         sessions.counters[_LATE_REPLIES] += 1
+        if status == image.MISSING:
+            parking.charge_miss(sessions)  # it cost the store as much as one in time
         return released
     if status == image.FOUND:
         sessions.counters[_LOOKUP_HITS] += 1

@@ -285,10 +285,11 @@ class Worker:
     def start(self, core: int | None = None) -> None:
         """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
         self.loop.control[STOP] = 0
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=run, args=(self.state, self.port, self.loop), name="worker", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
         if core is not None and self._thread.native_id is not None:
             os.sched_setaffinity(self._thread.native_id, {core})
 

@@ -215,6 +215,19 @@ def test_a_flood_of_strays_uses_up_a_budget_that_fills_again(node: Node) -> None
     assert flood(node, 25).count(Verdict.NON_SYN_TCP) == 20  # it is never more than a second's
 
 
+def test_a_miss_that_comes_too_late_is_charged_as_well(node: Node) -> None:
+    """A store that a flood has made slow answers late: it would be asked ever more."""
+    budget(node, 3)
+    for sport in range(3):
+        node.receive(stray(40_000 + sport))
+    rows = node.engine.outbox()
+    node.tick(0.06)  # long past the deadline
+    node.engine.state.sessions.words[state.MISS_TOKENS] = 3
+    node.reply(rows, image.MISSING)
+    assert counter(node, Counter.LATE_REPLIES) == 3
+    assert node.receive(stray(50_000)) == [Verdict.LOOKUP_BUDGET]
+
+
 def test_a_failover_is_not_charged() -> None:
     cluster = Cluster()
     first, second = cluster.node(), cluster.node()
