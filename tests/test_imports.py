@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "everwall"
 FLOORS = [
     {"limits", "verdict"},
     {"kernels"},
-    {"rings", "counters", "system", "config"},
+    {"rings", "counters", "system", "config", "modes"},
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},

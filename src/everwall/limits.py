@@ -94,6 +94,8 @@ SESSIONS_PER_BUCKET = 64
 BUCKET_TTL_S = 2 * 3600 + 600
 """Expiry of a store bucket, renewed while it is written to."""
 CLUSTER_SECRET_BYTES_MIN = 32
+MIN_AGE_S_MAX = 3600
+"""Greatest age that a rule may ask of a session before it is written."""
 
 LOOKUP_DEADLINE_NS = 50 * MS_NS
 NEGATIVE_NS = 100 * MS_NS

@@ -65,7 +65,7 @@ class Node:
         """Opens the port and allocates everything; raises DataPlaneError or ConfigError."""
         self.config = config
         self.name = config.hostname or socket.gethostname()
-        self.policy: Loaded = load_policy(config.policy)
+        self.policy: Loaded = load_policy(config.policy, config.resiliency_mode)
         self.resiliency = config.resiliency
         self._control_path = control_path or config.control_socket
         self._drain_timeout_s = drain_timeout_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from everwall.counters import Counter
 from everwall.kernels import inlined
 from everwall.limits import MS_NS
-from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, match, zone_of
+from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, RULE_MODE, match, zone_of
 from everwall.session import state, tcp
 from everwall.session import table as t
 from everwall.verdict import Verdict
@@ -89,6 +89,7 @@ def apply_rule(state_, slot, row, zone):
     short[slot, t.FROM_ZONE] = state_.policy.zones[zone]
     short[slot, t.TO_ZONE] = state_.policy.zones[zone]
     small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]
+    short[slot, t.MODE] = state_.policy.rules[row, RULE_MODE]
 
 
 @inlined

@@ -29,7 +29,7 @@ from everwall.session.ageing import age, end_if_over, end_session, worth_storing
 from everwall.session.fragments import complete, remember
 from everwall.session.offload import offload, withdraw
 from everwall.session.state import Sessions
-from everwall.session.writer import forget, write
+from everwall.session.writer import forget, store
 from everwall.takeover import demote, restore
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -250,8 +250,8 @@ def _note_reply(sessions, meta, slot, i, now):
     if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
         sessions.table.short[slot, t.FLAGS] = flags | image.REPLIED
         sessions.table.cold[slot, t.LAST_SEEN] = now
-        if sessions.words[state.RESILIENCY] != 0 and meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
-            write(sessions, slot, now)
+        if meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
+            store(sessions, slot, now)
 
 
 @inlined
@@ -279,8 +279,6 @@ def _tcp(state_, batch, slot, i, now):
     short[slot, t.STATE] = follows
     sessions.table.cold[slot, t.LAST_SEEN] = now
     short[slot, t.END_REASON] = _end_reason(short, slot, meta, i, follows)
-    if sessions.words[state.RESILIENCY] == 0:
-        return FORWARD
     if follows == tcp.TCP_CLOSED:
         forget(sessions, slot)
     elif (
@@ -288,7 +286,7 @@ def _tcp(state_, batch, slot, i, now):
         and before != tcp.TCP_UNVERIFIED_RST
         and worth_storing(sessions, slot)
     ):
-        write(sessions, slot, now)
+        store(sessions, slot, now)
     return FORWARD
 
 

@@ -16,7 +16,7 @@ from everwall.opening import add, apply_rule, decide
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.offload import offload, withdraw
-from everwall.session.writer import protocol_of, report, write
+from everwall.session.writer import protocol_of, report, store
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -60,7 +60,7 @@ def restore(state_, rows, k, own, now):
     if verdict != _FORWARD:
         return verdict
     report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
-    write(sessions, slot, now)
+    store(sessions, slot, now)
     return _FORWARD
 
 
@@ -85,9 +85,7 @@ def restore_all(state_, rows, count, now):
         verdict, slot = _install(state_, rows, k, rule, zone, now)
         if verdict != _FORWARD:
             continue
-        sessions.table.cold[slot, t.WRITTEN] = now
-        if sessions.words[state.RESILIENCY] != 0:
-            write(sessions, slot, now)
+        store(sessions, slot, now)
         offload(sessions, slot)
         restored += 1
     return restored
@@ -107,6 +105,7 @@ def _install(state_, rows, k, rule, zone, now):
     short[slot, t.APPLICATION] = rows[k, image.APPLICATION]
     small[slot, t.HOST] = rows[k, image.HOST]
     short[slot, t.LOCAL] = t.RELEARNING
+    sessions.table.cold[slot, t.WRITTEN] = now  # since then it relearns, whether it is written here or not
     if rows[k, image.STATE] == tcp.TCP_TIME_WAIT:
         short[slot, t.END_REASON] = tcp.END_TCP_FIN
     apply_rule(state_, slot, rule, zone)
@@ -163,7 +162,7 @@ def _adopt(sessions, rows, k, slot, now):
     _inherit(sessions, rows, k, slot)
     sessions.counters[_SESSIONS_ADOPTED] += 1
     report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
-    write(sessions, slot, now)
+    store(sessions, slot, now)
 
 
 @kernel

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everwall.config import ConfigError
+from everwall.modes import ASYNC, OFF, STRICT
 from everwall.policy.compile import compile_policy, load_policy
-from everwall.policy.match import ACTION_DENY, RULE_ACTION, RULE_LOG_END, RULE_LOG_START
+from everwall.policy.match import ACTION_DENY, RULE_ACTION, RULE_LOG_END, RULE_LOG_START, RULE_MODE
 from everwall.policy.rules import (
     ICMP,
     AddressRange,
@@ -562,3 +563,27 @@ def test_a_good_policy_with_one_wrong_character_never_crashes(seed: int) -> None
     at = draw.randrange(len(GOOD))
     text = GOOD[:at] + draw.choice(list("[]{}:,-#&*!|>'\"%@` \n\t0a") + [""]) + GOOD[at + 1 :]
     read_or_refuse(text)
+
+
+# Resiliency ---------------------------------------------------------------------------------------------
+
+MODED = "rules:\n  - {{name: a, source: any, destination: any, service: any, action: allow, resiliency: {mode}}}\n"
+
+
+def test_a_rule_says_when_its_sessions_are_stored_and_the_node_says_it_for_the_others() -> None:
+    text = (
+        MODED.format(mode="min-age 3s")
+        + "default-rules: {intrazone-default: {action: allow, resiliency: off}}\n"
+    )
+    compiled, _ = compile_policy(read(text), mode=STRICT)
+    assert [int(row[RULE_MODE]) for row in compiled.rules] == [30, OFF, STRICT]
+    compiled, _ = compile_policy(read(text))
+    assert [int(row[RULE_MODE]) for row in compiled.rules] == [30, OFF, ASYNC]
+
+
+@pytest.mark.parametrize("mode", ["sometimes", "min-age 3", "[strict]", "{min-age: 3s}"])
+def test_a_mode_that_is_none_is_refused_where_it_stands(mode: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"policy.yaml:2:\d+: rules\[1\].resiliency: .*expected async, strict, off"
+    ):
+        read(MODED.format(mode=mode))

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from everwall.limits import SECOND_NS
+from everwall.policy.compile import compile_policy
+from everwall.policy.match import CompiledPolicy
+from everwall.policy.rules import read_policy
 from everwall.session import image, tcp
 from everwall.session import table as t
 from everwall.verdict import Verdict
@@ -232,3 +235,69 @@ def test_a_session_handed_over_leaves_no_trace_here() -> None:
     assert (node.sessions(), node.ends()) == ([], [])
     assert len(asked(node, image.WRITE_FIRST)) == 1
     assert node.engine.counters["sessions"] == 0
+
+
+# Modes -------------------------------------------------------------------------------------------------
+
+
+def by(mode: str) -> CompiledPolicy:
+    """A policy that allows everything in one mode."""
+    rules = f"rules: [{{name: all, source: any, destination: any, service: any, action: allow, resiliency: {mode}}}]"
+    return compile_policy(read_policy("policy.yaml", rules))[0]
+
+
+def test_a_rule_without_resiliency_is_never_written() -> None:
+    node = Cluster().node(by("off"))
+    connection = Connection()
+    node.receive(*connection.handshake(), ASK, ANSWER)
+    node.tick(1300)
+    node.receive(connection.data())
+    node.tick(1)
+    node.receive(connection.rst())
+    node.tick(20)
+    assert node.sessions() == []
+    assert asked(node, image.WRITE_FIRST, image.WRITE, image.DELETE) == []
+
+
+def test_a_young_session_is_not_written_and_an_old_one_is() -> None:
+    node = Cluster().node(by("min-age 3s"))
+    connection, short = Connection(sport=1), Connection(sport=2)
+    node.receive(*connection.handshake(), *short.whole_life(0), ASK, ANSWER)
+    node.tick(2.9)
+    assert asked(node, image.WRITE_FIRST, image.WRITE) == []
+    node.receive(short.rst())
+    node.tick(1)
+    assert {int(row[image.STATE]) for row in asked(node, image.WRITE_FIRST)} == {tcp.TCP_ESTABLISHED, tcp.UDP}
+    node.receive(connection.fin())
+    assert len(asked(node, image.WRITE)) == 1, "from then on as any other"
+
+
+def test_a_session_that_ends_young_costs_the_store_nothing() -> None:
+    node = Cluster().node(by("min-age 3s"))
+    connection = Connection()
+    node.receive(*connection.handshake(), connection.rst())
+    node.tick(20)
+    assert node.ends() == ["tcp-rst-from-client"]
+    assert asked(node, image.WRITE_FIRST, image.WRITE, image.DELETE) == []
+
+
+def test_only_what_is_worth_it_comes_of_age() -> None:
+    node = Cluster().node(by("min-age 1s"))
+    node.receive(ASK, Connection().syn())
+    node.tick(2)
+    assert asked(node, image.WRITE_FIRST, image.WRITE) == []
+
+
+def test_a_restored_session_whose_rule_says_off_lives_on_unwritten() -> None:
+    cluster = Cluster()
+    former, node = cluster.node(), cluster.node(by("off"))
+    connection = Connection()
+    former.judge(*connection.handshake())
+    (before,) = cluster.records().values()
+    assert node.judge(connection.data()) == [FORWARD]
+    assert list(cluster.records().values()) == [before]
+    node.tick(1300)
+    node.serve()
+    assert list(cluster.records().values()) == [before]
+    node.judge(connection.data(), connection.rst())
+    assert cluster.records() == {}, "a closed session must not be restored"

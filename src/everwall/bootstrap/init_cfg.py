@@ -48,6 +48,7 @@ from everwall.limits import (
     SESSIONS_MIN,
     WORKERS_MAX,
 )
+from everwall.modes import ASYNC, MODE_EXPECTED, parse_mode
 
 INIT_CFG = Path("config") / "init-cfg.txt"
 PORT_MAX = 65535
@@ -114,6 +115,8 @@ class InitCfg:
     redis_server_name: str | None = None
     """Name in the store's certificate where it is not the endpoint's host."""
     cluster_secret: SecretBytes | None = None
+    resiliency_mode: int = ASYNC
+    """Of rules that say nothing about it (``everwall.modes``)."""
     geneve_sources: tuple[ipaddress.IPv4Network, ...] | None = None
     """None: the subnets of the data interface."""
     health_port: int = HEALTH_PORT_DEFAULT
@@ -228,6 +231,7 @@ class _Parser:
             redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
             redis_server_name=self._read("everwall-redis-server-name", self._host, None),
             cluster_secret=self._cluster_secret(),
+            resiliency_mode=self._read("everwall-resiliency-mode", self._mode, ASYNC),
             geneve_sources=self._read("everwall-geneve-sources", self._sources, None),
             health_port=self._read("everwall-health-port", self._integer(1, PORT_MAX), HEALTH_PORT_DEFAULT),
             max_sessions=self._read(
@@ -473,6 +477,12 @@ class _Parser:
             return entry.value
 
         return read
+
+    def _mode(self, entry: _Entry) -> int:
+        mode = parse_mode(entry.value)
+        if mode is None:
+            raise self._error(entry, MODE_EXPECTED)
+        return mode
 
     def _path(self, entry: _Entry) -> Path:
         return self.file.parent / entry.value

@@ -11,6 +11,7 @@ USED_KEYS = (
     "redis-certificate",
     "everwall-cluster-secret",
     "everwall-cluster-secret-file",
+    "everwall-resiliency-mode",
     "everwall-redis-tls",
     "everwall-redis-server-name",
     "everwall-geneve-sources",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.config import ConfigError
+from everwall.modes import ASYNC
 from everwall.policy.match import (
     ACTION_ALLOW,
     ACTION_DENY,
@@ -26,6 +27,7 @@ from everwall.policy.match import (
     RULE_ID,
     RULE_LOG_END,
     RULE_LOG_START,
+    RULE_MODE,
     RULE_SERVICE,
     RULE_SOURCE,
     RULE_TO,
@@ -66,10 +68,13 @@ class Loaded(NamedTuple):
     names: PolicyNames
 
 
-def load_policy(path: str | Path | None) -> Loaded:
-    """Read and compile a policy file; None denies everything. Raises ``ConfigError``."""
+def load_policy(path: str | Path | None, mode: int = ASYNC) -> Loaded:
+    """Read and compile a policy file; None denies everything. Raises ``ConfigError``.
+
+    ``mode`` is that of rules that say nothing about resiliency.
+    """
     policy = read_policy(path)
-    return Loaded(policy, *compile_policy(policy))
+    return Loaded(policy, *compile_policy(policy, mode))
 
 
 def default_names() -> PolicyNames:
@@ -121,8 +126,8 @@ def _service_row(entry: Service) -> tuple[int, ...]:
     )
 
 
-def compile_policy(policy: Policy) -> tuple[CompiledPolicy, PolicyNames]:
-    """The arrays and the names; raises ``ConfigError`` where two names share an id."""
+def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, PolicyNames]:
+    """The arrays and the names; raises ``ConfigError`` where two names share an id. ``mode`` as in ``load_policy``."""
     zone_names = [zone.name for zone in policy.zones]
     if not policy.mapped:
         # Everything is in this zone then, and the kernel takes index 0 for it.
@@ -142,10 +147,10 @@ def compile_policy(policy: Policy) -> tuple[CompiledPolicy, PolicyNames]:
 
     members, ranges, services = _Pool(1), _Pool(RANGE_COLUMNS), _Pool(SERVICE_COLUMNS)
     rows = np.full((len(active) + 2, RULE_COLUMNS), ANY, np.int64)
-    _fill_decision(rows[-2], policy.intrazone_default)
-    _fill_decision(rows[-1], policy.interzone_default)
+    _fill_decision(rows[-2], policy.intrazone_default, mode)
+    _fill_decision(rows[-1], policy.interzone_default, mode)
     for row, rule in zip(rows, active, strict=False):
-        _fill_decision(row, rule)
+        _fill_decision(row, rule, mode)
         for column, zones in ((RULE_FROM, rule.from_zones), (RULE_TO, rule.to_zones)):
             row[column : column + 2] = members.add(
                 None if zones is None else [(index[name],) for name in zones]
@@ -172,11 +177,12 @@ def compile_policy(policy: Policy) -> tuple[CompiledPolicy, PolicyNames]:
     return compiled, PolicyNames(rule_ids, zone_ids)
 
 
-def _fill_decision(row: npt.NDArray[np.int64], rule: Rule | DefaultRule) -> None:
+def _fill_decision(row: npt.NDArray[np.int64], rule: Rule | DefaultRule, mode: int) -> None:
     row[RULE_ACTION] = _ACTIONS[rule.action]
     row[RULE_ID] = rule_id(rule.name)
     row[RULE_LOG_START] = rule.log_start
     row[RULE_LOG_END] = rule.log_end
+    row[RULE_MODE] = mode if rule.mode is None else rule.mode
 
 
 def _ids(policy: Policy, what: str, named: list[tuple[str, int, int | None]]) -> dict[int, str]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import kernel
+from everwall.modes import ASYNC
 
 ACTION_ALLOW = 1
 ACTION_DENY = 2  # refused; a later version may answer the client
@@ -32,7 +33,8 @@ RULE_TO = 6
 RULE_SOURCE = 8  # the same in ``ranges``
 RULE_DESTINATION = 10
 RULE_SERVICE = 12  # the same in ``services``
-RULE_COLUMNS = 14
+RULE_MODE = 14  # when the store gets its sessions, see ``everwall.modes``
+RULE_COLUMNS = 15
 
 ANY = -1
 
@@ -96,6 +98,7 @@ def _only_defaults(action: int, log_end: int) -> CompiledPolicy:
     rules = np.full((2, RULE_COLUMNS), ANY, np.int64)
     for row, name in enumerate((INTRAZONE_DEFAULT, INTERZONE_DEFAULT)):
         rules[row, : RULE_LOG_END + 1] = (action, rule_id(name), 0, log_end)
+        rules[row, RULE_MODE] = ASYNC
     return CompiledPolicy(
         endpoints=np.zeros((0, 2), np.int64),
         zones=np.array([zone_id(ZONE_DATA)], np.int64),

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from everwall.config import ConfigError, Node, did_you_mean, load_yaml
 from everwall.limits import DESCRIPTION_MAX, POLICY_NAME_MAX, POLICY_RULES_MAX, POLICY_ZONES_MAX
+from everwall.modes import MODE_EXPECTED, parse_mode
 from everwall.policy.match import INTERZONE_DEFAULT, INTRAZONE_DEFAULT, ZONE_DATA
 
 ACTIONS = ("allow", "deny", "drop")
@@ -88,6 +89,8 @@ class Rule:
     log_end: bool = True
     disabled: bool = False
     description: str = ""
+    mode: int | None = None
+    """When the store gets its sessions (``everwall.modes``); None: as the node does by default."""
     line: int = 0
 
 
@@ -99,6 +102,7 @@ class DefaultRule:
     action: str = "deny"
     log_start: bool = False
     log_end: bool = False
+    mode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -424,6 +428,7 @@ class _Reader:
             log_end=_flag(entry, "log-end", True),
             disabled=_flag(entry, "disabled", False),
             description=_description(entry),
+            mode=_mode(entry),
             line=node.line,
         )
 
@@ -432,15 +437,15 @@ class _Reader:
         section = {} if node is None or node.data is None else node.mapping(_DEFAULTS)
         found = []
         for name in _DEFAULTS:
-            entry = section[name].mapping(("action", "log-start", "log-end")) if name in section else {}
+            entry = section[name].mapping(_DEFAULT_RULE_KEYS) if name in section else {}
             action = entry["action"].one_of(*ACTIONS) if "action" in entry else "deny"
-            found.append(
-                DefaultRule(name, action, _flag(entry, "log-start", False), _flag(entry, "log-end", False))
-            )
+            flags = (_flag(entry, key, False) for key in ("log-start", "log-end"))
+            found.append(DefaultRule(name, action, *flags, _mode(entry)))
         return found[0], found[1]
 
 
 _DEFAULTS = (INTRAZONE_DEFAULT, INTERZONE_DEFAULT)
+_DEFAULT_RULE_KEYS = ("action", "log-start", "log-end", "resiliency")
 _RULE_KEYS = (
     "name",
     "from",
@@ -453,11 +458,22 @@ _RULE_KEYS = (
     "log-end",
     "disabled",
     "description",
+    "resiliency",
 )
 
 
 def _flag(entry: dict[str, Node], key: str, default: bool) -> bool:
     return entry[key].boolean() if key in entry else default
+
+
+def _mode(entry: dict[str, Node]) -> int | None:
+    node = entry.get("resiliency")
+    if node is None:
+        return None
+    mode = parse_mode(node.text(MODE_EXPECTED))
+    if mode is None:
+        raise node.error(MODE_EXPECTED)
+    return mode
 
 
 def _description(entry: dict[str, Node]) -> str:

@@ -7,11 +7,12 @@ import numpy as np
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
 from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
+from everwall.modes import ASYNC
 from everwall.session import state, tcp
 from everwall.session import table as t
 from everwall.session.image import REPLIED
 from everwall.session.offload import is_offloaded, sync, withdraw
-from everwall.session.writer import forget, report, write
+from everwall.session.writer import forget, is_due, report, write
 
 _SESSIONS = int(Counter.SESSIONS)
 _SESSIONS_ENDED = int(Counter.SESSIONS_ENDED)
@@ -79,21 +80,33 @@ def worth_storing(sessions, slot):
 
 @inlined
 def _age(sessions, slot, now):
-    short, cold = sessions.table.short, sessions.table.cold
+    short = sessions.table.short
     if is_offloaded(sessions, slot):
         sync(sessions, slot)
     else:
         withdraw(sessions, slot)  # a flag of an older epoch
-    if end_if_over(sessions, slot, now) or sessions.words[state.RESILIENCY] == 0:
+    if end_if_over(sessions, slot, now) or not is_due(sessions, slot, now):
         return
-    if np.int64(short[slot, t.LOCAL]) & t.DIRTY != 0:
+    local = np.int64(short[slot, t.LOCAL])
+    if local & t.DIRTY != 0:
         write(sessions, slot, now)
-        return
-    due = sessions.timeouts[np.int64(short[slot, t.STATE])] // sessions.words[state.REFRESH_DIVISOR]
-    written = cold[slot, t.WRITTEN]
-    if now - written >= due and cold[slot, t.LAST_SEEN] > written and worth_storing(sessions, slot):
+    elif local & t.STORED == 0:
+        if np.int64(short[slot, t.MODE]) != ASYNC and worth_storing(sessions, slot):
+            write(sessions, slot, now)  # it has come of age
+    elif _wants_refresh(sessions, slot, now) and worth_storing(sessions, slot):
         write(sessions, slot, now)
         sessions.counters[_REFRESHES] += 1
+
+
+@inlined
+def _wants_refresh(sessions, slot, now):
+    """Whether a third of the idle time-out has passed since a session was written, and packets since."""
+    due = (
+        sessions.timeouts[np.int64(sessions.table.short[slot, t.STATE])]
+        // sessions.words[state.REFRESH_DIVISOR]
+    )
+    written = sessions.table.cold[slot, t.WRITTEN]
+    return now - written >= due and sessions.table.cold[slot, t.LAST_SEEN] > written
 
 
 @kernel

@@ -80,6 +80,7 @@ FROM_ZONE = 33  # zone ids
 TO_ZONE = 34
 APPLICATION = 35
 GENERATION = 36
+MODE = 37  # everwall.modes, as the rule has it
 
 # Bits of LOCAL
 STORED = 1  # the store may hold a record of this session

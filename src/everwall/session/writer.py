@@ -6,7 +6,8 @@ import numpy as np
 
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
-from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, SECOND_NS
+from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, MS_NS, SECOND_NS
+from everwall.modes import ASYNC, MIN_AGE_UNIT_NS, OFF, STRICT
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
 from everwall.session import table as t
@@ -64,6 +65,28 @@ def _fill(sessions, row, rows, slot):
     rows[row, image.EXPIRY] = stored_expiry(sessions, slot)
     rows[row, image.PACKETS] = cold[slot, t.PACKETS]
     rows[row, image.BYTES] = t.bytes_of(table, slot)
+    rows[row, image.CONFIRM] = 0
+
+
+@inlined
+def is_due(sessions, slot, now):
+    """Whether the node and the session's rule let the store have it by now; what is there already is kept true."""
+    mode = np.int64(sessions.table.short[slot, t.MODE])
+    if sessions.words[state.RESILIENCY] == 0 or mode == OFF:
+        return False
+    if mode == ASYNC or mode == STRICT or np.int64(sessions.table.short[slot, t.LOCAL]) & t.STORED != 0:
+        return True
+    born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[0]
+    return now - born >= mode * MIN_AGE_UNIT_NS
+
+
+@inlined
+def store(sessions, slot, now):
+    """Hand a session to the store if it is due; returns whether it was."""
+    if not is_due(sessions, slot, now):
+        return False
+    write(sessions, slot, now)
+    return True
 
 
 @kernel
@@ -96,13 +119,15 @@ def write(sessions, slot, now):
 def forget(sessions, slot):
     """Ask the store to delete the record of a session that ended here.
 
-    With a full queue the record is left to expire by itself.
+    With a full queue, and while resiliency is off, the record is left to expire by itself.
     """
     short = sessions.table.short
     local = np.int64(short[slot, t.LOCAL])
     if local & t.STORED == 0:
         return
     short[slot, t.LOCAL] = local & ~(t.STORED | t.DIRTY)
+    if sessions.words[state.RESILIENCY] == 0:
+        return
     row = ring_slot(sessions.requests)
     if row < 0:
         sessions.counters[_REQUESTS_DELAYED] += 1
