@@ -92,9 +92,10 @@ def make_state(
     sessions.words[state.MAX_SESSIONS] = config.max_sessions
     budget = max(limits.MISS_BUDGET_PER_S // config.workers, 1)
     sessions.words[state.MISS_BUDGET] = sessions.words[state.MISS_TOKENS] = budget
+    sessions.words[state.RESYNC_RATE] = max(limits.RESYNC_PER_S // config.workers, 1)
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
-    sessions.clock[0] = config.epoch_offset
+    sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset
     for which, timeout in config.timeouts.items():
         sessions.timeouts[which] = timeout
     sources = [(int(net.network_address), int(net.broadcast_address)) for net in config.geneve_sources]
@@ -155,6 +156,11 @@ class Engine:
     def handle_timer(self, now: int) -> list[tuple[int, bytes]]:
         """End overdue look-ups, age and refresh sessions; returns packets as ``inbox`` does."""
         return self._take(pipeline.pass_time(self.state, now, 0))
+
+    def stood_still(self, now: int) -> None:
+        """Time has passed without this engine: its sessions may be another node's by now."""
+        self.state.sessions.words[state.GAP] = now
+        withdraw_all(self.state.sessions)
 
     def offer_all(self, now: int) -> None:
         """Hand every live session to the store, in whatever state it is."""

@@ -97,6 +97,13 @@ CLUSTER_SECRET_BYTES_MIN = 32
 MIN_AGE_S_MAX = 3600
 """Greatest age that a rule may ask of a session before it is written."""
 
+RESYNC_PER_S = 50_000
+"""Sessions of a node that are offered to the store in a second, after a new connection or a gap."""
+RESYNC_SLOTS = 1 << 14
+"""Slots of the table that the resync hand passes at most in one pass of the loop."""
+RESYNC_PATIENCE_NS = 2 * SECOND_NS
+"""A store that says nothing for so long has refused what it has not acknowledged."""
+
 LOOKUP_DEADLINE_NS = 50 * MS_NS
 NEGATIVE_NS = 100 * MS_NS
 """A miss is remembered this long, so that a stray flow asks the store at most ten times a second."""
@@ -256,6 +263,7 @@ assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
+assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
 assert SAME_ZONE_NS_MAX < LOOKUP_DEADLINE_NS
 assert BUCKET_SESSIONS_LOW < SESSIONS_PER_BUCKET < BUCKET_SESSIONS_HIGH

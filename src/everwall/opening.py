@@ -64,7 +64,7 @@ def open_flow(state_, meta, i, initiator_upper, now):
     short[slot, t.STATE] = _state_without_states(meta[i, m.PROTOCOL])
     short[slot, t.FLAGS] = initiator_upper
     apply_rule(state_, slot, row, zone)
-    cold[slot, t.START] = (now + sessions.clock[0]) // MS_NS
+    cold[slot, t.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
     sessions.counters[_SESSIONS_CREATED] += 1
     return _FORWARD, slot
 

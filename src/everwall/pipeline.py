@@ -25,11 +25,12 @@ from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
-from everwall.session.ageing import age, end_if_over, end_session, worth_storing
+from everwall.session.ageing import age, end_if_over, end_session
 from everwall.session.fragments import complete, remember
 from everwall.session.offload import offload, withdraw
+from everwall.session.resync import note_answer, resync
 from everwall.session.state import Sessions
-from everwall.session.writer import forget, store
+from everwall.session.writer import forget, store, worth_storing
 from everwall.takeover import demote, restore
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -403,10 +404,10 @@ def _answer(state_, rows, k, released, now):
     """Act on reply row ``k``; returns the number of rows in ``sessions.released`` that may be sent."""
     sessions = state_.sessions
     status = rows[k, image.OP]
-    if status == image.WRITTEN:
-        return released
-    if status == image.LOST:
-        demote(sessions, rows, k)
+    if status == image.WRITTEN or status == image.LOST:
+        note_answer(sessions, rows[k, image.TAG], now)
+        if status == image.LOST:
+            demote(sessions, rows, k)
         return released
     pending = parking.pending_of_tag(sessions, rows[k, image.TAG])
     if pending < 0:
@@ -516,6 +517,7 @@ def pass_time(state_, now, released):
         released = _settle(state_, pending, sessions.requests.rows, _NONE, _LOOKUP_TIMEOUT, released, now)
         pending = parking.overdue(sessions, now)
     age(sessions, now)
+    resync(sessions, now)
     return released
 
 

@@ -16,6 +16,7 @@ from everwall.opening import add, apply_rule, decide
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.offload import offload, withdraw
+from everwall.session.resync import slot_of
 from everwall.session.writer import protocol_of, report, store
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -168,11 +169,10 @@ def _adopt(sessions, rows, k, slot, now):
 @kernel
 def demote(sessions, rows, k):
     """A comparison was lost: the session is another node's now and ends here without a word."""
-    slot = rows[k, image.TAG]
+    slot = slot_of(rows[k, image.TAG])
     table = sessions.table
     if (
-        slot < 0
-        or slot >= table.hot.shape[0]
+        slot >= table.hot.shape[0]
         or table.hot[slot, t.KEY2] != rows[k, image.KEY2]
         or table.hot[slot, t.KEY0] != rows[k, image.ENDPOINT]
         or table.cold[slot, t.START] != rows[k, image.START]

@@ -22,6 +22,7 @@ from everwall.handover import abandon, make_handovers
 from everwall.limits import MS_NS
 from everwall.policy.match import CompiledPolicy
 from everwall.ports.port import Port
+from everwall.session.resync import progress
 from everwall.session.table import SharedTable
 from everwall.store.protocol import Rows
 from everwall.store.redis import RedisStore, StoreConfig
@@ -203,7 +204,12 @@ class Workers:
         """What the operator sees of the store: sums, and the worst where a sum has no meaning."""
         if not self._stores:
             return {"connected": False}
-        return combined([store.status() for store in self._stores])
+        each = [progress(worker.sessions) for worker in self.all]
+        whole = {
+            "resync_percent": min(one["resync_percent"] for one in each),
+            "unsynced_sessions": sum(one["unsynced_sessions"] for one in each),
+        }
+        return {**combined([store.status() for store in self._stores]), **whole}
 
 
 def combined(each: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -439,8 +439,8 @@ class _Reader:
         for name in _DEFAULTS:
             entry = section[name].mapping(_DEFAULT_RULE_KEYS) if name in section else {}
             action = entry["action"].one_of(*ACTIONS) if "action" in entry else "deny"
-            flags = (_flag(entry, key, False) for key in ("log-start", "log-end"))
-            found.append(DefaultRule(name, action, *flags, _mode(entry)))
+            log_start, log_end = (_flag(entry, key, False) for key in ("log-start", "log-end"))
+            found.append(DefaultRule(name, action, log_start, log_end, _mode(entry)))
         return found[0], found[1]
 
 

@@ -10,9 +10,9 @@ from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
 from everwall.modes import ASYNC
 from everwall.session import state, tcp
 from everwall.session import table as t
-from everwall.session.image import REPLIED
 from everwall.session.offload import is_offloaded, sync, withdraw
-from everwall.session.writer import forget, is_due, report, write
+from everwall.session.resync import is_unconfirmed, take_turn
+from everwall.session.writer import forget, is_due, report, worth_storing, write
 
 _SESSIONS = int(Counter.SESSIONS)
 _SESSIONS_ENDED = int(Counter.SESSIONS_ENDED)
@@ -63,21 +63,6 @@ def _end_idle(sessions, slot, now):
     return True
 
 
-@kernel
-def worth_storing(sessions, slot):
-    """Whether a session is one the cluster must not lose: established, or answered."""
-    current = np.int64(sessions.table.short[slot, t.STATE])
-    if current >= tcp.UDP and current <= tcp.OTHER:
-        return np.int64(sessions.table.short[slot, t.FLAGS]) & REPLIED != 0
-    return (
-        current == tcp.TCP_ESTABLISHED
-        or current == tcp.TCP_HALF_CLOSED_CLIENT
-        or current == tcp.TCP_HALF_CLOSED_SERVER
-        or current == tcp.TCP_UNVERIFIED_RST
-        or current == tcp.TCP_TIME_WAIT
-    )
-
-
 @inlined
 def _age(sessions, slot, now):
     short = sessions.table.short
@@ -96,6 +81,8 @@ def _age(sessions, slot, now):
     elif _wants_refresh(sessions, slot, now) and worth_storing(sessions, slot):
         write(sessions, slot, now)
         sessions.counters[_REFRESHES] += 1
+    elif is_unconfirmed(sessions, slot) and worth_storing(sessions, slot) and take_turn(sessions, now):
+        write(sessions, slot, now)
 
 
 @inlined

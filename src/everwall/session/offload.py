@@ -121,15 +121,19 @@ def withdraw_all(sessions):
 def stamp(sessions, now):
     """The dead man's word, once in each pass of the loop.
 
-    A loop that stood still comes back to sessions that may be another node's by now: they are withdrawn before
-    the program hears that the loop is alive.
+    A loop that stood still comes back to sessions that may be another node's by now: they are unconfirmed, and
+    withdrawn before the program hears that the loop is alive.
     """
-    if sessions.words[state.CUT_THROUGH] == 0:
+    words = sessions.words
+    stood_still = words[state.PASSED] != 0 and now - words[state.PASSED] > LOOP_GAP_NS_MAX
+    words[state.PASSED] = now
+    if stood_still:
+        words[state.GAP] = now
+    if words[state.CUT_THROUGH] == 0:
         return
-    beat = _word(sessions, control.BEAT)
-    if sessions.shared[beat] != 0 and now - sessions.shared[beat] > LOOP_GAP_NS_MAX:
+    if stood_still:
         withdraw_all(sessions)
-    sessions.shared[beat] = now
+    sessions.shared[_word(sessions, control.BEAT)] = now
 
 
 @kernel

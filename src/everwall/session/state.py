@@ -42,10 +42,28 @@ CUT_THROUGH = 17  # 1: a program bounces what is offloaded
 WORKER = 18  # whose control words are ours
 EPOCH = 19  # of offloading, 15 bits
 OFFLOADS = 20  # so many times a session was offloaded
+PASSED = 21  # ns at which the loop passed last, 0 = not yet
+GAP = 22  # ns of the last gap: a session not written since is unconfirmed
+CONNECTIONS = 23  # to the store, as many as were noticed; -1 = resiliency was off
 ID_STEP = 24  # between session ids: the number of workers
 ELSEWHERE = 25  # sessions of the other workers
 URGENT = 26  # 1: a packet waits for the answer to a request that the store was not told of yet
-WORDS = 32
+RESYNC = 39  # what the resync hand does, see session.resync
+RESYNC_BEGAN = 27  # ns
+RESYNC_DONE = 28  # slots that the hand has passed
+RESYNC_TOTAL = 29
+RESYNC_ROUND = 30  # grows with every pass
+RESYNC_ASKED = 31  # writes of this round
+RESYNC_ANSWERED = 32
+RESYNC_HEARD = 33  # ns of the last answer
+RESYNC_TOKENS = 34
+RESYNC_REFILLED = 35  # ns
+RESYNC_RATE = 36  # sessions a second
+WORDS = 48
+
+# Indices of ``clock``
+CLOCK_OFFSET = 0  # store time minus local time, ns
+CLOCK_CONNECTIONS = 1  # connections to the store made so far
 
 # Columns of ``pending``: a key as in the table, then
 PENDING_DEADLINE = 3  # ns
@@ -84,7 +102,7 @@ class Sessions(NamedTuple):
     shared: npt.NDArray[np.int64]  # the control words of all workers, see session.control
     timeouts: npt.NDArray[np.int64]  # ns by state
     words: npt.NDArray[np.int64]
-    clock: npt.NDArray[np.int64]  # [0]: store time minus local time, ns; the store thread writes here
+    clock: npt.NDArray[np.int64]  # what the store's thread knows, indices above; only it writes here
     counters: npt.NDArray[np.int64]  # by Counter
     verdicts: npt.NDArray[np.int64]  # by Verdict
     pending: npt.NDArray[np.int64]  # look-ups under way; with the next two a table as that of sessions
@@ -142,6 +160,7 @@ def make_sessions(
     words[MAX_SESSIONS] = max_sessions
     words[REFRESH_DIVISOR] = limits.REFRESH_DIVISOR
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
+    words[RESYNC_RATE] = limits.RESYNC_PER_S
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
     words[NEXT_ID] = words[ID_STEP] = 1
     words[WORKER] = worker

@@ -11,6 +11,7 @@ from everwall.modes import ASYNC, MIN_AGE_UNIT_NS, OFF, STRICT
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
 from everwall.session import table as t
+from everwall.session.image import REPLIED
 from everwall.session.offload import sync
 from everwall.wire.meta import PROTOCOL_TCP
 
@@ -36,7 +37,9 @@ def stored_expiry(sessions, slot):
     idle_s = sessions.timeouts[np.int64(short[slot, t.STATE])] // SECOND_NS
     tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
     balancer_s = LB_IDLE_TCP_S if tcp_flow else LB_IDLE_OTHER_S
-    seen_s = (sessions.table.cold[slot, t.LAST_SEEN] + sessions.clock[0] + SECOND_NS - 1) // SECOND_NS
+    seen_s = (
+        sessions.table.cold[slot, t.LAST_SEEN] + sessions.clock[state.CLOCK_OFFSET] + SECOND_NS - 1
+    ) // SECOND_NS
     return seen_s + max(idle_s, balancer_s) + FAILOVER_S
 
 
@@ -68,6 +71,21 @@ def _fill(sessions, row, rows, slot):
     rows[row, image.CONFIRM] = 0
 
 
+@kernel
+def worth_storing(sessions, slot):
+    """Whether a session is one the cluster must not lose: established, or answered."""
+    current = np.int64(sessions.table.short[slot, t.STATE])
+    if current >= tcp.UDP and current <= tcp.OTHER:
+        return np.int64(sessions.table.short[slot, t.FLAGS]) & REPLIED != 0
+    return (
+        current == tcp.TCP_ESTABLISHED
+        or current == tcp.TCP_HALF_CLOSED_CLIENT
+        or current == tcp.TCP_HALF_CLOSED_SERVER
+        or current == tcp.TCP_UNVERIFIED_RST
+        or current == tcp.TCP_TIME_WAIT
+    )
+
+
 @inlined
 def is_due(sessions, slot, now):
     """Whether the node and the session's rule let the store have it by now; what is there already is kept true."""
@@ -76,7 +94,7 @@ def is_due(sessions, slot, now):
         return False
     if mode == ASYNC or mode == STRICT or np.int64(sessions.table.short[slot, t.LOCAL]) & t.STORED != 0:
         return True
-    born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[0]
+    born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[state.CLOCK_OFFSET]
     return now - born >= mode * MIN_AGE_UNIT_NS
 
 
@@ -96,23 +114,37 @@ def write(sessions, slot, now):
     When the queue is full the session is marked and the ageing hand tries again. An unverified RST
     is a passing doubt of this node: the store keeps the session as established.
     """
+    write_as(sessions, slot, now, slot, 0)
+
+
+@kernel
+def write_as(sessions, slot, now, tag, confirm):
+    """As ``write``; ``tag``, whose low 32 bits are the slot, comes back with the answer, and with ``confirm`` there
+    is one in any case. Returns whether there was room.
+
+    What is older than the last gap is compared: it may have gone on elsewhere before it was ever written here.
+    """
     short = sessions.table.short
     row = ring_slot(sessions.requests)
     if row < 0:
         short[slot, t.LOCAL] |= t.DIRTY
         sessions.counters[_REQUESTS_DELAYED] += 1
-        return
+        return False
     rows = sessions.requests.rows
     local = np.int64(short[slot, t.LOCAL])
-    rows[row, image.OP] = image.WRITE if local & t.STORED != 0 else image.WRITE_FIRST
-    rows[row, image.TAG] = slot
+    born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[state.CLOCK_OFFSET]
+    compared = local & t.STORED != 0 or born <= sessions.words[state.GAP]
+    rows[row, image.OP] = image.WRITE if compared else image.WRITE_FIRST
+    rows[row, image.TAG] = tag
     _fill(sessions, row, rows, slot)
+    rows[row, image.CONFIRM] = confirm
     if rows[row, image.STATE] == tcp.TCP_UNVERIFIED_RST:
         rows[row, image.STATE] = tcp.TCP_ESTABLISHED
     ring_publish(sessions.requests)
     short[slot, t.LOCAL] = (local | t.STORED) & ~t.DIRTY
     sessions.table.cold[slot, t.WRITTEN] = now
     sessions.counters[_WRITES] += 1
+    return True
 
 
 @kernel

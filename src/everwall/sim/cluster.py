@@ -349,6 +349,8 @@ class Cluster:
     def _mend_store(self) -> None:
         if self.server.down:
             self.server.memory.scripts.clear()  # it was started again, with its data
+            for node in self.current.values():
+                node.reconnect()
         self.server.down = False
         self.server.extra_delay = 0
 

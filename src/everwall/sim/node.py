@@ -120,9 +120,14 @@ class Node:
         """SIGCONT."""
         if self.alive and self.hung:
             self.hung = False
+            self.engine.stood_still(self.local_now)
             self.link.resume()
             self._wake()
             self._set_timer()
+
+    def reconnect(self) -> None:
+        """The store is there again, and may have lost what it was not told."""
+        self.engine.sessions_state.clock[state.CLOCK_CONNECTIONS] += 1
 
     def replace_policy(self, rulebook: Rulebook) -> None:
         """Decide new and restored sessions by other rules."""
