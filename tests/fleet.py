@@ -16,7 +16,7 @@ import numpy as np
 from everwall import pipeline
 from everwall.engine import EngineConfig, drain_ring, verdict_counts
 from everwall.handover import make_handovers, worker_of
-from everwall.limits import FRAME_BYTES, GENEVE_PORT, SECOND_NS, sessions_per_worker
+from everwall.limits import FRAME_BYTES, GENEVE_PORT, LOOP_GAP_NS_MAX, SECOND_NS, sessions_per_worker
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports import port as ports
 from everwall.rings import ring_push
@@ -138,6 +138,13 @@ class Fleet:
         while not workers:
             if not sum(self._turn(worker) for worker in range(len(self.workers))):
                 return
+
+    def wait(self, passed: int) -> None:
+        """Let ns pass; the loops pass often enough not to notice a gap."""
+        while passed > 0:
+            self.now += min(passed, LOOP_GAP_NS_MAX)
+            passed -= LOOP_GAP_NS_MAX
+            self.step()
 
     def settle(self) -> None:
         """All turns, and all answers of the store, until nothing moves."""

@@ -339,8 +339,9 @@ def test_so_many_workers_do_what_one_would_do(
     for each in (alone, many):
         each.store = copy.deepcopy(former.store)
     for packet in packets_now:
-        alone.now += (passed := dice.choice((0, 0, 0, 0, 2, 11)) * SECOND_NS)
-        many.now += passed
+        passed = dice.choice((0, 0, 0, 0, 2, 11)) * SECOND_NS
+        alone.wait(passed)
+        many.wait(passed)
         alone.send(0, packet)
         many.send(dice.randrange(workers), packet)
         alone.settle()

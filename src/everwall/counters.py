@@ -45,6 +45,10 @@ class Counter(IntEnum):
     HANDED_OVER = 21, "packets given to the worker that has their flow; it counts what becomes of them"
     HANDED_IN = 22, "packets taken from other workers"
     OFFLOADED = 23, "sessions that the cut-through carries now"
+    STRICT_UNACKNOWLEDGED = (
+        24,
+        "packets that strict mode let go before the store had acknowledged their session",
+    )
 
 
 COUNTERS = 32

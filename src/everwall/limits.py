@@ -104,6 +104,9 @@ RESYNC_SLOTS = 1 << 14
 RESYNC_PATIENCE_NS = 2 * SECOND_NS
 """A store that says nothing for so long has refused what it has not acknowledged."""
 
+STRICT_WAIT_NS = 100 * MS_NS
+"""Longest wait of strict mode for the store's acknowledgement."""
+
 LOOKUP_DEADLINE_NS = 50 * MS_NS
 NEGATIVE_NS = 100 * MS_NS
 """A miss is remembered this long, so that a stray flow asks the store at most ten times a second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from everwall.counters import Counter
 from everwall.kernels import inlined
 from everwall.limits import MS_NS
+from everwall.modes import STRICT
 from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, RULE_MODE, match, zone_of
 from everwall.session import state, tcp
 from everwall.session import table as t
@@ -64,6 +65,8 @@ def open_flow(state_, meta, i, initiator_upper, now):
     short[slot, t.STATE] = _state_without_states(meta[i, m.PROTOCOL])
     short[slot, t.FLAGS] = initiator_upper
     apply_rule(state_, slot, row, zone)
+    if state_.policy.rules[row, RULE_MODE] == STRICT:
+        short[slot, t.LOCAL] = t.UNACKNOWLEDGED
     cold[slot, t.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
     sessions.counters[_SESSIONS_CREATED] += 1
     return _FORWARD, slot

@@ -23,7 +23,7 @@ from everwall.kernels import inlined, kernel
 from everwall.limits import DOUBT_NS
 from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
-from everwall.session import image, parking, state, tcp
+from everwall.session import image, parking, state, strict, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session
 from everwall.session.fragments import complete, remember
@@ -31,7 +31,7 @@ from everwall.session.offload import offload, withdraw
 from everwall.session.resync import note_answer, resync
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, store, worth_storing
-from everwall.takeover import demote, restore
+from everwall.takeover import restore, written
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.geneve import decapsulate
@@ -60,6 +60,7 @@ _LOOKUP_HITS = int(Counter.LOOKUP_HITS)
 _LOOKUP_MISSES = int(Counter.LOOKUP_MISSES)
 _LOOKUP_FAILURES = int(Counter.LOOKUP_FAILURES)
 _LATE_REPLIES = int(Counter.LATE_REPLIES)
+_STRICT_UNACKNOWLEDGED = int(Counter.STRICT_UNACKNOWLEDGED)
 _BYTES = int(Counter.BYTES)
 _RECEIVED = int(Counter.RECEIVED)
 
@@ -137,8 +138,10 @@ def _process(state_, batch, i, now):
     if verdict != FORWARD:
         return verdict
     if slot >= 0:
-        verdict = _hit(state_, batch, slot, i, now)
-        if verdict != FORWARD and _is_doubtful(sessions, slot, now):
+        verdict = _carry(state_, batch, slot, i, now)
+        if verdict == PARK:
+            verdict = parking.park(sessions, parking.find_pending(sessions, meta, i), batch, i)
+        elif verdict != FORWARD and _is_doubtful(sessions, slot, now):
             verdict = _doubt(state_, batch, i, verdict, now)
         else:
             offload(sessions, slot)
@@ -197,6 +200,20 @@ def _source_allowed(sources, address):
 
 
 @inlined
+def _carry(state_, batch, slot, i, now):
+    """The verdict on a packet of a session; PARK where strict mode wants it to wait, which is the caller's to do."""
+    sessions, table = state_.sessions, state_.sessions.table
+    strict_ = np.int64(table.short[slot, t.LOCAL]) & (t.HELD | t.UNACKNOWLEDGED)
+    if strict_ != 0 and strict.must_wait(sessions, batch.meta, slot, i):
+        return PARK
+    verdict = _hit(state_, batch, slot, i, now)
+    asks = np.int64(table.short[slot, t.LOCAL]) & t.UNACKNOWLEDGED != 0 or table.hot[slot, t.KEY2] == 0
+    if verdict == FORWARD and asks and strict.hold(sessions, batch.meta, slot, i, now):
+        return PARK
+    return verdict
+
+
+@inlined
 def _hit(state_, batch, slot, i, now):
     sessions, meta = state_.sessions, batch.meta
     if meta[i, m.ICMP_KIND] == m.ICMP_ERROR:
@@ -251,7 +268,9 @@ def _note_reply(sessions, meta, slot, i, now):
     if flags & image.REPLIED == 0 and meta[i, m.DIRECTION] != flags & image.INITIATOR_UPPER:
         sessions.table.short[slot, t.FLAGS] = flags | image.REPLIED
         sessions.table.cold[slot, t.LAST_SEEN] = now
-        if meta[i, m.PROTOCOL] != m.PROTOCOL_TCP:
+        local = np.int64(sessions.table.short[slot, t.LOCAL])
+        awaited = local & (t.UNACKNOWLEDGED | t.ASKED) == t.UNACKNOWLEDGED  # strict mode writes it, and waits
+        if meta[i, m.PROTOCOL] != m.PROTOCOL_TCP and not awaited:
             store(sessions, slot, now)
 
 
@@ -406,9 +425,8 @@ def _answer(state_, rows, k, released, now):
     status = rows[k, image.OP]
     if status == image.WRITTEN or status == image.LOST:
         note_answer(sessions, rows[k, image.TAG], now)
-        if status == image.LOST:
-            demote(sessions, rows, k)
-        return released
+        held = written(sessions, rows, k)
+        return released if held < 0 else _let_go(state_, held, released, now)
     pending = parking.pending_of_tag(sessions, rows[k, image.TAG])
     if pending < 0:
         sessions.counters[_LATE_REPLIES] += 1
@@ -439,9 +457,38 @@ def _settle(state_, pending, rows, k, verdict, released, now):
         verdict = restore(state_, rows, k, _wants_ownership(sessions, row), now)
     elif verdict == _NON_SYN_TCP and row >= 0:
         parking.remember_miss(sessions, meta, row, now)
+    return _resume_all(state_, row, verdict, released, now)
+
+
+@kernel
+def _let_go(state_, pending, released, now):
+    """End what strict mode held: the first packet was judged when it came, those behind it are now."""
+    sessions = state_.sessions
+    meta = sessions.arena.meta
+    row = parking.close_pending(sessions, pending)
+    following = sessions.next_row[row]
+    slot = t.find_session(sessions.table, meta, row)
+    meta[row, m.VERDICT] = FORWARD
+    sessions.verdicts[FORWARD] += 1
+    sessions.released[released] = row
+    if slot >= 0:
+        sessions.table.short[slot, t.LOCAL] = np.int64(sessions.table.short[slot, t.LOCAL]) & ~t.HELD
+        offload(sessions, slot)
+    return _resume_all(state_, following, FORWARD, released + 1, now)
+
+
+@kernel
+def _resume_all(state_, row, verdict, released, now):
+    """Let the parked packets of a list, from ``row`` on, go their way; strict mode may hold them once more."""
+    sessions = state_.sessions
+    meta = sessions.arena.meta
     while row >= 0:
         following = sessions.next_row[row]
         final = _resume(state_, row, verdict, now)
+        if final == PARK:
+            parking.append(sessions, parking.find_pending(sessions, meta, row), row)
+            row = following
+            continue
         meta[row, m.VERDICT] = final
         sessions.verdicts[final] += 1
         if final == FORWARD:
@@ -461,7 +508,9 @@ def _resume(state_, row, verdict, now):
     slot = t.find_session(sessions.table, meta, row)
     if slot >= 0:
         withdraw(sessions, slot)  # its flow may have gone on while this packet waited
-        final = _hit(state_, arena, slot, row, now)
+        final = _carry(state_, arena, slot, row, now)
+        if final == PARK:
+            return final
         if final != FORWARD:
             parking.remember_miss(sessions, meta, row, now)  # asked in doubt, and the session is as it was
         offload(sessions, slot)
@@ -516,6 +565,11 @@ def pass_time(state_, now, released):
         sessions.counters[_LOOKUP_FAILURES] += 1
         released = _settle(state_, pending, sessions.requests.rows, _NONE, _LOOKUP_TIMEOUT, released, now)
         pending = parking.overdue(sessions, now)
+    pending = parking.overdue_hold(sessions, now)
+    while pending >= 0:
+        sessions.counters[_STRICT_UNACKNOWLEDGED] += 1
+        released = _let_go(state_, pending, released, now)
+        pending = parking.overdue_hold(sessions, now)
     age(sessions, now)
     resync(sessions, now)
     return released

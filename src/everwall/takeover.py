@@ -13,7 +13,7 @@ from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import kernel
 from everwall.opening import add, apply_rule, decide
-from everwall.session import image, state, tcp
+from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.offload import offload, withdraw
 from everwall.session.resync import slot_of
@@ -136,7 +136,7 @@ def _inherit(sessions, rows, k, slot):
     """Go on counting where the former owner was last heard, one generation later."""
     short, cold = sessions.table.short, sessions.table.cold
     short[slot, t.FLAGS] |= image.PARTIAL
-    short[slot, t.LOCAL] |= t.STORED
+    short[slot, t.LOCAL] = (np.int64(short[slot, t.LOCAL]) | t.STORED) & ~t.UNACKNOWLEDGED
     short[slot, t.GENERATION] = (rows[k, image.GENERATION] + 1) & 0xFFFF
     cold[slot, t.START] = rows[k, image.START]
     cold[slot, t.PACKETS] += rows[k, image.PACKETS]
@@ -167,19 +167,34 @@ def _adopt(sessions, rows, k, slot, now):
 
 
 @kernel
-def demote(sessions, rows, k):
-    """A comparison was lost: the session is another node's now and ends here without a word."""
+def written(sessions, rows, k):
+    """A write was answered: the store has the session, or a comparison was lost and the session, another node's
+    now, ends here without a word. Returns the pending slot of packets that strict mode held for it, or -1."""
     slot = slot_of(rows[k, image.TAG])
-    table = sessions.table
-    if (
-        slot >= table.hot.shape[0]
-        or table.hot[slot, t.KEY2] != rows[k, image.KEY2]
-        or table.hot[slot, t.KEY0] != rows[k, image.ENDPOINT]
-        or table.cold[slot, t.START] != rows[k, image.START]
-        or np.int64(table.short[slot, t.GENERATION]) != rows[k, image.GENERATION]
-    ):
-        return
-    _give_up(sessions, slot)
+    if not _is_about(sessions.table, rows, k, slot):
+        return _NONE
+    local = np.int64(sessions.table.short[slot, t.LOCAL])
+    held = _NONE
+    if rows[k, image.OP] == image.LOST or rows[k, image.CONFIRM] != 0:
+        sessions.table.short[slot, t.LOCAL] = local & ~t.UNACKNOWLEDGED
+        if local & t.HELD != 0:
+            _flow_of_image(sessions.scratch, rows, k, sessions.words[state.SEED])
+            held = parking.find_pending(sessions, sessions.scratch, 0)
+    if rows[k, image.OP] == image.LOST:
+        _give_up(sessions, slot)
+    return held
+
+
+@kernel
+def _is_about(table, rows, k, slot):
+    """Whether the session in a slot is still the one that row ``k`` was written for."""
+    return (
+        slot < table.hot.shape[0]
+        and table.hot[slot, t.KEY2] == rows[k, image.KEY2]
+        and table.hot[slot, t.KEY0] == rows[k, image.ENDPOINT]
+        and table.cold[slot, t.START] == rows[k, image.START]
+        and np.int64(table.short[slot, t.GENERATION]) == rows[k, image.GENERATION]
+    )
 
 
 @kernel

@@ -7,7 +7,7 @@ import numpy as np
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
 from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
-from everwall.modes import ASYNC
+from everwall.modes import ASYNC, STRICT
 from everwall.session import state, tcp
 from everwall.session import table as t
 from everwall.session.offload import is_offloaded, sync, withdraw
@@ -76,7 +76,8 @@ def _age(sessions, slot, now):
     if local & t.DIRTY != 0:
         write(sessions, slot, now)
     elif local & t.STORED == 0:
-        if np.int64(short[slot, t.MODE]) != ASYNC and worth_storing(sessions, slot):
+        mode = np.int64(short[slot, t.MODE])
+        if mode != ASYNC and mode != STRICT and worth_storing(sessions, slot):
             write(sessions, slot, now)  # it has come of age
     elif _wants_refresh(sessions, slot, now) and worth_storing(sessions, slot):
         write(sessions, slot, now)

@@ -53,6 +53,8 @@ def may_offload(sessions, slot):
     current = np.int64(short[slot, t.STATE])
     if sessions.table.hot[slot, t.KEY2] == 0:
         return False
+    if np.int64(short[slot, t.LOCAL]) & t.UNACKNOWLEDGED != 0 and sessions.words[state.RESILIENCY] != 0:
+        return False
     if current == tcp.UDP:
         return np.int64(short[slot, t.FLAGS]) & image.REPLIED != 0
     if current != tcp.TCP_ESTABLISHED:

@@ -1,4 +1,4 @@
-"""Packets of unknown flows wait, copied aside, while the store is asked; misses are remembered.
+"""Packets wait, copied aside, while the store is asked: of unknown flows, and in strict mode; misses are remembered.
 
 One look-up per flow at a time. Its packets are kept in order in a list of arena rows, bounded per
 flow and in all. A deadline ends the wait whatever the store does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from everwall.counters import Counter
 from everwall.kernels import kernel
-from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, SECOND_NS
+from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, SECOND_NS, STRICT_WAIT_NS
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state
 from everwall.session import table as t
@@ -64,9 +64,47 @@ def charge_miss(sessions):
 
 
 @kernel
+def _open_pending(sessions, slot, meta, i, deadline):
+    """Begin a wait of the flow of packet ``i`` in a free slot; returns its tag."""
+    words, pending = sessions.words, sessions.pending
+    t.set_key(pending, sessions.pending_tags, sessions.pending_addresses, slot, meta, i)
+    words[state.LOOKUP_MARK] = (words[state.LOOKUP_MARK] + 1) & 0x7FFFFFFF
+    tag = (words[state.LOOKUP_MARK] << _SLOT_BITS) | slot
+    pending[slot, state.PENDING_DEADLINE] = deadline
+    pending[slot, state.PENDING_FIRST] = -1
+    pending[slot, state.PENDING_LAST] = -1
+    pending[slot, state.PENDING_COUNT] = 0
+    pending[slot, state.PENDING_TAG] = tag
+    return tag
+
+
+@kernel
+def hold(sessions, meta, i, now):
+    """Begin to hold the flow of packet ``i`` for strict mode: its pending slot, or -1 without room for the packet."""
+    words, holds = sessions.words, sessions.holds
+    slot = t.place(sessions.pending_tags, meta[i, m.HASH])
+    waiting = words[state.HOLD_TAIL] - words[state.HOLD_HEAD]
+    if slot < 0 or words[state.FREE_ROW] < 0 or waiting >= holds.shape[0]:
+        return -1
+    tag = _open_pending(sessions, slot, meta, i, now + STRICT_WAIT_NS)
+    holds[words[state.HOLD_TAIL] & (holds.shape[0] - 1)] = tag
+    words[state.HOLD_TAIL] += 1
+    return slot
+
+
+@kernel
+def has_room(sessions, slot):
+    """Whether one more packet can be parked in a list."""
+    return (
+        sessions.pending[slot, state.PENDING_COUNT] < PARKED_PER_FLOW_MAX
+        and sessions.words[state.FREE_ROW] >= 0
+    )
+
+
+@kernel
 def ask(sessions, meta, i, now):
     """Begin a look-up for the flow of packet ``i``: (FORWARD, its pending slot) or (reason, -1)."""
-    words, pending, deadlines = sessions.words, sessions.pending, sessions.deadlines
+    words, deadlines = sessions.words, sessions.deadlines
     if not _budget_left(sessions, now):
         return _LOOKUP_BUDGET, -1
     waiting = words[state.DEADLINE_TAIL] - words[state.DEADLINE_HEAD]
@@ -74,14 +112,7 @@ def ask(sessions, meta, i, now):
     row = ring_slot(sessions.requests)
     if slot < 0 or row < 0 or waiting >= deadlines.shape[0]:
         return _LOOKUP_LIMIT, -1
-    t.set_key(pending, sessions.pending_tags, sessions.pending_addresses, slot, meta, i)
-    words[state.LOOKUP_MARK] = (words[state.LOOKUP_MARK] + 1) & 0x7FFFFFFF
-    tag = (words[state.LOOKUP_MARK] << _SLOT_BITS) | slot
-    pending[slot, state.PENDING_DEADLINE] = now + words[state.LOOKUP_DEADLINE]
-    pending[slot, state.PENDING_FIRST] = -1
-    pending[slot, state.PENDING_LAST] = -1
-    pending[slot, state.PENDING_COUNT] = 0
-    pending[slot, state.PENDING_TAG] = tag
+    tag = _open_pending(sessions, slot, meta, i, now + words[state.LOOKUP_DEADLINE])
     deadlines[words[state.DEADLINE_TAIL] & (deadlines.shape[0] - 1)] = tag
     words[state.DEADLINE_TAIL] += 1
     rows = sessions.requests.rows
@@ -117,6 +148,15 @@ def park(sessions, slot, batch, i):
     arena.meta[row, m.FRAME] = 0
     for at in range(batch.meta[i, m.START], batch.meta[i, m.END]):
         arena.data[row, at] = batch.data[i, at]
+    append(sessions, slot, row)
+    sessions.counters[_PARKED] += 1
+    return _PARK
+
+
+@kernel
+def append(sessions, slot, row):
+    """Put a parked packet's row at the end of a list."""
+    pending = sessions.pending
     sessions.next_row[row] = -1
     if pending[slot, state.PENDING_LAST] < 0:
         pending[slot, state.PENDING_FIRST] = row
@@ -124,8 +164,6 @@ def park(sessions, slot, batch, i):
         sessions.next_row[pending[slot, state.PENDING_LAST]] = row
     pending[slot, state.PENDING_LAST] = row
     pending[slot, state.PENDING_COUNT] += 1
-    sessions.counters[_PARKED] += 1
-    return _PARK
 
 
 @kernel
@@ -146,12 +184,24 @@ def free_row(sessions, row):
 @kernel
 def overdue(sessions, now):
     """The slot of a look-up whose deadline has passed, or -1; call again until -1."""
-    words, deadlines, pending = sessions.words, sessions.deadlines, sessions.pending
-    while words[state.DEADLINE_HEAD] < words[state.DEADLINE_TAIL]:
-        slot = pending_of_tag(sessions, deadlines[words[state.DEADLINE_HEAD] & (deadlines.shape[0] - 1)])
+    return _overdue(sessions, sessions.deadlines, state.DEADLINE_HEAD, now)
+
+
+@kernel
+def overdue_hold(sessions, now):
+    """The same for a flow that strict mode holds."""
+    return _overdue(sessions, sessions.holds, state.HOLD_HEAD, now)
+
+
+@kernel
+def _overdue(sessions, queue, head, now):
+    """``queue``: tags in the order of their deadlines; ``head``: index of its first cursor, the other is the next."""
+    words, pending = sessions.words, sessions.pending
+    while words[head] < words[head + 1]:
+        slot = pending_of_tag(sessions, queue[words[head] & (queue.shape[0] - 1)])
         if slot >= 0 and pending[slot, state.PENDING_DEADLINE] > now:
             return -1
-        words[state.DEADLINE_HEAD] += 1
+        words[head] += 1
         if slot >= 0:
             return slot
     return -1
@@ -159,11 +209,17 @@ def overdue(sessions, now):
 
 @kernel
 def next_deadline(sessions, otherwise):
-    """When the oldest look-up becomes overdue, or ``otherwise``."""
-    words, deadlines = sessions.words, sessions.deadlines
-    if words[state.DEADLINE_HEAD] == words[state.DEADLINE_TAIL]:
+    """When the oldest look-up, or flow that is held, becomes overdue, or ``otherwise``."""
+    earliest = _next_deadline(sessions, sessions.deadlines, state.DEADLINE_HEAD, otherwise)
+    return _next_deadline(sessions, sessions.holds, state.HOLD_HEAD, earliest)
+
+
+@kernel
+def _next_deadline(sessions, queue, head, otherwise):
+    words = sessions.words
+    if words[head] == words[head + 1]:
         return otherwise
-    slot = pending_of_tag(sessions, deadlines[words[state.DEADLINE_HEAD] & (deadlines.shape[0] - 1)])
+    slot = pending_of_tag(sessions, queue[words[head] & (queue.shape[0] - 1)])
     if slot < 0:
         return 0  # answered meanwhile: the list wants to be tidied
     return min(sessions.pending[slot, state.PENDING_DEADLINE], otherwise)

@@ -59,13 +59,15 @@ RESYNC_HEARD = 33  # ns of the last answer
 RESYNC_TOKENS = 34
 RESYNC_REFILLED = 35  # ns
 RESYNC_RATE = 36  # sessions a second
+HOLD_HEAD = 37  # cursors of ``holds``
+HOLD_TAIL = 38
 WORDS = 48
 
 # Indices of ``clock``
 CLOCK_OFFSET = 0  # store time minus local time, ns
 CLOCK_CONNECTIONS = 1  # connections to the store made so far
 
-# Columns of ``pending``: a key as in the table, then
+# Columns of ``pending``, look-ups and flows that strict mode holds: a key as in the table, then
 PENDING_DEADLINE = 3  # ns
 PENDING_FIRST = 4  # arena row of the first parked packet, -1 = none
 PENDING_LAST = 5
@@ -109,6 +111,7 @@ class Sessions(NamedTuple):
     pending_tags: npt.NDArray[np.uint8]
     pending_addresses: npt.NDArray[np.int64]
     deadlines: npt.NDArray[np.int64]  # tags in the order of their deadlines
+    holds: npt.NDArray[np.int64]  # the same for packets that strict mode holds
     arena: Batch  # parked packets
     next_row: npt.NDArray[np.int64]  # list links of arena rows
     released: npt.NDArray[np.int64]  # arena rows to send after an answer
@@ -183,6 +186,7 @@ def make_sessions(
         pending_tags=np.zeros(lookups, np.uint8),
         pending_addresses=np.zeros((lookups, ADDRESS_COLUMNS), np.int64),
         deadlines=np.zeros(lookups * 4, np.int64),
+        holds=np.zeros(lookups * 4, np.int64),
         arena=make_batch(parked_packets, frame_bytes),
         next_row=next_row,
         released=np.zeros(parked_packets, np.int64),

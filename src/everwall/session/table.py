@@ -89,6 +89,9 @@ LEARNED_LOWER = 4  # sequence numbers of the lower end are known
 LEARNED_UPPER = 8
 RELEARNING = 16  # taken over: windows are being learnt again
 SYN_PENDING = 32  # SYN_NEXT holds
+HELD = 64  # strict: packets wait for the store's acknowledgement
+UNACKNOWLEDGED = 128  # strict: the store has not acknowledged the session yet
+ASKED = 256  # strict: the first answer has come, and is held or gone
 
 SLOT_BYTES = LINE_BYTES + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 

@@ -114,7 +114,8 @@ def write(sessions, slot, now):
     When the queue is full the session is marked and the ageing hand tries again. An unverified RST
     is a passing doubt of this node: the store keeps the session as established.
     """
-    write_as(sessions, slot, now, slot, 0)
+    unacknowledged = np.int64(sessions.table.short[slot, t.LOCAL]) & t.UNACKNOWLEDGED
+    write_as(sessions, slot, now, slot, 1 if unacknowledged != 0 else 0)
 
 
 @kernel

@@ -193,9 +193,9 @@ class Node:
 
     @property
     def _asking(self) -> bool:
-        """Whether look-ups are under way, whose deadlines have to be kept."""
+        """Whether look-ups are under way or packets wait, whose deadlines have to be kept."""
         counters = self.engine.sessions_state.counters
-        return bool(counters[Counter.LOOKUPS] > counters[_ANSWERED].sum())
+        return bool(counters[Counter.LOOKUPS] > counters[_ANSWERED].sum() or counters[Counter.PARKED])
 
     # Time ----------------------------------------------------------------------------------------------------
 
