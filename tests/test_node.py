@@ -249,7 +249,9 @@ def test_without_a_cluster_secret_nothing_is_restored_and_the_last_line_says_so(
     try:
         node.ready()
         assert "no everwall-cluster-secret" in node.said().splitlines()[-1]
-        assert node.ask("resiliency") == {"ok": True, "enabled": False, "why": node.ask("resiliency")["why"]}
+        assert not node.ask("resiliency")["enabled"]
+        refused = node.ask("resiliency", switch="on")
+        assert (refused["ok"], "no everwall-cluster-secret" in refused["error"]) == (False, True)
         assert not balancer.through(node, c2s(flags="A", seq=1, ack=1), seconds=0.3)
         assert node.counters()["non-syn-tcp"] == 1
         assert node.counters()["lookups"] == 0
@@ -286,6 +288,57 @@ def test_a_dead_store_never_stops_live_traffic(balancer: Balancer, start: Callab
         until(lambda: node.ask("store")["connected"], ANSWER_S, "the node to reconnect")
     finally:
         server.close()
+
+
+def test_a_store_that_came_back_empty_is_made_whole_before_the_node_dies(
+    balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    needs.binary("redis-server")
+    server = RedisServer().start()
+    try:
+        first, second = start(14, server), start(15, server)
+        first.ready()
+        second.ready()
+        handshake(balancer, first)
+        until(lambda: whole(first), ANSWER_S, "the session in the store")
+        server.kill()
+        until(lambda: not first.ask("store")["connected"], ANSWER_S, "the node to notice")
+        server.start()
+        until(lambda: whole(first) and second.ask("store")["connected"], ANSWER_S, "the resync")
+        first.process.kill()
+        first.process.wait()
+        assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
+    finally:
+        server.close()
+
+
+def whole(node: Process) -> bool:
+    """Whether the node says that the store has all its sessions."""
+    facts = node.ask("store")
+    return facts["connected"] and (facts["resync_percent"], facts["unsynced_sessions"]) == (100, 0)
+
+
+def test_resiliency_is_switched_on_and_off_while_the_node_runs(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    first = start(16, redis, extra="plugin-op-commands=aws-gwlb-inspect:enable")
+    second = start(17, redis).ready()
+    first.ready()
+    handshake(balancer, first)
+    assert first.ask("resiliency")["unsynced_sessions"] == 1
+    command = [sys.executable, "-m", "everwall", "resiliency"]
+    done = subprocess.run(
+        [*command, "on", "--control", str(first.control)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "resync 100 %, unsynced sessions 0"
+    assert first.ask("resiliency", switch="off")["enabled"] is False
+    written = first.counters()["writes"]
+    assert balancer.through(first, packets.tcp(CLIENT, SERVER, 33004, 80, flags="S", seq=1))
+    assert balancer.through(first, packets.tcp(SERVER, CLIENT, 80, 33004, flags="SA", seq=1, ack=2))
+    assert balancer.through(first, packets.tcp(CLIENT, SERVER, 33004, 80, flags="A", seq=2, ack=2))
+    assert first.counters()["writes"] == written
+    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"went on in time"))
 
 
 def test_sigterm_drains_and_the_traffic_log_tells_what_ended(

@@ -101,6 +101,8 @@ RESYNC_PER_S = 50_000
 """Sessions of a node that are offered to the store in a second, after a new connection or a gap."""
 RESYNC_SLOTS = 1 << 14
 """Slots of the table that the resync hand passes at most in one pass of the loop."""
+RESYNC_WATCH_S = 0.2
+"""How often the command line asks how far the store is."""
 RESYNC_PATIENCE_NS = 2 * SECOND_NS
 """A store that says nothing for so long has refused what it has not acknowledged."""
 

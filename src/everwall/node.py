@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from everwall import __version__
-from everwall.bootstrap.init_cfg import InitCfg
+from everwall.bootstrap.init_cfg import InitCfg, Resiliency
 from everwall.counters import Counter
 from everwall.dataplane import BOUNCED, BOUNCED_BYTES, Wish, find_data_interface, open_data_plane
 from everwall.engine import EngineConfig, describe_event
@@ -94,6 +94,7 @@ class Node:
             frame_bytes=frame_bytes_for(self._data.mtu),
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
+        self._owner = owner
         with contextlib.ExitStack() as opened:
             self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
             opened.callback(self.plane.close)
@@ -102,14 +103,14 @@ class Node:
             )
             opened.callback(self.workers.stop)
             if self.resiliency.enabled:
-                self._connect_to_store(owner)
+                self._connect_to_store()
             self._traffic_log = TrafficLog(config.traffic_log)
             opened.pop_all()
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
 
-    def _connect_to_store(self, owner: int) -> None:
+    def _connect_to_store(self) -> None:
         config = self.config
         assert config.redis_endpoint is not None
         assert config.cluster_secret is not None
@@ -120,7 +121,7 @@ class Node:
             tls=config.redis_tls,
             ca_pem=config.redis_certificate,
             server_name=config.redis_server_name,
-            owner=owner,
+            owner=self._owner,
         )
         keys = derive_keys(config.cluster_secret.get_secret_value())
         self.workers.connect(store, keys, buckets_for(config.max_sessions))
@@ -263,7 +264,7 @@ class Node:
             "sessions": self._sessions,
             "store": lambda _: self._store(),
             "drain": self._drain_command,
-            "resiliency": lambda _: self._resiliency(),
+            "resiliency": self._resiliency_command,
         }
 
     def status(self) -> Answer:
@@ -308,6 +309,30 @@ class Node:
     def _drain_command(self, _: Answer) -> Answer:
         self.drain()
         return {"state": self._state}
+
+    def _resiliency_command(self, arguments: Answer) -> Answer:
+        switch = arguments.get("switch", "status")
+        if switch not in ("on", "off", "status"):
+            raise ValueError(f"switch must be on, off or status, got {switch!r}")
+        if switch != "status":
+            self.switch_resiliency(switch == "on")
+        facts = self._store()
+        return {
+            **self._resiliency(),
+            **{name: facts[name] for name in ("connected", "resync_percent", "unsynced_sessions")},
+        }
+
+    def switch_resiliency(self, on: bool) -> None:
+        """Keep sessions in the store from now on, or not; raises ValueError where there is no store to keep them in."""
+        if on and not self.config.store.enabled:
+            raise ValueError(self.config.store.why)
+        if on == self.resiliency.enabled:
+            return
+        if on and not self.workers.connected:
+            self._connect_to_store()
+        self.workers.switch_resiliency(on)
+        self.resiliency = self.config.store if on else Resiliency(False, "it was switched off")
+        log.info(f"session resiliency is {'on' if on else 'off'}: {self.resiliency.why}")
 
     def _resiliency(self) -> Answer:
         return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}

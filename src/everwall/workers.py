@@ -22,6 +22,7 @@ from everwall.handover import abandon, make_handovers
 from everwall.limits import MS_NS
 from everwall.policy.match import CompiledPolicy
 from everwall.ports.port import Port
+from everwall.session import state
 from everwall.session.resync import progress
 from everwall.session.table import SharedTable
 from everwall.store.protocol import Rows
@@ -99,7 +100,7 @@ class Workers:
         self._started: list[RedisStore] = []
 
     def connect(self, store: StoreConfig, keys: Rows, buckets: int) -> None:
-        """Give each worker a store connection; to be called before ``start``."""
+        """Give each worker a store connection, once; with the workers running it is started at once."""
         self._stores = [
             RedisStore(
                 store,
@@ -113,6 +114,18 @@ class Workers:
             )
             for number, worker in enumerate(self.all)
         ]
+        if self.all[0].running:
+            self._start_stores()
+
+    @property
+    def connected(self) -> bool:
+        """Whether ``connect`` was called; ``store_status`` says whether a store answers."""
+        return bool(self._stores)
+
+    def switch_resiliency(self, on: bool) -> None:
+        """Write to the store and look up there from now on, or do neither; switched on, the live sessions go first."""
+        for worker in self.all:
+            worker.sessions.words[state.RESILIENCY] = int(on)
 
     def __len__(self) -> int:
         return len(self.all)
@@ -123,6 +136,9 @@ class Workers:
         """Enter all loops; the stores connect by themselves. When it fails, ``stop`` ends what was begun."""
         for worker, core in zip(self.all, self.cores, strict=True):
             worker.start(core)
+        self._start_stores()
+
+    def _start_stores(self) -> None:
         for store in self._stores:
             store.start()
             self._started.append(store)
@@ -203,7 +219,11 @@ class Workers:
     def store_status(self) -> dict[str, Any]:
         """What the operator sees of the store: sums, and the worst where a sum has no meaning."""
         if not self._stores:
-            return {"connected": False}
+            return {
+                "connected": False,
+                "resync_percent": 0,
+                "unsynced_sessions": self.count(Counter.SESSIONS),
+            }
         each = [progress(worker.sessions) for worker in self.all]
         whole = {
             "resync_percent": min(one["resync_percent"] for one in each),

@@ -269,3 +269,32 @@ def test_a_lost_comparison_of_the_hand_ends_the_session_it_is_about() -> None:
     table = node.engine.sessions_state.table
     assert len(node.sessions()) == 2
     assert rows[1, image.KEY2] not in set(table.hot[np.flatnonzero(table.tags), t.KEY2])
+
+
+# Switched on and off -----------------------------------------------------------------------------------
+
+
+def switch(node: Node, on: bool) -> None:
+    node.engine.sessions_state.words[state.RESILIENCY] = int(on)
+
+
+def test_switched_off_nothing_is_asked_of_the_store_and_on_it_is_made_whole() -> None:
+    cluster = Cluster()
+    node = cluster.node()
+    gone, stays = connections(node, 2)
+    node.serve()
+    switch(node, on=False)
+    node.receive(gone.rst(), stays.data())
+    connections_from(node, 7000)
+    node.tick(1300)
+    assert node.receive(Connection(sport=8000).ack()) == [Verdict.NON_SYN_TCP]
+    assert len(node.engine.outbox()) == 0
+    assert len(cluster.records()) == 2, "nobody was told of the end"
+    assert told(node) == (0, 2)
+    switch(node, on=True)
+    node.tick(0.1)
+    rows = node.engine.outbox()
+    assert rows[:, image.OP].tolist() == [image.WRITE] * 2, "also what was never written before"
+    node.answer(rows)
+    node.tick()
+    assert told(node) == (100, 0)

@@ -142,6 +142,11 @@ class InitCfg:
         """Whether sessions are kept in the store: a sentence for the start-up line."""
         if not self.session_resiliency:
             return Resiliency(False, "set-sess-ress:True is not in plugin-op-commands")
+        return self.store
+
+    @property
+    def store(self) -> Resiliency:
+        """The same, asked for or not: what a node that is switched on while it runs has to have."""
         if self.redis_endpoint is None:
             return Resiliency(False, "redis-endpoint is not set")
         if self.cluster_secret is None:

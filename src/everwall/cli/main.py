@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "Is the store, the load balancer and the node set up right?",
     "lab": "A whole cluster on this machine, with real connections and real failures.",
     "replay": "What would the firewall do with this capture?",
+    "resiliency": "Switch session resiliency of a running firewall on or off.",
     "show": "Look into a running firewall or load balancer.",
     "size": "How much memory do sessions need?",
     "warm": "Compile everything once, so that nodes start at once.",
