@@ -47,3 +47,18 @@ class NeverRefreshed(Engine):
                 told[key] = said
             news.append(not refresh)
         return rows[np.array(news, np.bool_)] if len(rows) else rows
+
+
+class NeverWaits(Engine):
+    """Takes a strict session for stored as soon as it has asked for it."""
+
+    def outbox(self) -> Rows:
+        rows = super().outbox()
+        asked = rows[(rows[:, image.OP] != image.LOOKUP) & (rows[:, image.CONFIRM] == 1)].copy()
+        asked[:, image.OP] = image.WRITTEN
+        self.__dict__.setdefault("early", []).extend(super().inbox(asked, 0))
+        return rows
+
+    def inbox(self, replies: Rows, now: int) -> list[tuple[int, bytes]]:
+        early = self.__dict__.pop("early", [])
+        return early + super().inbox(replies, now)

@@ -11,7 +11,7 @@ from everwall.sim.__main__ import main
 from everwall.sim.cluster import SimulationFailure, simulate
 from everwall.sim.loop import MS
 from everwall.sim.plan import Kind, draw
-from tests.sim.planted import NeverRefreshed, NoPolicyCheck, NoRestore
+from tests.sim.planted import NeverRefreshed, NeverWaits, NoPolicyCheck, NoRestore
 
 SEEDS = range(1, 201)
 
@@ -39,6 +39,10 @@ def test_an_engine_that_lets_records_grow_old_is_found() -> None:
     failure = first_failure(NeverRefreshed)
     assert "no round trip" in failure.what
     assert draw(failure.seed).long, "only flows that outlive the first expiry can tell"
+
+
+def test_an_engine_that_answers_before_the_store_has_it_is_found() -> None:
+    assert "before the store had it" in first_failure(NeverWaits).what
 
 
 @pytest.mark.kernel

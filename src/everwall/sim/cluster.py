@@ -178,6 +178,24 @@ class Cluster:
     def forwarded(self, node: Node, outer: bytes) -> None:
         """A node lets a packet out."""
         self.passage.forwarded(node, outer)
+        if any(rule.strict for rule in self._rulebook.rules):
+            self._check_strict(node, outer)
+
+    def _check_strict(self, node: Node, outer: bytes) -> None:
+        """A SYN-ACK that strict rules let out is of a connection that the store knows; or it is counted."""
+        packet = packets.read(packets.inner_of(outer))
+        if packet.protocol != TCP or packet.flags & (packets.SYN | packets.ACK) != packets.SYN | packets.ACK:
+            return
+        flow = flow_of(int.from_bytes(outer[12:20], "big"), packet).turned
+        one = self.hosts.by_flow.get(flow)
+        if (
+            one is None
+            or not all(book.is_strict(flow) for book in self._rulebooks)
+            or self.liveness.is_stored(one)
+        ):
+            return
+        if not any(life.engine.counters[Counter.STRICT_UNACKNOWLEDGED.label] for life in self.nodes):
+            raise PromiseBroken(f"{node.name} answered {one} before the store had it", flow)
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None:
         """A node parks a packet or drops it."""

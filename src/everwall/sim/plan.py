@@ -98,7 +98,7 @@ def draw(seed: int) -> Plan:
         tcp.TCP_HALF_CLOSED_SERVER: 60 * SECOND,
     }
     endpoints = (101,) if random.random() < 0.5 else (101, 202)
-    rulebook = _rulebook(random, endpoints)
+    rulebook = _rulebook(random, Random(f"{seed}/modes"), endpoints)
     # A record is good for 350 s and 120 s after the flow was last seen, or longer.
     first = random.randint(520, 640) * SECOND if long else random.randint(6_000, 14_000) * MS
     nodes = random.choice((2, 3, 3, 4))
@@ -137,14 +137,14 @@ def _quality(random: Random, delay: int) -> Quality:
     )
 
 
-def _rulebook(random: Random, endpoints: tuple[int, ...]) -> Rulebook:
+def _rulebook(random: Random, modes: Random, endpoints: tuple[int, ...]) -> Rulebook:
     servers = tuple(ipaddress.ip_network(text) for text in SERVER_NETWORKS)
     rules = (
-        Rule("web", True, TCP, WEB, WEB, servers),
-        Rule("alternative", True, TCP, ALT, ALT, servers),
+        Rule("web", True, TCP, WEB, WEB, servers, strict=modes.random() < 0.3),
+        Rule("alternative", True, TCP, ALT, ALT, servers, strict=modes.random() < 0.3),
         Rule("spare", True, TCP, SPARE_FIRST, SPARE_LAST),
         Rule("push", True, UDP, PUSH, PUSH),
-        Rule("names", True, UDP, DNS, DNS, servers),
+        Rule("names", True, UDP, DNS, DNS, servers, strict=modes.random() < 0.3),
         Rule("ping", True, ICMP),
     )
     zones = tuple((f"zone-{endpoint}", endpoint) for endpoint in endpoints)

@@ -30,6 +30,8 @@ class Rule:
     last_port: int = 65535
     servers: tuple[Network, ...] | None = None
     zone: str | None = None
+    strict: bool = False
+    """The first answer waits until the store has the session."""
 
     def fits(self, flow: Flow, zone: str | None) -> bool:
         """Whether the rule speaks about the flow's client asking its server."""
@@ -55,6 +57,8 @@ class Rule:
         text = f"  - {{name: {self.name}, source: any, destination: {servers}, service: {service}"
         if self.zone is not None:
             text += f", from: {self.zone}, to: {self.zone}"
+        if self.strict:
+            text += ", resiliency: strict"
         return text + f", action: {action}}}\n"
 
 
@@ -68,15 +72,22 @@ class Rulebook:
 
     def allows(self, flow: Flow) -> bool:
         """Whether the flow's client may ask its server."""
+        rule = self._rule(flow)
+        return rule is not None and rule.allow
+
+    def is_strict(self, flow: Flow) -> bool:
+        """Whether the flow's client gets no answer before the store has its session."""
+        rule = self._rule(flow)
+        return rule is not None and rule.allow and rule.strict
+
+    def _rule(self, flow: Flow) -> Rule | None:
+        """The rule that decides about a flow."""
         zone = None
         if self.zones:
             zone = next((name for name, endpoint in self.zones if endpoint == flow.endpoint), None)
             if zone is None:
-                return False
-        for rule in self.rules:
-            if rule.fits(flow, zone):
-                return rule.allow
-        return False
+                return None
+        return next((rule for rule in self.rules if rule.fits(flow, zone)), None)
 
     def with_first(self, rule: Rule) -> Rulebook:
         """A rulebook with one more rule, before all others."""
