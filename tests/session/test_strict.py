@@ -11,7 +11,7 @@ from everwall.limits import MS_NS, PARKED_PER_FLOW_MAX, SECOND_NS, STRICT_WAIT_N
 from everwall.policy.compile import compile_policy
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.rules import read_policy
-from everwall.session import image, tcp
+from everwall.session import image, state, tcp
 from everwall.verdict import Verdict
 from tests import packets
 from tests.cluster import Cluster, Node
@@ -53,6 +53,7 @@ def test_the_syn_ack_waits_until_the_store_has_the_session() -> None:
     assert node.receive(talk.syn()) == [FORWARD]
     syn_ack = talk.syn_ack()
     assert node.receive(syn_ack) == [PARK]
+    assert node.engine.sessions_state.words[state.URGENT] == 1, "the store is told at once: a packet waits"
     (row,) = writes(node)
     assert (row[image.OP], row[image.CONFIRM], row[image.STATE]) == (
         image.WRITE_FIRST,

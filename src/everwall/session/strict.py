@@ -68,6 +68,7 @@ def hold(sessions, meta, slot, i, now):
         if pending >= 0:
             table.short[slot, t.LOCAL] = local | t.ASKED | t.HELD
             write_as(sessions, slot, now, slot, 1)
+            sessions.words[state.URGENT] = 1
             return True
     sessions.counters[_STRICT_UNACKNOWLEDGED] += 1
     write(sessions, slot, now)
