@@ -16,7 +16,7 @@ from tests import packets
 
 
 class Kind(IntEnum):
-    """In the order of ``enum kind`` in the program; stands in the second byte of the inner packet's identification field."""
+    """In the order of ``enum kind`` in the program; second byte of the inner packet's identification field."""
 
     CLIENT_DATA = 0
     SERVER_DATA = 1

@@ -23,13 +23,14 @@ from bench.rig import frames
 from everwall.bootstrap.init_cfg import load_init_cfg
 from everwall.management import logs
 from everwall.node import Node
-from everwall.session import image, state, tcp
+from everwall.session import image, resync, state, tcp
 from everwall.session import table as t
 from everwall.session.state import Sessions
 from everwall.takeover import restore_all
 from everwall.worker import Worker
 
 _CHUNK = 100_000
+_PATIENCE_S = 10.0
 
 
 class Device:
@@ -57,8 +58,18 @@ class Device:
         Those of a time without the store count as written when it begins: that they are not, and that each has to be
         written now, is no part of what is measured.
         """
-        self._sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
-        self._sessions.words[state.RESILIENCY] = on
+        sessions = self._sessions
+        sessions.words[state.RESILIENCY] = on
+        deadline = time.monotonic() + _PATIENCE_S
+        while on and sessions.words[state.CONNECTIONS] != sessions.clock[state.CLOCK_CONNECTIONS]:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the worker does not begin to make the store whole")
+            time.sleep(0.001)
+        sessions.table.cold[:, t.WRITTEN] = time.monotonic_ns()
+        while sessions.words[state.RESYNC] != resync.RESTING:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the worker does not end to make the store whole")
+            time.sleep(0.001)
         return {}
 
     def worker(self) -> dict[str, Any]:

@@ -133,11 +133,11 @@ REPLY_RING_ROWS = 1 << 13
 EVENT_RING_ROWS = 1 << 14
 STORE_FLUSH_NS = MS_NS
 """Requests that no packet waits for gather so long, or until there are STORE_BATCH_RECORDS of them."""
-STORE_FLUSH_BUSY_NS = 4 * MS_NS
+STORE_FLUSH_BUSY_NS = 8 * MS_NS
 """The same on a worker that is at its limit (``docs/decisions/0007``)."""
 BUSY_BATCH_PACKETS = BATCH_PACKETS // 4
 """Packets of a batch, on average, from which on a worker is at its limit: the next ones wait by the time it is done."""
-STORE_BATCH_RECORDS = 256
+STORE_BATCH_RECORDS = 512
 STORE_TIMEOUT_S = 1.0
 STORE_RECONNECT_MIN_S = 0.05
 STORE_RECONNECT_MAX_S = 2.0

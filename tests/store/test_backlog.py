@@ -39,6 +39,16 @@ def test_a_delete_replaces_the_write_that_still_waits():
     assert taken(backlog) == [(DELETE, 0)]
 
 
+def test_whoever_waits_for_the_older_write_is_answered_by_the_newer() -> None:
+    backlog = Backlog(KEYS)
+    backlog.add(asking(sessions(2, CONFIRM=1, PACKETS=1), WRITE))
+    newer = sessions(2, PACKETS=2)
+    newer[:, image.TAG] = 77
+    backlog.add(asking(newer, WRITE))
+    rows = backlog.take(100)
+    assert rows[:, [image.PACKETS, image.CONFIRM, image.TAG]].tolist() == [[2, 1, 0], [2, 1, 1]]
+
+
 def test_a_write_that_failed_does_not_replace_a_newer_one():
     backlog = Backlog(KEYS)
     backlog.add(asking(sessions(1, PACKETS=2), WRITE))

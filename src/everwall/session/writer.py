@@ -107,7 +107,7 @@ def store(sessions, slot, now):
     return True
 
 
-@kernel
+@inlined
 def write(sessions, slot, now):
     """Hand a session to the store: for the first time plainly, later by comparison.
 

@@ -87,6 +87,15 @@ def _copy(source, i, target, k):
         target[k, column] = source[i, column]
 
 
+@inlined
+def _replace(queue, at, rows, i):
+    """A newer change of the same session; whoever waits for the older one's answer gets this one's."""
+    confirm, tag = queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG]
+    _copy(rows, i, queue.changes, at)
+    if confirm != 0 and rows[i, image.CONFIRM] == 0:
+        queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG] = confirm, tag
+
+
 @kernel
 def _put_change(queue, rows, i, newer):
     """Queue change ``i``; one of the same session that waits is replaced if this one is ``newer``."""
@@ -94,7 +103,7 @@ def _put_change(queue, rows, i, newer):
     place = _place_of(queue, field)
     if queue.places[place] != 0:
         if newer:
-            _copy(rows, i, queue.changes, (queue.places[place] - 1) & (queue.changes.shape[0] - 1))
+            _replace(queue, (queue.places[place] - 1) & (queue.changes.shape[0] - 1), rows, i)
         return
     words = queue.words
     if 2 * (words[_END] - words[_FIRST]) > words[_LAST]:
