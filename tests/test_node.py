@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretBytes
+from redis import Redis
 
 from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint
 from everwall.limits import GENEVE_PORT, INNER_MTU_MAX
@@ -339,6 +340,26 @@ def test_resiliency_is_switched_on_and_off_while_the_node_runs(
     assert balancer.through(first, packets.tcp(CLIENT, SERVER, 33004, 80, flags="A", seq=2, ack=2))
     assert first.counters()["writes"] == written
     assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"went on in time"))
+
+
+def client(server: RedisServer) -> Redis:
+    ca_pem = server.ca_pem.decode()
+    return Redis(port=server.port, password=PASSWORD, ssl=True, ssl_ca_data=ca_pem, protocol=2)
+
+
+def test_a_node_is_an_acl_user_with_keys_of_its_own_prefix(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    with client(redis) as admin:
+        allowed = {"keys": ["{blue}:*", "{blue:*"], "commands": ["+@all"]}
+        admin.acl_setuser("wall", enabled=True, passwords=[f"+{PASSWORD}"], **allowed)
+    node = start(18, redis, extra="everwall-redis-user=wall\neverwall-redis-prefix=blue").ready()
+    handshake(balancer, node)
+    until(lambda: node.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    with client(redis) as admin:
+        nodes = [each for each in admin.client_list() if each["name"].startswith("everwall")]
+        assert {each["user"] for each in nodes} == {"wall"}
+        assert admin.keys("{blue:0:*")
 
 
 def test_sigterm_drains_and_the_traffic_log_tells_what_ended(

@@ -90,6 +90,9 @@ REFRESH_DIVISOR = 3
 RECORD_BYTES_MAX = 52
 FIELD_BYTES = 8
 BUCKETS_DEFAULT = 1 << 16
+STORE_PREFIX_DEFAULT = "everwall"
+STORE_NAME_MAX = 64
+"""Characters of an ACL user's name, and of the name that a cluster has in the store."""
 SESSIONS_PER_BUCKET = 64
 BUCKET_TTL_S = 2 * 3600 + 600
 """Expiry of a store bucket, renewed while it is written to."""

@@ -117,10 +117,12 @@ class Node:
         store = StoreConfig(
             host=config.redis_endpoint.host,
             port=config.redis_endpoint.port,
+            username=config.redis_user,
             password=config.redis_auth.get_secret_value() if config.redis_auth else None,
             tls=config.redis_tls,
             ca_pem=config.redis_certificate,
             server_name=config.redis_server_name,
+            prefix=config.redis_prefix,
             owner=self._owner,
         )
         keys = derive_keys(config.cluster_secret.get_secret_value())

@@ -98,6 +98,8 @@ everwall-port=xdp
 everwall-cut-through=off
 everwall-control-socket=run/node.sock
 everwall-redis-server-name=redis.internal
+everwall-redis-user=wall
+everwall-redis-prefix=blue-1
 everwall-traffic-log=/var/log/everwall.log
 """
     cfg, warnings = parse_init_cfg(text, tmp_path / "init-cfg.txt")
@@ -116,6 +118,8 @@ everwall-traffic-log=/var/log/everwall.log
         cut_through=False,
         control_socket=tmp_path / "run/node.sock",
         redis_server_name="redis.internal",
+        redis_user="wall",
+        redis_prefix="blue-1",
         traffic_log=Path("/var/log/everwall.log"),
     )
 

@@ -173,6 +173,22 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         "on loopback may do without",
     ),
     (
+        "a prefix that would break keys",
+        "everwall-redis-prefix=blue:1\n",
+        1,
+        "everwall-redis-prefix",
+        "blue:1",
+        "letters, digits, dots",
+    ),
+    (
+        "a user of two words",
+        "everwall-redis-user=fire wall\n",
+        1,
+        "everwall-redis-user",
+        "fire wall",
+        "name of an ACL user",
+    ),
+    (
         "server name is an address",
         "everwall-redis-server-name=10.0.0.1\n",
         1,

@@ -81,7 +81,7 @@ def test_every_command_that_nodes_give_is_tried(server: RedisServer) -> None:
     protocol = Protocol(KEYS)
     rows = np.concatenate([sessions(1) for _ in range(4)])
     rows[:, image.OP] = [image.WRITE_FIRST, image.WRITE, image.DELETE, image.LOOKUP]
-    said = protocol.greeting() + protocol.encode(rows, 0).commands
+    said = protocol.greeting() + protocol.encoded(rows, 0).commands
     tried = {words[0] for words in store_facts.permission_probes("everwall").values()}
     assert {command[0].decode() for command in said} <= tried
     for script in (WRITE_SCRIPT, DELETE_SCRIPT):

@@ -46,6 +46,8 @@ from everwall.limits import (
     SESSIONS_DEFAULT,
     SESSIONS_MAX,
     SESSIONS_MIN,
+    STORE_NAME_MAX,
+    STORE_PREFIX_DEFAULT,
     WORKERS_MAX,
 )
 from everwall.modes import ASYNC, MODE_EXPECTED, parse_mode
@@ -109,11 +111,15 @@ class InitCfg:
     """``aws-gwlb-inspect:enable`` was given; GENEVE is refused otherwise."""
     redis_endpoint: RedisEndpoint | None = None
     redis_auth: SecretStr | None = None
+    redis_user: str | None = None
+    """The ACL user that ``redis_auth`` belongs to; None: the default user."""
     redis_certificate: bytes | None = field(default=None, repr=False)
     """PEM of the certificates that the store's certificate is checked against; None: the system's."""
     redis_tls: bool = True
     redis_server_name: str | None = None
     """Name in the store's certificate where it is not the endpoint's host."""
+    redis_prefix: str = STORE_PREFIX_DEFAULT
+    """Names the cluster in the store; clusters that share a server have different ones."""
     cluster_secret: SecretBytes | None = None
     resiliency_mode: int = ASYNC
     """Of rules that say nothing about it (``everwall.modes``)."""
@@ -232,9 +238,11 @@ class _Parser:
             gwlb_inspect=bool(commands.get(INSPECT_TOKEN)),
             redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
             redis_auth=self._read("redis-auth", self._auth, None),
+            redis_user=self._read("everwall-redis-user", self._user, None),
             redis_certificate=self._read("redis-certificate", self._certificate, None),
             redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
             redis_server_name=self._read("everwall-redis-server-name", self._host, None),
+            redis_prefix=self._read("everwall-redis-prefix", self._prefix, STORE_PREFIX_DEFAULT),
             cluster_secret=self._cluster_secret(),
             resiliency_mode=self._read("everwall-resiliency-mode", self._mode, ASYNC),
             geneve_sources=self._read("everwall-geneve-sources", self._sources, None),
@@ -405,6 +413,20 @@ class _Parser:
 
     def _auth(self, entry: _Entry) -> SecretStr:
         return SecretStr(entry.value)
+
+    def _user(self, entry: _Entry) -> str:
+        if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
+            raise self._error(
+                entry, f"the name of an ACL user: no spaces, at most {STORE_NAME_MAX} characters"
+            )
+        return entry.value
+
+    def _prefix(self, entry: _Entry) -> str:
+        if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{STORE_NAME_MAX}}}", entry.value):
+            raise self._error(
+                entry, f"letters, digits, dots, hyphens and underscores, at most {STORE_NAME_MAX} of them"
+            )
+        return entry.value
 
     def _certificate(self, entry: _Entry) -> bytes:
         expected = "the base64 form of a PEM certificate, in one line"

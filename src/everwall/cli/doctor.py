@@ -118,11 +118,12 @@ def _store(
     return StoreConfig(
         host=endpoint.host,
         port=endpoint.port,
-        username=given.user,
+        username=given.user or cfg.redis_user,
         password=password,
         tls=tls and cfg.redis_tls,
         ca_pem=pem or cfg.redis_certificate,
         server_name=server_name or cfg.redis_server_name,
+        prefix=cfg.redis_prefix,
     )
 
 

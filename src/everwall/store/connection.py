@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from everwall.limits import STORE_TIMEOUT_S
+from everwall.limits import STORE_PREFIX_DEFAULT, STORE_TIMEOUT_S
 from everwall.store.protocol import Buffer, Command, ErrorReply
 
 _BUFFER_BYTES = 1 << 18
@@ -40,7 +40,7 @@ class StoreConfig:
     """The only authorities believed, PEM; None means those of the system."""
     server_name: str | None = None
     """The name the certificate must bear, where it is not ``host``."""
-    prefix: str = "everwall"
+    prefix: str = STORE_PREFIX_DEFAULT
     """Names the cluster; clusters of one server have different ones."""
     owner: int = 0
     """The node's 32-bit id, shown in the server's client list."""

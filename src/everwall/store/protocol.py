@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import bound
-from everwall.limits import BUCKETS_DEFAULT, SESSIONS_PER_BUCKET, STORE_BATCH_RECORDS
+from everwall.limits import BUCKETS_DEFAULT, SESSIONS_PER_BUCKET, STORE_BATCH_RECORDS, STORE_PREFIX_DEFAULT
 from everwall.session import image
 from everwall.store import replies, resp
 
@@ -179,7 +179,9 @@ class Greeting:
 class Protocol:
     """One connection's side of the conversation; ``keys`` come from ``record.derive_keys``."""
 
-    def __init__(self, keys: Rows, prefix: str = "everwall", buckets: int = BUCKETS_DEFAULT) -> None:
+    def __init__(
+        self, keys: Rows, prefix: str = STORE_PREFIX_DEFAULT, buckets: int = BUCKETS_DEFAULT
+    ) -> None:
         """Raises ValueError for a prefix that could not stand in a key, or a bucket count out of range."""
         if not prefix or any(character in prefix for character in "{}: \r\n"):
             raise ValueError(
