@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_TIMEOUT_S
-from everwall.rings import make_ring, ring_pop, ring_push
+from everwall.rings import make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.store.connection import StoreConfig
@@ -320,6 +320,22 @@ def test_a_killed_server_is_noticed_and_used_again_when_it_is_back(own, worker):
     assert node.outcome(rows, LOOKUP) == [MISSING] * 10, "the server kept nothing"
     assert node.outcome(rows, WRITE) == [WRITTEN] * 10, "its scripts were lost too and are loaded again"
     assert node.outcome(rows, LOOKUP) == [FOUND] * 10
+
+
+def test_more_writes_than_can_wait_drop_the_oldest_and_do_not_keep_the_thread_from_connecting(own, worker):
+    node = worker(config(own)).connected()
+    own.kill()
+    eventually(lambda: not node.status["connected"], "the loss is noticed")
+    rows = sessions(10_000)
+    for endpoint in range(5):
+        rows[:, image.ENDPOINT] = endpoint
+        node.tell(rows, WRITE_FIRST, confirm=False)
+        assert node.outcome(sessions(1), LOOKUP) == [FAILED], "look-ups are answered meanwhile"
+        eventually(lambda: ring_length(node.requests) == 0, "the ring is emptied")
+    own.start()
+    eventually(lambda: node.status["dropped"] + node.status["written"] == 50_000, "all that waits is written")
+    assert node.status["dropped"] > 0
+    assert node.outcome(rows[-100:], LOOKUP) == [FOUND] * 100, "the newest are kept"
 
 
 def test_writes_outlive_a_lost_connection_and_deletes_do_not(own, worker):

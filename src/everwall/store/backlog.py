@@ -199,6 +199,11 @@ class Backlog:
         first, end, first_lookup, end_lookup, _ = self._words.tolist()
         return int(end - first + end_lookup - first_lookup)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another change from the ring."""
+        return bool(self._words[_END] - self._words[_FIRST] >= STORE_QUEUE_ROWS)
+
     def collect(self, ring: Ring) -> int:
         """Take what is in the worker's ring, as far as there is room; returns how many look-ups came."""
         return int(collect(self.queue, ring))

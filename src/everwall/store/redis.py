@@ -273,12 +273,11 @@ class RedisStore:
         return bool(self._pipelines and self._idle) and not self._hurried
 
     def _without_store(self) -> None:
-        while True:
-            self._answer_failed(self._backlog.take_lookups())
-            if not ring_length(self._requests):
-                break
+        self._answer_failed(self._backlog.take_lookups())
+        if self._backlog.is_full:
             self._dropped += self._backlog.keep_writes(STORE_QUEUE_ROWS // 2)
             self._looked_up += self._backlog.collect(self._requests)
+            self._answer_failed(self._backlog.take_lookups())
         if self._connector is None:
             if time.monotonic_ns() >= self._attempt_at_ns:
                 greeting = self._protocol.greeting()
