@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from everwall import system
-from everwall.limits import GENEVE_PORT, HEADROOM_BYTES, JUMBO_MTU_MIN, UDP_SOURCE_PORTS_MAX, frame_bytes_for
+from everwall.limits import (
+    GENEVE_PORT,
+    HEADROOM_BYTES,
+    JUMBO_MTU_MIN,
+    SECOND_NS,
+    UDP_SOURCE_PORTS_MAX,
+    frame_bytes_for,
+)
 from everwall.ports import port as ports
 from everwall.verdict import Verdict
 from everwall.wire.meta import (
@@ -246,9 +253,9 @@ def test_a_raw_port_that_only_sends_returns_what_another_port_received() -> None
             assert listener.recvfrom(100) == (b"packet", (line.node[0], 40_061))
             # A worker that has it sleeps until somebody wakes it.
             words = np.array(system.poll_words([ports.descriptor(sender), wake]), np.int64)
-            assert system.wait(words, 0) == 0
+            assert system.wait(words, 0, np.zeros(2, np.int64)) == 0
             os.eventfd_write(wake, 1)
-            assert system.wait(words, 5000) == 1
+            assert system.wait(words, 5 * SECOND_NS, np.zeros(2, np.int64)) == 1
             assert [system.readable(words, i) for i in range(2)] == [False, True]
         finally:
             os.close(wake)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from everwall import system
 from everwall.kernels import JIT
-from everwall.limits import GENEVE_PORT, XDP_FILL_FRAMES, XDP_FRAMES, XDP_RING_ROWS
+from everwall.limits import GENEVE_PORT, MS_NS, XDP_FILL_FRAMES, XDP_FRAMES, XDP_RING_ROWS
 from everwall.ports import layout as p
 from everwall.ports import outer as headers
 from everwall.ports import port as ports
@@ -44,7 +44,7 @@ def settle(port: ports.Port) -> None:
         assert ports.receive(port, batch, 1) == 0
         if all(row[p.TX_NEXT] == row[p.DONE_NEXT] for row in port.queues):
             return
-        system.wait(np.zeros(0, np.int64), 1)
+        system.wait(np.zeros(0, np.int64), MS_NS, np.zeros(2, np.int64))
     raise AssertionError("the kernel has sent everything after a while")
 
 
@@ -186,7 +186,7 @@ def source_ports(line: Wire, port: ports.Port, wanted: int) -> list[int]:
     seen: list[int] = []
     while len(seen) < wanted:
         words = np.array(system.poll_words([ports.descriptor(port)]), np.int64)
-        if system.wait(words, 200) == 0:
+        if system.wait(words, 200 * MS_NS, np.zeros(2, np.int64)) == 0:
             break
         count = ports.receive(port, batch, 64)
         assert ports.send(port, batch, np.arange(count), count) == 0

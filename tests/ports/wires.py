@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from everwall import system
-from everwall.limits import GENEVE_PORT
+from everwall.limits import GENEVE_PORT, SECOND_NS
 from everwall.ports import port as ports
 from everwall.ports.bpf import CutThrough
 from everwall.ports.interface import mtu_of
@@ -59,7 +59,7 @@ class Wire:
     def receive(self, batch: Batch, wanted: int) -> int:
         """Wait, and take what has come, which must be ``wanted`` packets."""
         words = np.array(system.poll_words([ports.descriptor(self.port)]), np.int64)
-        assert system.wait(words, 5000) == 1
+        assert system.wait(words, 5 * SECOND_NS, np.zeros(2, np.int64)) == 1
         assert system.readable(words, 0)
         count = ports.receive(self.port, batch, len(batch.meta))
         assert count == wanted
