@@ -138,7 +138,7 @@ def _plain(value: object) -> object:
 
 async def _run(node: Node) -> None:
     running = asyncio.ensure_future(node.run())
-    while not running.done() and node.state == "joining":
+    while not running.done() and node.state != "active":  # until its workers run it counts as failing
         await asyncio.sleep(0.01)
     if not running.done():
         threading.Thread(target=_answer, args=(Device(node),), daemon=True).start()
