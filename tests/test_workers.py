@@ -160,7 +160,12 @@ def test_counters_are_sums_and_each_ones_can_be_seen() -> None:
         assert pair.count(Counter.RECEIVED) == 21
         assert (pair.counters()["received"], pair.counters()["forward"]) == (21, 10)
         assert [one["received"] for one in pair.each_counters()] == [10, 11]
-        assert pair.store_status() == {"connected": False, "resync_percent": 0, "unsynced_sessions": 0}
+        assert pair.store_status() == {
+            "connected": False,
+            "resync_percent": 0,
+            "resync_ms": None,
+            "unsynced_sessions": 0,
+        }
 
 
 def test_a_worker_runs_on_the_processor_it_was_given() -> None:

@@ -222,11 +222,14 @@ class Workers:
             return {
                 "connected": False,
                 "resync_percent": 0,
+                "resync_ms": None,
                 "unsynced_sessions": self.count(Counter.SESSIONS),
             }
         each = [progress(worker.sessions) for worker in self.all]
+        took = [one["resync_ms"] for one in each]
         whole = {
             "resync_percent": min(one["resync_percent"] for one in each),
+            "resync_ms": None if None in took else max(took),
             "unsynced_sessions": sum(one["unsynced_sessions"] for one in each),
         }
         return {**combined([store.status() for store in self._stores]), **whole}

@@ -29,7 +29,7 @@ def site(request: pytest.FixtureRequest) -> NamespaceSite | LoopbackSite:
 
 def a_store(site: NamespaceSite | LoopbackSite, folder: Path, program: Program) -> Store:
     authority = certificates.make(folder, site.store_host).authority
-    return Store(site.store_host, site.store_port, "secret", authority, program)
+    return Store(site.store_host, site.store_port, "secret", authority, [], program)
 
 
 @pytest.mark.parametrize("resiliency", [True, False])

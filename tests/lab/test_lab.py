@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from everwall.lab import capabilities, lab, rundir
-from everwall.lab.measure import BOUNCED_SHARE_MIN, NON_SYN
+from everwall.lab.measure import BOUNCED_SHARE_MIN, COMES_BACK, NON_SYN
 from everwall.lab.processes import environment
 from tests import needs
 
 pytestmark = pytest.mark.lab
 
-FAILURES = ["kill", "drain", "hang", "partition"]
+FAILURES = ["kill", "drain", "hang", "partition", "isolate"]
 
 
 def run_lab(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -72,8 +72,22 @@ def test_connections_live_through(how: str, tmp_path: Path) -> None:
     assert on["store"]["auth"]
     assert on["icmp"]["recovered"] == on["icmp"]["flows"] > 0
     says_what_it_must(on, off)
+    for run in (on, off):
+        assert (run["returned_ms"] is not None) == (how in COMES_BACK)
     rows = (tmp_path / "connections-on.csv").read_text().splitlines()
     assert len(rows) == 1 + on["connections"]
+
+
+def test_connections_live_through_a_store_that_was_lost_first(tmp_path: Path) -> None:
+    """The store comes back empty; what the firewalls wrote again is what their death is survived by."""
+    needs.namespaces()
+    options = ["--fail", "store", "--resiliency", "on", "--seconds", "9", "--connections", "66"]
+    (run,) = run_lab(tmp_path, *options)
+    assert run["resync"]["percent"] == 100
+    assert set(run["resync"]["nodes_ms"]) == {"fw1", "fw2", "fw3"}
+    assert run["on_victim"] >= 15
+    assert run["lost"] == run["corrupt"] == run["drops"][NON_SYN] == 0
+    assert run["restored"] >= run["on_victim"]
 
 
 def test_connections_live_through_with_raw_sockets(tmp_path: Path) -> None:
@@ -115,6 +129,29 @@ def test_the_loopback_rung_tells_the_same_story(tmp_path: Path) -> None:
     on, off = run_lab(tmp_path, "--rung", "loopback", "--seconds", "9", "--connections", "66")
     assert on["traffic"] == off["traffic"] == "packets"
     says_what_it_must(on, off)
+
+
+@pytest.mark.parametrize("how", ["partition", "isolate"])
+def test_on_loopback_nothing_can_be_cut(how: str, tmp_path: Path) -> None:
+    figures = tmp_path / "lab.json"
+    line = [
+        sys.executable,
+        "-m",
+        "everwall",
+        "lab",
+        "--rung",
+        "loopback",
+        "--fail",
+        how,
+        "--json",
+        str(figures),
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, env=environment())
+    assert done.returncode == 1
+    assert json.loads(figures.read_text()) == {
+        "runs": [],
+        "error": f"--fail {how} needs network namespaces: not on loopback",
+    }
 
 
 def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from everwall.lab.measure import (
     choose_victim,
     count_flaps,
     cpu_share,
-    detection_ms,
     histogram,
+    mark_ms,
     next_pace,
     quantiles,
 )
@@ -123,8 +123,16 @@ def test_gap_and_stall_have_bounds_made_of_the_detection() -> None:
     stalled = a_run()
     stalled.on_victim[0].stall_ms = 1100.1
     assert any("longest stall" in line for line in broken_promises(stalled))
-    for fail in ("hang", "partition"):
-        assert broken_promises(a_run(fail=fail, probes=late.probes)) == []
+    assert any("longest gap" in line for line in broken_promises(a_run(fail="store", probes=late.probes)))
+    for fail in ("hang", "partition", "isolate"):
+        assert broken_promises(a_run(fail=fail, probes=late.probes, returned_ms=400.0)) == []
+
+
+def test_a_victim_that_comes_back_has_to_be_a_target_again() -> None:
+    for run in (a_run(fail="isolate"), without_resiliency()):
+        run.fail = "isolate"
+        assert broken_promises(run) == ["the victim came back and was not marked healthy again"]
+    assert a_run(fail="hang", returned_ms=412.34).to_json()["returned_ms"] == 412.3
 
 
 def test_a_drain_has_no_detection_and_a_short_gap() -> None:
@@ -185,8 +193,9 @@ def test_detection_is_the_first_unhealthy_mark_after_the_event() -> None:
         {"time_ns": 5_000_100, "target": "fw2", "state": "unhealthy"},
         {"time_ns": 9_000_100, "target": "fw2", "state": "unhealthy"},
     ]
-    assert detection_ms(events, "fw2", 100) == 5.0
-    assert detection_ms(events, "fw3", 100) is None
+    assert mark_ms(events, "fw2", "unhealthy", 100) == 5.0
+    assert mark_ms(events, "fw3", "unhealthy", 100) is None
+    assert mark_ms(events, "fw2", "draining", 100) == 3.0
 
 
 def test_a_flap_is_an_unhealthy_mark_of_a_firewall_that_was_well() -> None:

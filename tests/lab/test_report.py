@@ -45,6 +45,25 @@ def test_the_report_says_how_packets_went() -> None:
     assert "answered in the kernel" not in told(plain)
 
 
+def test_the_report_tells_of_the_store_that_was_lost_and_filled_again() -> None:
+    resync = {"percent": 100, "unsynced_sessions": 0, "took_ms": 1234.5, "nodes_ms": {"fw1": 3.2}}
+    on, off = a_run(fail="store", resync=resync), without_resiliency()
+    text = told(on, off)
+    assert "The store was killed and came back empty; once the firewalls had filled it again, fw2" in text
+    assert "100 % in 1,234 ms" in text
+    on.resync["unsynced_sessions"] = 2
+    assert "100 % in 1,234 ms, 2 unsynced" in told(on)
+    assert "resync" not in told(off)
+
+
+def test_the_report_tells_that_the_victim_came_back() -> None:
+    text = told(a_run(fail="isolate", returned_ms=412.0))
+    assert "fw2 was cut off everything: data, health checks and store while it carried" in text
+    assert "fw2 came back at two thirds of the run." in text
+    assert "healthy after return" in text
+    assert "412 ms" in text
+
+
 def test_the_report_names_what_was_broken() -> None:
     run = a_run()
     run.on_victim[0].lost = "no answer"

@@ -35,6 +35,22 @@ def test_it_answers_with_tls_and_password_only(running: store.Store, tmp_path: o
         store.ask(dataclasses.replace(running, password="guess"), None, "PING")
 
 
+def test_it_comes_back_where_it_was_and_empty(running: store.Store) -> None:
+    assert store.ask(running, None, "SET session 1") == "OK"
+    assert "db0" in store.ask(running, None, "INFO keyspace")
+    programs = Programs(rundir.create())
+    try:
+        again = store.restart(programs, running, None)
+        assert not running.program.running
+        assert (again.host, again.port, again.authority) == (running.host, running.port, running.authority)
+        assert "db0" not in store.ask(again, None, "INFO keyspace"), (
+            "with the same password, and without its keys"
+        )
+    finally:
+        programs.stop()
+        programs.directory.close(remove=True)
+
+
 def test_another_authority_is_not_believed(running: store.Store) -> None:
     assert running.authority is not None
     folder = running.authority.parent / "foreign"

@@ -70,6 +70,25 @@ def test_a_store_that_came_back_empty_is_made_whole_silent_sessions_included() -
     assert set(cluster.records()) == set(before)
 
 
+def test_how_long_it_took_is_told_when_it_is_over() -> None:
+    node = Cluster().node()
+    connections(node, 20)
+    node.serve()
+    node.tick(1)
+    reconnect(node)
+    assert progress(node.engine.sessions_state)["resync_ms"] is None
+    node.tick(0.02)
+    rows = node.engine.outbox()
+    assert progress(node.engine.sessions_state)["resync_ms"] is None
+    node.cluster.wait(1)
+    node.answer(rows)
+    node.tick()
+    took = progress(node.engine.sessions_state)["resync_ms"]
+    assert 1000 <= took <= 1100, "until the last answer"
+    node.tick(5)
+    assert progress(node.engine.sessions_state)["resync_ms"] == took, "and not on and on"
+
+
 def test_a_resync_raises_no_generation() -> None:
     node = Cluster().node()
     connections(node, 3)

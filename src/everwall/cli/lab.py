@@ -25,6 +25,8 @@ class Fail(StrEnum):
     DRAIN = "drain"
     HANG = "hang"
     PARTITION = "partition"
+    ISOLATE = "isolate"
+    STORE = "store"
 
 
 class Resiliency(StrEnum):
@@ -68,7 +70,9 @@ def command(
         typer.Option(
             "--fail",
             help="kill: SIGKILL. drain: deregistered, then SIGTERM. hang: SIGSTOP. "
-            "partition: data network cut, management stays.",
+            "partition: data network cut, management stays. isolate: both cut. "
+            "(After hang, partition, isolate the firewall is back at two thirds.) "
+            "store: the store is killed and comes back empty; then as kill, once it was filled again.",
         ),
     ] = Fail.KILL,
     seconds: Annotated[float, typer.Option(help="Length of a run; the event comes at a third.", min=6)] = 30,
@@ -152,9 +156,9 @@ def command(
             if not user_namespace.is_inside():  # it was said before we came here
                 _say_rung(console, chosen)
             _say_port(console, chosen, bounce)
-            if how is Fail.PARTITION and chosen.rung == capabilities.LOOPBACK:
+            if how in (Fail.PARTITION, Fail.ISOLATE) and chosen.rung == capabilities.LOOPBACK:
                 raise LabError(
-                    f"--fail partition needs network namespaces: {chosen.why_rung or 'not on loopback'}"
+                    f"--fail {how.value} needs network namespaces: {chosen.why_rung or 'not on loopback'}"
                 )
             options = Options(
                 firewalls,

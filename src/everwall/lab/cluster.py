@@ -25,6 +25,8 @@ from everwall.management.control import request
 
 START_DEADLINE_S = 90.0
 NODE_DRAIN_TIMEOUT_S = 60
+RESYNC_DEADLINE_S = 30.0
+"""A lab's few thousand sessions are written within a second; the rest is for reconnecting."""
 _FLOWS_ASKED = 10_000
 
 
@@ -53,6 +55,12 @@ class Site(Protocol):
 
     def cut_data(self, name: str) -> None:
         """Cut a firewall off the data network; raises LabError where that is impossible."""
+
+    def cut_management(self, name: str) -> None:
+        """Cut a firewall off the store; raises LabError where that is impossible."""
+
+    def mend(self, name: str) -> None:
+        """Undo what was cut."""
 
     def lost_packets(self) -> dict[str, int]:
         """Packets that the kernel dropped between the parts, by place."""
@@ -193,7 +201,7 @@ class Cluster:
         """
         program = self.firewalls[victim]
         event = time.monotonic_ns()
-        if how == "kill":
+        if how in ("kill", "store"):
             program.signal(signal.SIGKILL)
             program.process.wait()
         elif how == "hang":
@@ -205,9 +213,56 @@ class Cluster:
                 time.sleep(BEAT_STALE_NS / SECOND_NS)
         elif how == "partition":
             self.site.cut_data(victim)
+        elif how == "isolate":
+            self.site.cut_data(victim)
+            self.site.cut_management(victim)
         elif how == "drain":
             return self._drain(victim)
         return event, time.monotonic_ns()
+
+    def bring_back(self, how: str, victim: str) -> int:
+        """Undo a hang or a cut; returns when (ns). The victim is a target again by its health checks."""
+        if how == "hang":
+            self.firewalls[victim].signal(signal.SIGCONT)
+        else:
+            self.site.mend(victim)
+        return time.monotonic_ns()
+
+    def lose_store(self, progress: Callable[[str], None]) -> dict[str, Any]:
+        """Kill the store, start it empty, and wait until every firewall says that it has all sessions again.
+
+        Returns what the report says about that; raises LabError when it does not come to pass in time.
+        """
+        before = {name: self.ask(name, "store")["connections"] for name in self.firewalls}
+        self.store = stores.restart(self.programs, self.store, self.site.store_netns)
+        began = time.monotonic()
+        while True:
+            each = {name: self.ask(name, "store") for name in self.firewalls}
+            percents = {
+                # Who has not connected again yet speaks of the store that is gone.
+                name: facts["resync_percent"]
+                if facts["connected"] and facts["connections"] >= before[name] + self.workers
+                else 0
+                for name, facts in each.items()
+            }
+            unsynced = sum(facts["unsynced_sessions"] for facts in each.values())
+            took = time.monotonic() - began
+            percent = min(percents.values())
+            progress(f"the store is back, and empty; resync {percent} %, unsynced sessions {unsynced:,}")
+            if percent == 100:
+                return {
+                    "percent": percent,
+                    "unsynced_sessions": unsynced,
+                    "took_ms": round(took * 1000, 1),
+                    "nodes_ms": {name: facts["resync_ms"] for name, facts in each.items()},
+                }
+            if took > RESYNC_DEADLINE_S:
+                far = ", ".join(
+                    f"{name} {percents[name]} % (last error: {facts['last_error']})"
+                    for name, facts in each.items()
+                )
+                raise LabError(f"resync after the store's loss: not within {RESYNC_DEADLINE_S:.0f} s: {far}")
+            time.sleep(0.05)
 
     def _drain(self, victim: str) -> tuple[int, int]:
         """Deregister the victim and ask it to drain; the event is the end of the deregistration delay."""

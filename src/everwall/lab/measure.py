@@ -29,6 +29,9 @@ HISTOGRAM_MS = (10, 30, 100, 300, 600, 1000, 2000, 5000)
 
 NON_SYN = "non-syn-tcp"
 
+COMES_BACK = ("hang", "partition", "isolate")
+"""Failures whose victim is back at two thirds of the run."""
+
 
 @dataclass
 class Connection:
@@ -107,6 +110,10 @@ class Run:
     nodes: list[Node] = field(default_factory=list)
     detection_ms: float | None = None
     detection_bound_ms: float = 0.0
+    returned_ms: float | None = None
+    """From the victim's return to the load balancer's healthy mark."""
+    resync: dict[str, Any] = field(default_factory=dict)
+    """How the firewalls filled the store again that came back empty; nothing where it was never lost."""
     drops: dict[str, int] = field(default_factory=dict)
     drops_by_node: dict[str, dict[str, int]] = field(default_factory=dict)
     kernel_drops: dict[str, int] = field(default_factory=dict)
@@ -180,6 +187,8 @@ class Run:
             "bytes_verified": sum(each.verified for each in self.connections),
             "corrupt": sum(bool(each.corrupt) for each in self.connections),
             "detection_ms": rounded(self.detection_ms),
+            "returned_ms": rounded(self.returned_ms),
+            "resync": self.resync,
             "gap_ms": self.gap_ms,
             "stall_ms": self.stall_ms,
             "stall_histogram": [
@@ -253,14 +262,14 @@ def choose_victim(targets: Iterable[str]) -> str:
     return min(counts, key=lambda name: (-counts[name], name))
 
 
-def detection_ms(events: Iterable[Mapping[str, Any]], victim: str, event_ns: int) -> float | None:
-    """From the event to the load balancer's unhealthy mark; None when it never came."""
+def mark_ms(events: Iterable[Mapping[str, Any]], victim: str, state: str, since_ns: int) -> float | None:
+    """From a moment to the load balancer's next mark of that state; None when it never came."""
     marks = [
         int(each["time_ns"])
         for each in events
-        if each["target"] == victim and each["state"] == "unhealthy" and int(each["time_ns"]) >= event_ns
+        if each["target"] == victim and each["state"] == state and int(each["time_ns"]) >= since_ns
     ]
-    return (min(marks) - event_ns) / 1e6 if marks else None
+    return (min(marks) - since_ns) / 1e6 if marks else None
 
 
 def count_flaps(events: Iterable[Mapping[str, Any]], victim: str, since_ns: int) -> int:
@@ -312,6 +321,8 @@ def broken_promises(run: Run) -> list[str]:
             run.detection_ms is not None and run.detection_ms <= run.detection_bound_ms,
             f"detection took {_ms(run.detection_ms)}, the bound is {run.detection_bound_ms:.0f} ms",
         )
+    if run.fail in COMES_BACK:
+        expect(run.returned_ms is not None, "the victim came back and was not marked healthy again")
     if run.resiliency == "on":
         broken += _broken_with_resiliency(run)
     else:
@@ -338,7 +349,7 @@ def _broken_with_resiliency(run: Run) -> list[str]:
     gap, stall = run.gap_ms["max"], run.stall_ms["max"]
     if run.fail == "drain" and gap is not None and gap > GAP_DRAIN_MS:
         broken.append(f"the longest gap is {_ms(gap)}, the bound is {GAP_DRAIN_MS} ms")
-    if run.fail == "kill" and run.detection_ms is not None:
+    if run.fail in ("kill", "store") and run.detection_ms is not None:
         bound = run.detection_ms + GAP_OVER_DETECTION_MS
         if gap is not None and gap > bound:
             broken.append(f"the longest gap is {_ms(gap)}, the bound is detection + 100 = {bound:.0f} ms")

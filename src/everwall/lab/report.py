@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from everwall.lab.measure import Connection, Probe, Run, broken_promises, histogram
+from everwall.lab.measure import COMES_BACK, Connection, Probe, Run, broken_promises, histogram
 from everwall.verdict import Verdict
 
 _EVENTS = {
@@ -22,6 +22,8 @@ _EVENTS = {
     "drain": "was deregistered and drained",
     "hang": "was stopped in its tracks (SIGSTOP)",
     "partition": "was cut off the data network",
+    "isolate": "was cut off everything: data, health checks and store",
+    "store": "was killed (SIGKILL)",
 }
 _BAR = 28
 _MEANINGS = {verdict.label: verdict.meaning for verdict in Verdict}
@@ -44,6 +46,8 @@ def show(console: Console, runs: Sequence[Run]) -> None:
 def _headline(runs: Sequence[Run]) -> Text:
     run = runs[0]
     text = Text()
+    if run.fail == "store":
+        text.append("The store was killed and came back empty; once the firewalls had filled it again, ")
     text.append(f"{run.victim} {_EVENTS[run.fail]}", style="bold")
     text.append(f" while it carried {len(run.on_victim)} of {len(run.connections)} {_things(run)}.\n")
     for each in runs:
@@ -56,6 +60,8 @@ def _headline(runs: Sequence[Run]) -> Text:
         else:
             text.append(f"all {len(each.connections)} {_things(run)} went on", style=style)
             text.append(", none was lost.\n")
+    if run.fail in COMES_BACK:
+        text.append(f"{run.victim} came back at two thirds of the run.\n")
     return text
 
 
@@ -85,6 +91,8 @@ def _figures(runs: Sequence[Run]) -> Table:
     row("bytes verified", [_bytes(sum(c.verified for c in run.connections)) for run in runs])
     row("with wrong bytes", [str(sum(bool(c.corrupt) for c in run.connections)) for run in runs])
     row("detection", [_ms(run.detection_ms) for run in runs])
+    if any(run.returned_ms is not None for run in runs):
+        row("healthy after return", [_ms(run.returned_ms) for run in runs])
     row("gap p50 / p99 / max", [_three(run.gap_ms) for run in runs])
     row("stall p50 / p99 / max", [_three(run.stall_ms) for run in runs])
     row("UDP probes on victim", [str(len(run.probes_on_victim)) for run in runs])
@@ -100,6 +108,8 @@ def _figures(runs: Sequence[Run]) -> Table:
     if any(run.cut_through == "on" for run in runs):
         row("  answered in the kernel", [f"{run.bounced:,} ({run.bounced_share:.0%})" for run in runs])
     row("processors busy", [f"{run.cpu_share:.0%}" for run in runs])
+    if any(run.resync for run in runs):
+        row("resync after its loss", [_resync(run.resync) for run in runs])
     row("store", [_store(run.store) for run in runs])
     return table
 
@@ -193,6 +203,13 @@ def _bytes(count: int) -> str:
 
 def _port(run: Run) -> str:
     return f"{run.port}, cut-through" if run.cut_through == "on" else run.port
+
+
+def _resync(facts: dict[str, Any]) -> str:
+    if not facts:
+        return "-"
+    missing = f", {facts['unsynced_sessions']:,} unsynced" if facts["unsynced_sessions"] else ""
+    return f"{facts['percent']} % in {_ms(facts['took_ms'])}{missing}"
 
 
 def _store(facts: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from everwall.dataplane import BOUNCED
 from everwall.lab import configuration
 from everwall.lab.cluster import Cluster, Site
 from everwall.lab.measure import (
+    COMES_BACK,
     NON_SYN,
     Connection,
     Node,
@@ -21,7 +22,7 @@ from everwall.lab.measure import (
     choose_victim,
     count_flaps,
     cpu_share,
-    detection_ms,
+    mark_ms,
     next_pace,
 )
 from everwall.lab.processes import LabError, Programs
@@ -37,6 +38,7 @@ FAST_PROBES = 30
 """UDP probe flows on the victim that send every 10 ms; the others send every 100 ms."""
 ESTABLISH_DEADLINE_S = 20.0
 PACE_STEP_S = 0.5
+RETURN_DEADLINE_S = 10.0
 _TCP, _UDP = 6, 17
 _DROPS = {verdict.label for verdict in Verdict if verdict > Verdict.PARK}
 _FORWARDED = Verdict.FORWARD.label
@@ -83,6 +85,9 @@ class Experiment:
             detection_bound_ms=configuration.DETECTION_BOUND_MS,
         )
         self.counters: dict[str, dict[str, int]] = {}
+        self.comes_back = 0.0
+        """When the victim shall be back (s of the monotonic clock); 0: not at all, or it was let."""
+        self.back_ns = 0
 
     # The story -----------------------------------------------------------------------------------
     def perform(self, progress: Callable[[str], None]) -> Run:
@@ -98,10 +103,16 @@ class Experiment:
         self._establish(traffic, progress)
         victim = self._choose_probes(traffic)
         self._warm_up(traffic, began + self.options.seconds / 3, cpu, progress)
+        if self.options.fail == "store" and self.cluster.resiliency:
+            self.run.resync = self.cluster.lose_store(progress)
         self._before(traffic, victim)
         progress(f"{self.options.fail}: {victim}, which carries {len(self.run.on_victim)} connections")
         event, effective = self.cluster.fail(self.options.fail, victim)
         traffic.probe()
+        if self.options.fail in COMES_BACK:
+            # Not before it was noticed to be gone, however late the event was.
+            noticed = time.monotonic() + configuration.DETECTION_BOUND_MS / 1000
+            self.comes_back = max(began + self.options.seconds * 2 / 3, noticed)
         self._wait_for_answers(traffic, began + self.options.seconds, progress)
         self.run.cpu_share = cpu_share(cpu, _processor_time())
         self._after(traffic, event, effective)
@@ -178,18 +189,30 @@ class Experiment:
 
     # After the event -----------------------------------------------------------------------------
     def _wait_for_answers(self, traffic: Traffic, until: float, progress: Callable[[str], None]) -> None:
-        """Until the time is over and every connection was answered or is lost."""
+        """Until the time is over, every connection was answered or is lost, and a victim that comes back is healthy."""
         deadline = max(until, time.monotonic() + PROBE_SPREAD_S + PROBE_DEADLINE_S + 1.0)
         wanted = len(self.run.connections)
         while time.monotonic() < deadline:
+            if self.comes_back and time.monotonic() >= self.comes_back:
+                self.comes_back = 0.0
+                self.back_ns = self.cluster.bring_back(self.run.fail, self.run.victim)
+                deadline = max(deadline, time.monotonic() + RETURN_DEADLINE_S)
+                progress(f"{self.run.victim} is back")
             found = traffic.progress()
             progress(
                 f"after the event: {found['answered']} of {wanted} connections answered, {found['lost']} lost"
             )
             decided = found["answered"] + found["lost"] >= wanted
-            if decided and time.monotonic() >= until:
+            if decided and time.monotonic() >= until and not self.comes_back and self._is_healthy():
                 return
             time.sleep(0.25)
+
+    def _is_healthy(self) -> bool:
+        """Whether a victim that came back is a healthy target again; one that does not come back is none of that."""
+        return not self.back_ns or self._returned_ms(self.cluster.target_events()) is not None
+
+    def _returned_ms(self, events: list[dict[str, Any]]) -> float | None:
+        return mark_ms(events, self.run.victim, "healthy", self.back_ns) if self.back_ns else None
 
     def _after(self, traffic: Traffic, event: int, effective: int) -> None:
         report = traffic.report(event, effective)
@@ -201,7 +224,8 @@ class Experiment:
         events = self.cluster.target_events()
         drain = self.run.fail == "drain"
         self.run.flaps = count_flaps(events, self.run.victim, self.began_ns)
-        self.run.detection_ms = 0.0 if drain else detection_ms(events, self.run.victim, event)
+        self.run.detection_ms = 0.0 if drain else mark_ms(events, self.run.victim, "unhealthy", event)
+        self.run.returned_ms = self._returned_ms(events)
         carried = self.cluster.flow_targets()
         for each in self.run.connections:
             each.target_after = carried.get((_TCP, each.client), "")

@@ -63,7 +63,13 @@ class LoopbackSite:
         return Traffic(programs.start("packets", module, pipes=True), None)
 
     def cut_data(self, name: str) -> None:
-        raise LabError("--fail partition needs network namespaces; on loopback nothing can be cut")
+        raise LabError("--fail partition and isolate need network namespaces; on loopback nothing can be cut")
+
+    def cut_management(self, name: str) -> None:
+        self.cut_data(name)
+
+    def mend(self, name: str) -> None:
+        """Nothing was cut."""
 
     def lost_packets(self) -> dict[str, int]:
         """Loopback loses nothing on the way; what a socket cannot take is lost uncounted."""

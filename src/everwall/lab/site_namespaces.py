@@ -80,6 +80,12 @@ class NamespaceSite:
     def cut_data(self, name: str) -> None:
         self.topology.cut_data(name)
 
+    def cut_management(self, name: str) -> None:
+        self.topology.cut_management(name)
+
+    def mend(self, name: str) -> None:
+        self.topology.mend(name)
+
     def lost_packets(self) -> dict[str, int]:
         return self.topology.lost_packets()
 

@@ -7,9 +7,10 @@ import contextlib
 import importlib.util
 import secrets
 import shutil
+import signal
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everwall.lab import certificates
@@ -28,6 +29,8 @@ class Store:
     password: str
     authority: Path | None
     """The certificate of the authority; None where there is no TLS."""
+    line: list[str]
+    """What starts it."""
     program: Program
 
     @property
@@ -81,9 +84,9 @@ def start(programs: Programs, host: str, port: int, netns: str | None) -> Store:
     configuration = directory / "store.conf"
     configuration.touch(mode=0o600)
     configuration.write_text("\n".join(lines) + "\n")
-    program = programs.start("store", [binary, str(configuration)], netns)
-    store = Store(host, port, password, made.authority, program)
-    wait_until("the store", lambda: _answers(store, netns), 15.0, [program])
+    line = [binary, str(configuration)]
+    store = Store(host, port, password, made.authority, line, programs.start("store", line, netns))
+    _wait_for(store, netns)
     return store
 
 
@@ -100,10 +103,23 @@ def _start_embedded(programs: Programs, host: str, port: int, password: str) -> 
     configuration.write_text(
         f'bind {host}\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\ndir {directory}\n'
     )
-    program = programs.start("store", [binary, str(configuration)])
-    store = Store(host, port, password, None, program)
-    wait_until("the embedded store", lambda: _answers(store, None), 15.0, [program])
+    line = [binary, str(configuration)]
+    store = Store(host, port, password, None, line, programs.start("store", line))
+    _wait_for(store, None)
     return store
+
+
+def restart(programs: Programs, store: Store, netns: str | None) -> Store:
+    """Kill the store, and start it again as it was, but empty: it keeps nothing on disk; raises LabError."""
+    store.program.signal(signal.SIGKILL)
+    store.program.process.wait()
+    again = replace(store, program=programs.start("store", store.line, netns))
+    _wait_for(again, netns)
+    return again
+
+
+def _wait_for(store: Store, netns: str | None) -> None:
+    wait_until("the store", lambda: _answers(store, netns), 15.0, [store.program])
 
 
 def embedded_binary() -> str | None:

@@ -194,6 +194,12 @@ class Topology:
         with self._open("store") as store:
             store.link("set", index=_index(store, name), state="down")
 
+    def mend(self, name: str) -> None:
+        """Undo what was cut of a firewall's networks."""
+        for role in ("gwlb", "store"):
+            with self._open(role) as side:
+                _up(side, name)
+
     def lost_packets(self) -> dict[str, int]:
         """Packets that the kernel dropped at devices of the lab, by ``namespace/device``."""
         found = {}

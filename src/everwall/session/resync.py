@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from everwall.kernels import inlined, kernel
-from everwall.limits import RESYNC_PATIENCE_NS, RESYNC_SLOTS, SECOND_NS
+from everwall.limits import MS_NS, RESYNC_PATIENCE_NS, RESYNC_SLOTS, SECOND_NS
 from everwall.rings import ring_length
 from everwall.session import state, tcp
 from everwall.session import table as t
@@ -145,11 +145,13 @@ def progress(sessions: Sessions) -> dict[str, Any]:
     """How far the store is whole, for readers: slots passed and in all, and sessions it may lack.
 
     ``resync_percent`` is 100 only when the hand has passed and the store has answered, or is silent about some: these
-    are the ``unsynced_sessions`` then, which their next change or refresh writes again.
+    are the ``unsynced_sessions`` then, which their next change or refresh writes again. ``resync_ms`` is how long that
+    took, from the new connection to the last answer; None before its end.
     """
     words, table = sessions.words, sessions.table
     if not words[state.RESILIENCY]:
-        return {"resync_percent": 0, "unsynced_sessions": int(np.count_nonzero(table.tags))}
+        unsynced = int(np.count_nonzero(table.tags))
+        return {"resync_percent": 0, "resync_ms": None, "unsynced_sessions": unsynced}
     done, total = int(words[state.RESYNC_DONE]), int(words[state.RESYNC_TOTAL])
     began = int(words[state.RESYNC_BEGAN])
     missing = max(int(words[state.RESYNC_ASKED] - words[state.RESYNC_ANSWERED]), 0)
@@ -158,7 +160,9 @@ def progress(sessions: Sessions) -> dict[str, Any]:
     else:
         running = bool(words[state.RESYNC] != RESTING)
     if not running:
-        return {"resync_percent": 100, "unsynced_sessions": missing}
+        took = round(int(words[state.RESYNC_HEARD] - began) / MS_NS, 1)
+        return {"resync_percent": 100, "resync_ms": took, "unsynced_sessions": missing}
     ahead = (table.tags[done:] != 0) & (table.cold[done:, t.WRITTEN] < began)
     percent = min(100 * done // total, 99) if total else 0
-    return {"resync_percent": percent, "unsynced_sessions": missing + int(np.count_nonzero(ahead))}
+    unsynced = missing + int(np.count_nonzero(ahead))
+    return {"resync_percent": percent, "resync_ms": None, "unsynced_sessions": unsynced}
