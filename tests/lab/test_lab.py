@@ -23,7 +23,7 @@ from tests import needs
 
 pytestmark = pytest.mark.lab
 
-FAILURES = ["kill", "drain", "hang", "partition", "isolate"]
+FAILURES = ["kill", "drain", "hang", "partition"]
 
 
 def run_lab(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -78,16 +78,22 @@ def test_connections_live_through(how: str, tmp_path: Path) -> None:
     assert len(rows) == 1 + on["connections"]
 
 
-def test_connections_live_through_a_store_that_was_lost_first(tmp_path: Path) -> None:
-    """The store comes back empty; what the firewalls wrote again is what their death is survived by."""
+@pytest.mark.parametrize("how", ["isolate", "store"])
+def test_connections_live_through_what_befalls_the_store_too(how: str, tmp_path: Path) -> None:
+    """Cut off from one firewall; or lost, and what the firewalls wrote again is what a death is survived by.
+
+    Without resiliency these are the partition and the kill of above.
+    """
     needs.namespaces()
-    options = ["--fail", "store", "--resiliency", "on", "--seconds", "9", "--connections", "66"]
+    options = ["--fail", how, "--resiliency", "on", "--seconds", "9", "--connections", "66"]
     (run,) = run_lab(tmp_path, *options)
-    assert run["resync"]["percent"] == 100
-    assert set(run["resync"]["nodes_ms"]) == {"fw1", "fw2", "fw3"}
     assert run["on_victim"] >= 15
     assert run["lost"] == run["corrupt"] == run["drops"][NON_SYN] == 0
     assert run["restored"] >= run["on_victim"]
+    assert (run["returned_ms"] is not None) == (how in COMES_BACK)
+    if how == "store":
+        assert run["resync"]["percent"] == 100
+        assert set(run["resync"]["nodes_ms"]) == {"fw1", "fw2", "fw3"}
 
 
 def test_connections_live_through_with_raw_sockets(tmp_path: Path) -> None:

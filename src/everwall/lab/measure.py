@@ -52,7 +52,7 @@ class Connection:
     stall_began_ms: float = 0.0
     """When the longest stall began, from the event."""
     answered_ms: float | None = None
-    """From its probe after the event to the answer."""
+    """From its last probe (after the event, or after the victim's return) to the answer."""
 
 
 @dataclass

@@ -38,7 +38,8 @@ FAST_PROBES = 30
 """UDP probe flows on the victim that send every 10 ms; the others send every 100 ms."""
 ESTABLISH_DEADLINE_S = 20.0
 PACE_STEP_S = 0.5
-RETURN_DEADLINE_S = 10.0
+DECIDED_S = PROBE_SPREAD_S + PROBE_DEADLINE_S + 1.0
+"""So long after they were told to probe, all connections were answered or are lost."""
 _TCP, _UDP = 6, 17
 _DROPS = {verdict.label for verdict in Verdict if verdict > Verdict.PARK}
 _FORWARDED = Verdict.FORWARD.label
@@ -190,13 +191,14 @@ class Experiment:
     # After the event -----------------------------------------------------------------------------
     def _wait_for_answers(self, traffic: Traffic, until: float, progress: Callable[[str], None]) -> None:
         """Until the time is over, every connection was answered or is lost, and a victim that comes back is healthy."""
-        deadline = max(until, time.monotonic() + PROBE_SPREAD_S + PROBE_DEADLINE_S + 1.0)
+        deadline = max(until, time.monotonic() + DECIDED_S)
         wanted = len(self.run.connections)
         while time.monotonic() < deadline:
             if self.comes_back and time.monotonic() >= self.comes_back:
                 self.comes_back = 0.0
                 self.back_ns = self.cluster.bring_back(self.run.fail, self.run.victim)
-                deadline = max(deadline, time.monotonic() + RETURN_DEADLINE_S)
+                traffic.probe()
+                deadline = max(deadline, time.monotonic() + DECIDED_S)
                 progress(f"{self.run.victim} is back")
             found = traffic.progress()
             progress(

@@ -52,7 +52,7 @@ class Connection(Fate, asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.local = ""
         self.sequence = 0
-        self.probe_sequence = -1
+        self.probe_sequence = 0
 
     # From the event loop -------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -76,7 +76,7 @@ class Connection(Fate, asyncio.Protocol):
                     raise Corrupt(f"answer {received.sequence} instead of {sequence}")
                 self.down.verify(received.payload)
                 self.note_answer(sent, now)
-                if not self.answered_ns and 0 <= self.probe_sequence <= sequence:
+                if self.probed_ns and not self.answered_ns and sequence >= self.probe_sequence:
                     self.answered_ns = now
         except Corrupt as error:
             self.corrupt = str(error)
@@ -102,6 +102,8 @@ class Connection(Fate, asyncio.Protocol):
 
     def probe(self, now: int) -> None:
         """A small exchange, window or not; it has to be answered."""
+        if self.probed_ns:
+            return
         self.probed_ns = now
         self.probe_sequence = self.sequence
         self.exchange(PROBE_BYTES, PROBE_BYTES)
@@ -188,8 +190,10 @@ class Client:
         self.pings.set_fast(flows)
 
     def probe(self) -> None:
-        """The event has happened: probe every connection within the next second."""
+        """Something has happened: probe every connection within the next second."""
         now = time.monotonic_ns()
+        for each in self.connections:
+            each.forget_probe()
         step = int(PROBE_SPREAD_S * 1e9) // max(1, len(self.connections))
         order = list(self.connections)
         self._random.shuffle(order)

@@ -40,7 +40,7 @@ class Traffic:
         self.client.tell("fast", flows=flows)
 
     def probe(self) -> None:
-        """Every connection has to complete a round trip from now on."""
+        """Every connection has to complete another round trip from now on."""
         self.client.tell("probe")
 
     def report(self, event_ns: int, effective_ns: int) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Fate:
         if now - sent_ns > self.stall_ns:
             self.stall_ns, self.stall_began_ns = now - sent_ns, sent_ns
 
+    def forget_probe(self) -> None:
+        """Ready for another probe, if the last one was answered in time; otherwise that one stays the judge."""
+        if self.answered_ns and not self.lost(self.answered_ns):
+            self.probed_ns = self.answered_ns = 0
+
     def lost(self, now: int) -> str:
         """Why it counts as lost; empty while it does not."""
         if self.error:

@@ -85,7 +85,9 @@ class Flow(Fate):
             self.probe_waiting = True
 
     def probe(self, now: int) -> None:
-        """The event has happened; the exchange of the next moment has to be answered."""
+        """Something has happened; the exchange of the next moment has to be answered."""
+        if self.probed_ns:
+            return
         self.probed_ns = now
         self.exchange(now)
 
@@ -288,6 +290,8 @@ class Generator:
     def probe(self) -> None:
         now = time.monotonic_ns()
         step = int(PROBE_SPREAD_S * 1e9) // max(1, len(self.flows))
+        for each in self.flows:
+            each.forget_probe()
         alive = [flow for flow in self.flows if flow.exchanges]
         self._probes = [(now + i * step, flow) for i, flow in enumerate(alive)][::-1]
 
