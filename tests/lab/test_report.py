@@ -53,7 +53,9 @@ def test_the_report_tells_of_the_store_that_was_lost_and_filled_again() -> None:
     assert "100 % in 1,234 ms" in text
     on.resync["unsynced_sessions"] = 2
     assert "100 % in 1,234 ms, 2 unsynced" in told(on)
+    off.fail = "store"
     assert "resync" not in told(off)
+    assert "store was killed" not in told(off), "without resiliency it was left alone"
 
 
 def test_the_report_tells_that_the_victim_came_back() -> None:

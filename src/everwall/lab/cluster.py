@@ -222,11 +222,12 @@ class Cluster:
 
     def bring_back(self, how: str, victim: str) -> int:
         """Undo a hang or a cut; returns when (ns). The victim is a target again by its health checks."""
+        began = time.monotonic_ns()
         if how == "hang":
             self.firewalls[victim].signal(signal.SIGCONT)
         else:
             self.site.mend(victim)
-        return time.monotonic_ns()
+        return began
 
     def lose_store(self, progress: Callable[[str], None]) -> dict[str, Any]:
         """Kill the store, start it empty, and wait until every firewall says that it has all sessions again.

@@ -46,7 +46,7 @@ def show(console: Console, runs: Sequence[Run]) -> None:
 def _headline(runs: Sequence[Run]) -> Text:
     run = runs[0]
     text = Text()
-    if run.fail == "store":
+    if run.resync:
         text.append("The store was killed and came back empty; once the firewalls had filled it again, ")
     text.append(f"{run.victim} {_EVENTS[run.fail]}", style="bold")
     text.append(f" while it carried {len(run.on_victim)} of {len(run.connections)} {_things(run)}.\n")

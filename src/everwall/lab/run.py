@@ -87,7 +87,7 @@ class Experiment:
         )
         self.counters: dict[str, dict[str, int]] = {}
         self.comes_back = 0.0
-        """When the victim shall be back (s of the monotonic clock); 0: not at all, or it was let."""
+        """When the victim shall be back (s of the monotonic clock); 0: never, or it is back already."""
         self.back_ns = 0
 
     # The story -----------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class Experiment:
             time.sleep(0.25)
 
     def _is_healthy(self) -> bool:
-        """Whether a victim that came back is a healthy target again; one that does not come back is none of that."""
+        """Whether the victim, if it came back, is a healthy target again."""
         return not self.back_ns or self._returned_ms(self.cluster.target_events()) is not None
 
     def _returned_ms(self, events: list[dict[str, Any]]) -> float | None:
