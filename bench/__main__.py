@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import dataplane, engine, gateway, handover, memory, records, start, store, worker
+from bench import dataplane, engine, gateway, handover, memory, records, start, store, takeover, worker
 
 MEASUREMENTS = {
     "dataplane": dataplane.measure,
@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "records": records.measure,
     "start": start.measure,
     "store": store.measure,
+    "takeover": takeover.measure,
     "worker": worker.measure,
 }
 

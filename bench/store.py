@@ -1,10 +1,11 @@
 """What the session store costs: ``python bench/store.py [--quick] [--json FILE]``.
 
-A real redis-server with TLS and AUTH on one processor, the store's thread of one node on the other one; this script plays the
-worker and shares the thread's processor. A million IPv4 sessions, then a million IPv6 sessions, each through the product's own
-protocol: half of them are written first, the other half together with refreshes of the first one; all are refreshed twice by compared
-writes; what the server's memory has grown by is divided by the sessions; at last all are looked up, and what comes back is
-compared with what was written. Exit status 1: something was lost, refused or came back altered, so that nothing here counts.
+A real redis-server with TLS and AUTH on one processor, the store's thread of one node on the other one; this script
+plays the worker and shares the thread's processor. A million IPv4 sessions, then a million IPv6 sessions, each
+through the product's own protocol: half of them are written first, the other half together with refreshes of the
+first one; all are refreshed twice by compared writes; what the server's memory has grown by is divided by the
+sessions; at last all are looked up, and what comes back is compared with what was written. Exit status 1: something
+was lost, refused or came back altered, so that nothing here counts.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _TRAVELLING = list(range(image.ENDPOINT, image.CONFIRM))
 
 
 def sessions_of(family: int, count: int, now_ms: int, owner: int = 1) -> Rows:
-    """Request rows of ``count`` established TCP sessions, IPv4 (4) or IPv6 (6), each of its own client; TAG is the number."""
+    """Request rows of ``count`` established TCP sessions, IPv4 (4) or IPv6 (6); TAG is the number."""
     rows = np.zeros((count, image.COLUMNS), np.int64)
     number = np.arange(count, dtype=np.int64)
     rows[:, image.TAG] = number
