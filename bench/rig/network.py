@@ -155,16 +155,6 @@ class Network:
             place(thread, cpu, PRIORITY)
         return found
 
-    def gather(self, namespace: Namespace, device: str, microseconds: int) -> None:
-        """Let NAPI of a device look by a timer instead of being woken for what comes; 0: woken again.
-
-        Waking the receiver would be work of the sender, which a wire does not ask for.
-        """
-        namespace.shell(
-            f"echo {int(microseconds > 0)} > /sys/class/net/{device}/napi_defer_hard_irqs\n"
-            f"echo {microseconds * 1000} > /sys/class/net/{device}/gro_flush_timeout"
-        )
-
     def close(self) -> None:
         for namespace in (self.generator, self.device, self.router):
             namespace.close()
