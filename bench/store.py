@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import select
 import shlex
 import sys
@@ -30,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = [str(ROOT / "src"), str(ROOT)]
 sys.path[:0] = [place for place in PLACES if place not in sys.path]
 
-from everwall.limits import STORE_BATCH_RECORDS  # noqa: E402  (the path has to be set before)
+from bench import bounds  # noqa: E402  (the path has to be set before)
+from everwall.limits import STORE_BATCH_RECORDS  # noqa: E402
 from everwall.rings import make_ring, ring_pop, ring_push  # noqa: E402
 from everwall.session import image, record, tcp  # noqa: E402
 from everwall.store.connection import StoreConfig, connect, tls_context  # noqa: E402
@@ -363,41 +363,26 @@ def _repeated(once: Any, seconds: float) -> float:
 # The script -----------------------------------------------------------------------------------------------
 
 
-def held_against(
-    bounds: Mapping[str, tuple[str, float]], found: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """For each bound: what was measured, the bound, and whether it is met."""
-    held = {}
-    for name, (relation, bound) in bounds.items():
-        value = found[name]
-        ok = value >= bound if relation == ">=" else value <= bound
-        held[name] = {"measured": value, "bound": f"{relation} {bound:g}", "ok": ok}
-    return held
-
-
 def finish(
     command: str,
     began: float,
     found: Mapping[str, Any],
-    bounds: Mapping[str, tuple[str, float]],
+    promised: bounds.Bounds,
     json_file: Path | None,
 ) -> None:
     """Print the figures and the bounds, and write them where they are wanted."""
-    held = held_against(bounds, found)
-    machine = f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}"
+    held = bounds.held_against(promised, found)
     result = {
         "command": command,
         "seconds": round(time.monotonic() - began, 1),
         **found,
         "bounds": held,
-        "machine": machine,
+        "machine": bounds.machine(),
     }
     for name, value in found.items():
         if name != "details":
             print(f"{name:28}{value:>16,.3f}" if isinstance(value, float) else f"{name:28}{value!s:>16}")
-    print("\nHeld against the bounds")
-    for name, row in held.items():
-        print(f"{name:28}{row['measured']:>16,.3f}{row['bound']:>12}  {'ok' if row['ok'] else 'NOT MET'}")
+    bounds.show(held)
     print(f"\n{command}: {result['seconds']} s")
     if json_file:
         json_file.write_text(json.dumps(result, indent=2) + "\n")

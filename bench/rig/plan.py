@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
+from bench import bounds
 from bench.rig import measures
 from bench.rig.contenders import Contender, Rig
 from bench.rig.frames import Kind
@@ -420,16 +418,16 @@ class Bench:
         print()
         for key, value in self._found.items():
             print(f"{key:32}{'not available' if value is None else f'{value:>16,.3f}'}")
-        bounds = held_against_bounds(self._found)
-        _show(bounds)
+        held = bounds.held_against(BOUNDS, self._found)
+        bounds.show(held)
         return {
             "sane": not low,
             "why_not_sane": why,
             **dict.fromkeys(FIGURES),
             **self._found,
-            "bounds": bounds,
+            "bounds": held,
             "missing": self.rig.missing,
-            "machine": f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}",
+            "machine": bounds.machine(),
             "details": self.details,
         }
 
@@ -441,24 +439,6 @@ FIGURES = (
     *("node_bytes_per_session", "flood_pps", "flood_established_pps", "flood_established_loss"),
     "flood_behind_s",
 )
-
-
-def held_against_bounds(found: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
-    """For each of ``BOUNDS``: what was measured, the bound, and whether it is met; None where nothing was measured."""
-    held = {}
-    for name, (relation, bound) in BOUNDS.items():
-        value = found.get(name)
-        ok = None if value is None else value >= bound if relation == ">=" else value <= bound
-        held[name] = {"measured": value, "bound": f"{relation} {bound:g}", "ok": ok}
-    return held
-
-
-def _show(bounds: Mapping[str, Mapping[str, Any]]) -> None:
-    words = {True: "ok", False: "NOT MET", None: "not available"}
-    print(f"\n{'Held against the bounds':28}{'measured':>16}{'bound':>12}")
-    for name, row in bounds.items():
-        value = "" if row["measured"] is None else f"{row['measured']:,.3f}"
-        print(f"{name:28}{value:>16}{row['bound']:>12}  {words[row['ok']]}")
 
 
 def _flows(contender: Contender) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import bounds
 from bench.rig import measures, plan
 from bench.rig.contenders import Contender
 from bench.rig.frames import Kind
@@ -68,7 +69,7 @@ def test_each_bound_is_held_against_a_figure() -> None:
     found = {name: float(bound) for name, (_, bound) in plan.BOUNDS.items()}
     found |= {"cutthrough_ns": 100.1, "cps_vs_kernel": 0.79}
     del found["flood_established_loss"]
-    held = plan.held_against_bounds({**found, "resiliency_latency_us": None})
+    held = bounds.held_against(plan.BOUNDS, {**found, "resiliency_latency_us": None})
     assert {name for name, row in held.items() if row["ok"] is False} == {"cutthrough_ns", "cps_vs_kernel"}
     assert {name for name, row in held.items() if row["ok"] is None} == {
         "resiliency_latency_us",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench import store, takeover
+from bench import bounds, store, takeover
 from everwall.session import image
 
 
@@ -32,7 +32,7 @@ def test_a_session_that_came_back_otherwise_is_seen() -> None:
 
 
 def test_a_bound_is_met_or_not() -> None:
-    held = store.held_against({"a": ("<=", 5), "b": (">=", 5)}, {"a": 5.0, "b": 4.9})
+    held = bounds.held_against({"a": ("<=", 5), "b": (">=", 5)}, {"a": 5.0, "b": 4.9})
     assert [row["ok"] for row in held.values()] == [True, False]
 
 

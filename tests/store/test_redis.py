@@ -17,8 +17,9 @@ from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_TIMEOUT_S
 from everwall.rings import make_ring, ring_length, ring_pop, ring_push
 from everwall.session import image
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.connection import StoreConfig
-from everwall.store.redis import CLOCK_CONNECTIONS, CLOCK_OFFSET, RedisStore, make_clock
+from everwall.store.redis import RedisStore, make_clock
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
 from tests.store.stores import KEYS, asking

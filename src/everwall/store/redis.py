@@ -44,17 +44,13 @@ from everwall.limits import (
 from everwall.rings import Ring, make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.record import derive_keys
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.backlog import Backlog, collect, take
 from everwall.store.connection import Arrival, Link, StoreConfig, connect, tls_context
 from everwall.store.protocol import Command, Protocol, ProtocolError, Rows, StoreBatch
 from everwall.store.replies import AGAIN, DONE, FULL, GIVEN_ANSWERS, MORE, TALLY, UNWRITTEN, settle
 
-__all__ = ["CLOCK_CONNECTIONS", "CLOCK_OFFSET", "RedisStore", "StoreConfig", "make_clock", "warm"]
-
-CLOCK_OFFSET = 0
-"""Index into ``clock``: store time minus monotonic time, nanoseconds."""
-CLOCK_CONNECTIONS = 1
-"""Index into ``clock``: connections made so far."""
+__all__ = ["RedisStore", "StoreConfig", "make_clock", "warm"]
 
 _TIMEOUT_NS = int(STORE_TIMEOUT_S * SECOND_NS)
 _PROBE_NS = SECOND_NS
@@ -210,7 +206,7 @@ class RedisStore:
 
     def _run(self) -> None:
         try:
-            while self._stop_at_ns is None or not self._finished():
+            while not self._finished():
                 readable = self._wait()
                 self._looked_up += self._collect(self._backlog.queue, self._requests)
                 if self._link is None:
