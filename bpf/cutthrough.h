@@ -25,7 +25,7 @@ typedef __s64 s64;
 /* What the engine shares ------------------------------------------------------------------------------------- */
 
 /* The words of session/control.py; `.bss` is a memory-mapped array that is read without a look-up. */
-volatile u64 control[CONTROL_WORDS];
+volatile u64 control[CONTROL_WORDS] __attribute__((aligned(64)));
 
 struct hot_line { /* one session, 64 bytes: columns of session/table.py */
     union {
@@ -358,15 +358,33 @@ static __always_inline void bounce_headers(void *data)
     WRITE16(data + UDP_CHECKSUM, 0);
 }
 
-/* Count why, and give the packet to the engine; to the kernel where no socket waits on its queue. */
+/* Whether it may be that the packet belongs to a session that is there. */
+static __always_inline int is_known(u32 outcome)
+{
+    return outcome == OUTCOME_TCP_FLAGS || outcome >= OUTCOME_NOT_OFFLOADED || outcome == OUTCOME_DISABLED;
+}
+
+/* Count why, and give the packet to the engine; to the kernel where no socket waits on its queue. A socket that is full
+ * drops the packet as well, but copies it first. */
 static __noinline int hand_up(struct xdp_md *ctx, u32 outcome)
 {
-    u32 zero = 0;
+    u32 zero = 0, queue = ctx->rx_queue_index;
     struct outcomes *outcomes = bpf_map_lookup_elem(&counters, &zero);
 
+    if (queue < CONTROL_QUEUES_MAX) {
+        volatile u64 *room = &control[CONTROL_ROOM + queue * CONTROL_ROOM_WORDS];
+        u64 limit = room[CONTROL_LIMIT], handed = room[CONTROL_HANDED];
+
+        if (limit && (s64)(limit - handed) <= (is_known(outcome) ? 0 : CONTROL_ROOM_KEPT)) {
+            if (outcomes)
+                outcomes->count[OUTCOME_NO_ROOM] += 1;
+            return XDP_DROP;
+        }
+        room[CONTROL_HANDED] = handed + 1;
+    }
     if (outcomes && outcome < OUTCOMES)
         outcomes->count[outcome] += 1;
-    return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+    return bpf_redirect_map(&sockets, queue, XDP_PASS);
 }
 
 /* Not ours. */

@@ -12,7 +12,7 @@ import numpy as np
 from everwall import flow
 from everwall.limits import sessions_per_worker
 from everwall.ports.bpf import CutThrough
-from everwall.ports.libbpf import XDP_PASS, XDP_TX
+from everwall.ports.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from everwall.session import control
 from everwall.session import table as t
 from everwall.session.table import SharedTable, make_table, slots_for
@@ -97,6 +97,7 @@ class Rig:
         """No sessions, all words as a node sets them, workers that pass their loops."""
         for array in self.shared:
             array[:] = 0
+        self.program.control[control.ROOM :] = 0
         self.program.configure(seed=SEED, sources=SOURCES, addresses=self.addresses)
         self.slots: dict[Flow, tuple[int, int]] = {}
         self.counted = self.program.counters()
@@ -109,6 +110,11 @@ class Rig:
 
     def word(self, worker: int, which: int, value: int) -> None:
         self.program.control[control.WORKER + worker * control.WORKER_WORDS + which] = value
+
+    def room(self, left: int) -> None:
+        """The worker takes so many more packets."""
+        room = self.program.control[control.ROOM :]
+        room[control.LIMIT] = room[control.HANDED] + left
 
     def beat(self, age: int, workers: Sequence[int] = (0,)) -> None:
         """These workers passed their loops ``age`` ns ago, and not since."""
@@ -141,7 +147,9 @@ class Rig:
         if self.alive:
             self.beat(0, range(len(self.tables)))
             self.alive = True
-        twin = naive.Program(SharedTable(*(array.copy() for array in self.shared)), self.program.control)
+        twin = naive.Program(
+            SharedTable(*(array.copy() for array in self.shared)), self.program.control.copy()
+        )
         before = time.monotonic_ns()
         action, out, _ = self.program.test_run(frame)
         after = time.monotonic_ns()
@@ -149,7 +157,8 @@ class Rig:
         outcome, octets = self._count()
         assert outcome == expected, f"program {outcome}, twin {expected}: {frame.hex()}"
         assert out == returned, f"{outcome}: {frame.hex()}"
-        assert action == (XDP_TX if outcome == naive.BOUNCED else XDP_PASS)
+        assert action == {naive.BOUNCED: XDP_TX, naive.NO_ROOM: XDP_DROP}.get(outcome, XDP_PASS)
+        assert np.array_equal(self.program.control, twin.control)
         assert (octets > 0) == (outcome == naive.BOUNCED)
         self._compare(twin.table, (after - before) >> t.SEEN_SHIFT)
         return outcome

@@ -19,6 +19,7 @@ from everwall.bootstrap.init_cfg import InitCfg
 from everwall.dataplane import DataInterface, DataPlane, DataPlaneError, Wish, open_data_plane
 from everwall.limits import GENEVE_PORT, SESSIONS_MIN
 from everwall.ports.bpf import BpfError
+from everwall.session import control
 from everwall.session.table import slots_for
 from tests import needs
 from tests.namespaces import ip, new_network
@@ -46,7 +47,7 @@ class Program:
         self.hot = np.zeros((workers * slots, 8), np.int64)
         self.tags = np.zeros(workers * slots, np.uint8)
         self.addresses = np.zeros((workers * slots, 4), np.int64)
-        self.control = np.zeros(1024, np.int64)
+        self.control = np.zeros(control.WORDS, np.int64)
         Program.made.append(self)
 
     def fail(self, step: str) -> None:
@@ -58,6 +59,9 @@ class Program:
 
     def set_socket(self, queue: int, descriptor: int) -> None:
         self.story.append(("socket", queue, descriptor))
+
+    def room_at(self, queue: int) -> int:
+        return 1000 + queue
 
     def attach(self, interface: str) -> str:
         self.fail("attach")
@@ -75,17 +79,21 @@ class Sockets:
     """Stands for an AF_XDP port."""
 
     closed: list[Any]
+    rooms: list[tuple[int, int]]
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine on which every port works, without any privilege."""
-    Program.fails_at, Program.made, Sockets.closed = "", [], []
+    Program.fails_at, Program.made, Sockets.closed, Sockets.rooms = "", [], [], []
     monkeypatch.setattr(dataplane, "CutThrough", Program)
     monkeypatch.setattr(dataplane, "receive_queues", lambda interface: 2)
     monkeypatch.setattr(dataplane.ports, "open_xdp", lambda interface, queues, **_: ("xdp", *queues))
     monkeypatch.setattr(
         dataplane.ports, "queue_sockets", lambda port: [(queue, 100 + queue) for queue in port[1:]]
+    )
+    monkeypatch.setattr(
+        dataplane.ports, "tell_room", lambda port, q, at: Sockets.rooms.append((port[1 + q], at))
     )
     monkeypatch.setattr(dataplane.ports, "statistics", lambda port: {"rx-dropped": port[1]})
     monkeypatch.setattr(dataplane, "is_zero_copy", lambda port: False)
@@ -125,6 +133,7 @@ def test_the_program_knows_everything_before_the_first_packet_is_its_own(machine
         ("socket", 1, 101),
         ("attach", "data0"),
     ]
+    assert Sockets.rooms == [(0, 1000), (1, 1001)]
     (shared,) = plane.shared
     assert shared is not None
     assert shared.hot.shape == (slots, 8)

@@ -46,8 +46,9 @@ _SCALE = 256
 
 _FOREVER = 1 << 30
 _BATCH_FAST, _BATCH_PACED = 64, 16
-_LATE_NS = 100_000
-"""What the generator makes up for at a high rate, when its receiver or the machine have kept its processor."""
+_LATE_NS = 50_000
+"""What the generator makes up for at once at a high rate, when its receiver has kept its processor. More is made up
+for little by little: all at once it would overflow the device's queue, which would say nothing about the device."""
 _LATE_PACKETS = 64
 """The same at a low rate."""
 _DRAIN_S = 0.02
@@ -115,7 +116,7 @@ class Count:
     returned: npt.NDArray[np.uint64]
     others: int
     behind_s: float
-    """Time that the generator could not make up for; the rate was not kept by so much."""
+    """Time that the generator has not made up for by the end; the rate was not kept by so much."""
     latencies: npt.NDArray[np.uint64] | None
 
     @property

@@ -198,8 +198,9 @@ def _open_xdp(wish: Wish) -> DataPlane:
             plane.ports.append(_xdp_port(wish, range(worker, queues, config.workers)))
         _configure(program, wish)
         for port in plane.ports:
-            for queue, descriptor in ports.queue_sockets(port):
+            for q, (queue, descriptor) in enumerate(ports.queue_sockets(port)):
                 program.set_socket(queue, descriptor)
+                ports.tell_room(port, q, program.room_at(queue))
         # Last: from here on packets are ours. What comes before the workers run waits in the sockets.
         attached = program.attach(interface)
     except (BpfError, OSError) as error:

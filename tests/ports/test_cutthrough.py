@@ -425,6 +425,23 @@ def test_a_disabled_program_hands_everything_up_and_leaves_the_rest_alone(rig: R
     assert rig.run(frame(b"", dport=53)) == "passed"
 
 
+# What the worker takes ------------------------------------------------------------------------------------
+
+
+def test_what_the_worker_has_no_room_for_is_dropped_before_it_is_copied(rig: Rig) -> None:
+    """Strays leave room for packets of sessions, and what is bounced needs none."""
+    stray = Flow("10.7.7.7", "10.0.1.1", packets.UDP, 4000, 53).frame()
+    rig.line(UDP_V4)[t.CONTROL] = 0
+    rig.room(control.ROOM_KEPT + 1)
+    assert [rig.run(stray) for _ in range(2)] == ["no-session", "no-room"]
+    assert rig.run(UDP_V4.frame()) == "not-offloaded"
+    assert rig.run(TCP_V4.frame(flags="FA")) == "tcp-flags"
+    rig.room(1)
+    assert [rig.run(UDP_V4.frame()) for _ in range(2)] == ["not-offloaded", "no-room"]
+    assert rig.run(TCP_V4.frame()) == BOUNCED
+    assert rig.run(frame(b"", dport=53)) == "passed"
+
+
 # By chance ------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from everwall.ports import layout as p
 from everwall.ports import port as ports
 from everwall.ports import xdp
 from everwall.ports.layout import make_port
+from everwall.session import control
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, FRAME, START, VERDICT, make_batch
 from tests.packets import udp
@@ -233,3 +234,31 @@ def test_a_jumbo_copy_leaves_in_pieces() -> None:
     assert packet[42:] == payload
     assert packet[:12] == b"\x07\x08\x09\x0a\x0b\x0c" + b"\x02" * 6
     assert kernel.everything() == XDP_FRAMES
+
+
+def test_the_program_is_told_how_much_more_the_queue_takes() -> None:
+    kernel = Kernel()
+    room = np.zeros(control.ROOM_WORDS, np.int64)
+    batch = make_batch(8)
+    room[control.HANDED] = 1000
+    ports.receive(kernel.port, batch, 8)
+    assert room[control.LIMIT] == 0, "nobody asked"
+    kernel.port.queues[0, p.ROOM_AT] = room.ctypes.data
+    for _ in range(20):
+        kernel.deliver(packet_of(b"a" * 40))
+    ports.receive(kernel.port, batch, 8)
+    assert room[control.LIMIT] == 1000 + ROWS - 12
+    ports.receive(kernel.port, batch, 8)
+    ports.receive(kernel.port, batch, 8)
+    assert room[control.LIMIT] == 1000 + ROWS
+
+
+def test_a_queue_without_frames_has_no_room_for_packets_either() -> None:
+    kernel = Kernel()
+    room = np.zeros(control.ROOM_WORDS, np.int64)
+    kernel.port.queues[0, p.ROOM_AT] = room.ctypes.data
+    kernel.port.queues[0, p.FREE] = 0
+    while kernel.words[5] != kernel.words[4]:
+        kernel.frame()
+    ports.receive(kernel.port, make_batch(8), 8)
+    assert room[control.LIMIT] == room[control.HANDED]

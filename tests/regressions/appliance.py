@@ -166,8 +166,9 @@ class Place:
         self.program = CutThrough(workers=1, slots=slots_for(_SESSIONS), queues=1)
         self._opened.callback(self.program.close)
         port = ports.open_xdp(DEVICE, [0])
-        for queue, descriptor in ports.queue_sockets(port):
+        for q, (queue, descriptor) in enumerate(ports.queue_sockets(port)):
             self.program.set_socket(queue, descriptor)
+            ports.tell_room(port, q, self.program.room_at(queue))
         with self.link.near.entered():
             # What is bounced into a veth is lost unless its other end has a program as well.
             self._opened.callback(attach_pass(DEVICE).close)

@@ -97,6 +97,12 @@ class CutThrough:
         """Hand packets of a receive queue up to this AF_XDP socket; before, they go on to the kernel."""
         self._object.update("sockets", queue, descriptor)
 
+    def room_at(self, queue: int) -> int:
+        """Address of the words that tell how much a queue's socket takes; 0 for a queue beyond QUEUES_MAX."""
+        if queue >= words.QUEUES_MAX:
+            return 0
+        return int(self.control[words.ROOM + queue * words.ROOM_WORDS :].ctypes.data)
+
     def counters(self) -> dict[str, int]:
         """Packets by outcome since the program was loaded, and the bounced bytes."""
         total = self._object.per_cpu("counters").sum(axis=0)

@@ -44,6 +44,7 @@ TX_PRODUCER, TX_CONSUMER, TX_RING, TX_MASK = 8, 9, 10, 11
 FILL_PRODUCER, FILL_CONSUMER, FILL_RING, FILL_MASK = 12, 13, 14, 15
 DONE_PRODUCER, DONE_CONSUMER, DONE_RING, DONE_MASK = 16, 17, 18, 19  # the completion ring
 TX_FLAGS, FILL_FLAGS = 20, 21
+ROOM_AT = 22  # address of the words in which the program before the queue is told how much it takes; 0: none
 RX_NEXT = 24  # free-running, 32 bits: the next descriptor that we read or write
 TX_NEXT = 25
 FILL_NEXT = 26

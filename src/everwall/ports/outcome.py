@@ -1,7 +1,7 @@
 """What the cut-through program did with a packet: one counter each, per CPU, added up for people.
 
-``PASSED`` is not ours and goes on to the kernel; ``BOUNCED`` went back where it came from; every other one of
-ours is handed up to the engine, which decides.
+``PASSED`` is not ours and goes on to the kernel; ``BOUNCED`` went back where it came from; ``NO_ROOM`` is dropped;
+every other one of ours is handed up to the engine, which decides.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Outcome(IntEnum):
     """The worker has not passed its loop for BEAT_STALE_NS."""
     SEQUENCE = 15
     """Farther than SEQUENCE_JUMP_MAX from the last segment, or acknowledging what was not sent, or as old as that."""
+    NO_ROOM = 16
+    """Was to be handed up, and the worker has not taken what was before: dropped here, where that costs least."""
 
     @property
     def label(self) -> str:

@@ -24,7 +24,7 @@ from everwall.kernels import kernel
 from everwall.ports import sockets, xdp
 from everwall.ports.layout import KIND, QUEUES, RAW, RECEIVER, SENDER, SOCKETS, XDP, Port
 from everwall.ports.sockets import open_raw, open_raw_sender, open_udp
-from everwall.ports.umem import open_xdp, queue_sockets, statistics, unmap
+from everwall.ports.umem import open_xdp, queue_sockets, statistics, tell_room, unmap
 
 __all__ = [
     "Port",
@@ -40,6 +40,7 @@ __all__ = [
     "receive",
     "send",
     "statistics",
+    "tell_room",
 ]
 
 

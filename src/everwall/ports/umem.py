@@ -248,6 +248,11 @@ def queue_sockets(port: Port) -> list[tuple[int, int]]:
     return [(int(row[p.QUEUE_NUMBER]), int(row[p.DESCRIPTOR])) for row in rows]
 
 
+def tell_room(port: Port, q: int, address: int) -> None:
+    """Let ``receive`` say at ``address`` how much queue ``q`` of the port takes (``CutThrough.room_at``)."""
+    port.queues[q, p.ROOM_AT] = address
+
+
 def is_zero_copy(port: Port) -> bool:
     """Whether the driver puts packets straight into the frames of every queue."""
     answers = [_ask(fd, _XDP_OPTIONS, 4) for _, fd in queue_sockets(port)]

@@ -59,6 +59,7 @@ from everwall.ports.layout import (
     LINK,
     PIECES,
     QUEUES,
+    ROOM_AT,
     RX_CONSUMER,
     RX_MASK,
     RX_NEXT,
@@ -73,6 +74,7 @@ from everwall.ports.layout import (
     TX_RING,
 )
 from everwall.ports.outer import OUTER_BYTES
+from everwall.session.control import HANDED, LIMIT
 from everwall.verdict import Verdict
 from everwall.wire.meta import (
     BARE,
@@ -117,7 +119,9 @@ def receive(port, batch, limit):
     count = 0
     for k in range(queues):
         q = info[TURN] + k
-        count = _receive_queue(port, q if q < queues else q - queues, batch, count, limit)
+        q = q if q < queues else q - queues
+        count = _receive_queue(port, q, batch, count, limit)
+        _tell_room(port, q)
     return count
 
 
@@ -208,6 +212,20 @@ def _receive_queue(port, q, batch, count, limit):
         queues[q, RX_NEXT] = (following + taken) & _INDEX
         store32_release(queues[q, RX_CONSUMER], queues[q, RX_NEXT])
     return count
+
+
+@inlined
+def _tell_room(port, q):
+    """Tell the program how many more packets the queue takes: the least of free descriptors and of frames."""
+    queues = port.queues
+    room = queues[q, ROOM_AT]
+    if room == 0:
+        return
+    # Read first, so that what comes meanwhile makes the limit too low and not too high.
+    handed = load64(room + HANDED * 8)
+    waiting = (load32_acquire(queues[q, RX_PRODUCER]) - queues[q, RX_NEXT]) & _INDEX
+    frames = (queues[q, FILL_NEXT] - load32(queues[q, FILL_CONSUMER])) & _INDEX
+    store64(room + LIMIT * 8, handed + min(queues[q, RX_MASK] + 1 - waiting, frames))
 
 
 @inlined

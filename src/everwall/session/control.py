@@ -1,8 +1,8 @@
 """The words that engine and cut-through program share, beside the session table: one small array of int64.
 
 The array is the program's ``.bss``, mapped into the process; without a program it is ordinary memory that nobody
-reads. The engine writes, the program reads. The build of the program takes every number here as a C constant of
-the same name (``ports/bpf_build.py``).
+reads. The engine writes and the program reads, but for HANDED. The build of the program takes every number here as
+a C constant of the same name (``ports/bpf_build.py``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ WANT = 1
 """What CONTROL & EPOCH_MASK of an offloaded session must equal: epoch << 16 | 1; 0 = nothing is offloaded."""
 WORKERS_MAX = 64
 """A number of its own here, because the program's build reads it; see below."""
-WORDS = WORKER + WORKERS_MAX * WORKER_WORDS
+ROOM = WORKER + WORKERS_MAX * WORKER_WORDS
+"""ROOM_WORDS words for each receive queue, in which LIMIT and HANDED are counted, each in a cache line of its own."""
+ROOM_WORDS = 16
+LIMIT = 0
+"""HANDED may come up to here before the socket has no room; 0: nobody has said."""
+HANDED = 8
+"""Packets that the program has given to the socket of this queue, or tried to; the program writes it."""
+ROOM_KEPT = 512
+"""Of that room, what packets of no known session leave free for the others."""
+QUEUES_MAX = 64
+WORDS = ROOM + QUEUES_MAX * ROOM_WORDS
 
 EPOCH_MASK = 0xFFFF0001
 """Of a session's CONTROL: the epoch and the flag; the version between them is left out."""
@@ -47,3 +57,5 @@ assert WORKERS_MAX == limits.WORKERS_MAX
 assert SOURCE + 2 * SOURCES_MAX <= ADDRESS
 assert ADDRESS + ADDRESSES_MAX <= SECRET
 assert SECRET + SECRETS <= WORKER
+assert ROOM % 8 == 0, "a cache line is eight words"
+assert ROOM_KEPT * 2 < limits.XDP_RING_ROWS
