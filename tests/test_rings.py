@@ -49,10 +49,14 @@ def test_a_ring_is_a_bounded_deque(steps: list[tuple[str, int]], turns: int) -> 
     twin: deque[int] = deque()
     out = np.zeros((CAPACITY + 4, COLUMNS), np.int64)
     number = 0
-    # Indices that have been around before, so that the masks are put to the test.
+    # A ring that is never empty goes round, so that the masks are put to the test.
     for _ in range(turns * 5):
-        assert ring_push(ring, rows_from(0, 1), 1) == 1
-        assert ring_pop(ring, out) == 1
+        assert ring_push(ring, rows_from(number, 1), 1) == 1
+        twin.append(number)
+        number += 1
+        if len(twin) > 1:
+            assert ring_pop(ring, out[:1]) == 1
+            assert out[0, 0] == twin.popleft()
     for what, count in steps:
         if what == "push":
             pushed = ring_push(ring, rows_from(number, count), count)
@@ -72,6 +76,16 @@ def test_a_ring_is_a_bounded_deque(steps: list[tuple[str, int]], turns: int) -> 
             expected = [twin.popleft() for _ in range(min(count, len(twin)))]
             assert out[:popped].tolist() == rows_from(0, number)[expected].tolist()
         assert ring_length(ring) == len(twin)
+
+
+def test_an_empty_ring_begins_at_its_first_row_again() -> None:
+    ring = make_ring(CAPACITY, COLUMNS)
+    out = np.zeros((CAPACITY, COLUMNS), np.int64)
+    for _ in range(3):
+        assert ring_slot(ring) == 0
+        assert ring_push(ring, rows_from(0, 2), 2) == 2
+        assert ring_slot(ring) == 2
+        assert ring_pop(ring, out) == 2
 
 
 def test_what_one_thread_writes_lies_on_no_line_of_anothers() -> None:

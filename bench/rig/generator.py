@@ -177,12 +177,13 @@ class Generator:
         start = time.monotonic()
         self._words[_AT["loop"]] = 1
         try:
-            words, lost = self._words, 0
+            lost = 0
             while (left := start + seconds - time.monotonic()) > 0:
                 if until():
                     break
-                lost += self._next_epoch()
-                missing = CIRCLING - int(words[_SENT : _SENT + 16].sum()) + int(words[_AT["come"]]) + lost
+                seen = self._seen()
+                lost += self._next_epoch(seen)
+                missing = CIRCLING - int(seen[_SENT : _SENT + 16].sum()) + int(seen[_AT["come"]]) + lost
                 if missing > CIRCLING // 8:
                     self._programs.run_live(program, packet, missing, min(missing, _BATCH_FAST))
                 time.sleep(min(left, _LOOK_S))
@@ -190,11 +191,24 @@ class Generator:
             self._words[_AT["loop"]] = 0
         return self._result(start)
 
-    def _next_epoch(self) -> int:
+    def _seen(self) -> npt.NDArray[np.uint64]:
+        """All words up to the templates as they were at one moment.
+
+        The receiver goes before this thread on their processor: between two looks at a word hundreds of frames may
+        have come and left.
+        """
+        words, come = self._words, _AT["come"]
+        while True:
+            before = int(words[come])
+            seen: npt.NDArray[np.uint64] = words[:_TEMPLATES].copy()
+            if int(words[come]) == before:
+                return seen
+
+    def _next_epoch(self, seen: npt.NDArray[np.uint64]) -> int:
         """What leaves from now on belongs to the next epoch; returns how many frames of an older one are lost."""
-        words, epoch = self._words, int(self._words[_AT["epoch"]])
+        words, epoch = self._words, int(seen[_AT["epoch"]])
         old = (epoch - 2) % _EPOCHS
-        lost = int(words[_SENT_IN + old]) - int(words[_COME_IN + old])
+        lost = int(seen[_SENT_IN + old]) - int(seen[_COME_IN + old])
         words[_SENT_IN + old] = words[_COME_IN + old] = 0
         words[_AT["epoch"]] = (epoch + 1) % _EPOCHS
         return lost

@@ -3,6 +3,9 @@
 A worker (compiled, without the interpreter lock) and a Python thread share nothing but these. One
 side only pushes, the other only pops; each index has one writer. A full ring refuses the row and
 the caller decides what that means; nothing ever blocks.
+
+What is pushed into an empty ring goes into its first rows again. So a ring that is large for the worst of moments
+takes, in ordinary ones, no more of the processor's cache than what waits in it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from everwall.kernels import fence, kernel
 
 _HEAD = 0  # next row to pop, written by the consumer only
 _TAIL = 8  # next row to push, written by the producer only; a cache line away
+_BASE = 9  # what stands in row 0, counted as head and tail are; written by the producer, while the ring is empty
 
 
 _LINES = 128  # processors fetch cache lines in pairs
@@ -58,9 +62,12 @@ def ring_length(ring):
 def ring_slot(ring):
     """The row to fill for the next push, or -1 when the ring is full."""
     tail = ring.index[_TAIL]
-    if tail - ring.index[_HEAD] >= ring.rows.shape[0]:
+    waiting = tail - ring.index[_HEAD]
+    if waiting >= ring.rows.shape[0]:
         return -1
-    return tail & (ring.rows.shape[0] - 1)
+    if waiting == 0:
+        ring.index[_BASE] = tail
+    return (tail - ring.index[_BASE]) & (ring.rows.shape[0] - 1)
 
 
 @kernel
@@ -76,7 +83,7 @@ def ring_waiting(ring):
     head = ring.index[_HEAD]
     waiting = ring.index[_TAIL] - head
     fence()
-    return head & (ring.rows.shape[0] - 1), waiting
+    return (head - ring.index[_BASE]) & (ring.rows.shape[0] - 1), waiting
 
 
 @kernel
@@ -89,29 +96,27 @@ def ring_release(ring, count):
 @kernel
 def ring_pop(ring, out):
     """Move as many rows as there are, at most ``len(out)``, into ``out``; returns how many."""
-    head = ring.index[_HEAD]
-    waiting = ring.index[_TAIL] - head
-    fence()
+    first, waiting = ring_waiting(ring)
     count = min(waiting, out.shape[0])
     mask = ring.rows.shape[0] - 1
     for i in range(count):
         for column in range(ring.rows.shape[1]):
-            out[i, column] = ring.rows[(head + i) & mask, column]
-    fence()
-    ring.index[_HEAD] = head + count
+            out[i, column] = ring.rows[(first + i) & mask, column]
+    ring_release(ring, count)
     return count
 
 
 @kernel
 def ring_push(ring, rows, count):
     """Push up to ``count`` rows; returns how many there was room for."""
-    tail = ring.index[_TAIL]
-    room = ring.rows.shape[0] - (tail - ring.index[_HEAD])
-    pushed = min(room, count)
+    slot = ring_slot(ring)
+    if slot < 0:
+        return np.int64(0)
+    pushed = min(ring.rows.shape[0] - ring_length(ring), count)
     mask = ring.rows.shape[0] - 1
     for i in range(pushed):
         for column in range(ring.rows.shape[1]):
-            ring.rows[(tail + i) & mask, column] = rows[i, column]
+            ring.rows[(slot + i) & mask, column] = rows[i, column]
     fence()
-    ring.index[_TAIL] = tail + pushed
+    ring.index[_TAIL] += pushed
     return pushed

@@ -13,6 +13,7 @@ from everwall.kernels import kernel
 from everwall.opening import decide
 from everwall.policy.match import RULE_ID
 from everwall.ports.pcap import describe_frame
+from everwall.rings import ring_release, ring_waiting
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import end_if_over
@@ -55,8 +56,6 @@ _POLICY_DENY = int(Verdict.POLICY_DENY)
 _FRAGMENT_UNMATCHED = int(Verdict.FRAGMENT_UNMATCHED)
 _ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
 
-_HEAD = 0  # of a ring's index
-_TAIL = 8
 
 
 @kernel
@@ -161,11 +160,12 @@ def _take_end(sessions):
     """The reason of the one session that ended since the last call, or END_NONE; empties the log."""
     events = sessions.events
     reason = tcp.END_NONE
-    while events.index[_HEAD] < events.index[_TAIL]:
-        row = events.index[_HEAD] & (events.rows.shape[0] - 1)
+    first, count = ring_waiting(events)
+    for k in range(count):
+        row = (first + k) & (events.rows.shape[0] - 1)
         if events.rows[row, state.EVENT_KIND] == state.EVENT_ENDED:
             reason = events.rows[row, state.EVENT_REASON]
-        events.index[_HEAD] += 1
+    ring_release(events, count)
     return reason
 
 
