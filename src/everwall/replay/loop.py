@@ -57,7 +57,6 @@ _FRAGMENT_UNMATCHED = int(Verdict.FRAGMENT_UNMATCHED)
 _ICMP_ERROR_UNMATCHED = int(Verdict.ICMP_ERROR_UNMATCHED)
 
 
-
 @kernel
 def run(first, second, batch, frames, start, count, handover, results):
     """Judge rows ``start`` to ``count``; returns the row that waits for a handover, or ``count``.

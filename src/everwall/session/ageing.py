@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from everwall.counters import Counter
-from everwall.kernels import inlined, kernel
+from everwall.kernels import inlined, kernel, prefetch
 from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
 from everwall.modes import ASYNC, STRICT
 from everwall.session import state, tcp
@@ -19,6 +19,8 @@ _SESSIONS_ENDED = int(Counter.SESSIONS_ENDED)
 _REFRESHES = int(Counter.REFRESHES)
 
 TICK_NS = AGEING_PERIOD_NS // AGEING_TICKS
+_AHEAD = 24
+"""Slots between the hand and what is being fetched for it: a few sessions, whose cache misses overlap."""
 
 
 @kernel
@@ -66,10 +68,11 @@ def _end_idle(sessions, slot, now):
 @inlined
 def _age(sessions, slot, now):
     short = sessions.table.short
-    if is_offloaded(sessions, slot):
-        sync(sessions, slot)
-    else:
-        withdraw(sessions, slot)  # a flag of an older epoch
+    if sessions.words[state.CUT_THROUGH] != 0:
+        if is_offloaded(sessions, slot):
+            sync(sessions, slot)
+        else:
+            withdraw(sessions, slot)  # a flag of an older epoch
     if end_if_over(sessions, slot, now) or not is_due(sessions, slot, now):
         return
     local = np.int64(short[slot, t.LOCAL])
@@ -96,18 +99,33 @@ def _wants_refresh(sessions, slot, now):
     return due and sessions.table.cold[slot, t.LAST_SEEN] > written
 
 
+@inlined
+def _fetch(sessions, slot):
+    """Begin to fetch what ``_age`` looks at: a million sessions a second are in no cache."""
+    table, words = sessions.table, sessions.words
+    cold = np.int64(table.cold.ctypes.data) + slot * (t.COLD_COLUMNS * 8)
+    prefetch(cold)
+    prefetch(cold + 63)
+    if words[state.RESILIENCY] != 0:
+        prefetch(cold + t.COLD_COLUMNS * 8 - 1)
+    if words[state.CUT_THROUGH] != 0:
+        prefetch(np.int64(table.hot.ctypes.data) + slot * t.LINE_BYTES)
+
+
 @kernel
 def age(sessions, now):
     """Move the hand as far as the time since the last call asks, at most once round."""
     words = sessions.words
     if now < words[state.AGEING_DUE]:
         return
-    slots = sessions.table.hot.shape[0]
+    tags, slots = sessions.table.tags, sessions.table.hot.shape[0]
     ticks = min((now - words[state.AGEING_DUE]) // TICK_NS + 1, AGEING_TICKS)
     words[state.AGEING_DUE] = now + TICK_NS
     hand = words[state.AGEING_HAND]
     for _ in range(min(ticks * ((slots + AGEING_TICKS - 1) // AGEING_TICKS), slots)):
-        if sessions.table.tags[hand] != 0:
+        if hand + _AHEAD < slots and tags[hand + _AHEAD] != 0:
+            _fetch(sessions, hand + _AHEAD)
+        if tags[hand] != 0:
             _age(sessions, hand, now)
         hand += 1
         if hand == slots:

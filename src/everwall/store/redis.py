@@ -329,10 +329,7 @@ class RedisStore:
 
     def _with_store(self, link: Link, readable: bool) -> None:
         try:
-            if self._is_full or ((readable or self._pipelines) and link.receive()):
-                self._heard_ns = time.monotonic_ns()
-                self._take_replies(link)
-            else:
+            if not self._listen(link, readable):
                 self._judge_silence()
             while self._idle and len(self._backlog):
                 pipeline = self._idle.pop()
@@ -350,6 +347,20 @@ class RedisStore:
         except Exception as error:
             # Whatever a server says or does not say, this thread goes on.
             self._disconnect(_describe(error))
+
+    def _listen(self, link: Link, readable: bool) -> bool:
+        """Take all replies that have come; whether there were any.
+
+        All, so that their pipelines are used again next, while they are in the cache.
+        """
+        heard = self._is_full
+        while self._is_full or ((readable or self._pipelines) and link.receive()):
+            heard, readable = True, False
+            self._heard_ns = time.monotonic_ns()
+            self._take_replies(link)
+            if self._is_full:
+                break
+        return heard
 
     def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool) -> None:
         pipeline.sent_ns, pipeline.probe, pipeline.late = time.monotonic_ns(), probe, 0
