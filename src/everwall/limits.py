@@ -79,6 +79,7 @@ POLICY_NAME_MAX = 63
 DESCRIPTION_MAX = 1024
 POLICY_RULES_MAX = 65_000
 POLICY_ZONES_MAX = 200
+HOST_NAME_MAX = 253
 
 # Store -----------------------------------------------------------------------------------------
 LB_IDLE_TCP_S = 350

@@ -364,10 +364,10 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
     ("a key twice in a rule", RULE % ", action: deny", 2, "rules[1].action", "action", "once"),
     (
         "a key from elsewhere",
-        RULE % ", rule-type: universal",
+        RULE % ", schedule: nights",
         2,
-        "rules[1].rule-type",
-        "rule-type",
+        "rules[1].schedule",
+        "schedule",
         "one of the",
     ),
     (
@@ -386,6 +386,36 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         "ALLOW",
         "allow, ",
     ),
+    (
+        "any is negated",
+        RULE % ", negate-source: true",
+        2,
+        "rules[1].negate-source",
+        "true",
+        "a source other than any",
+    ),
+    (
+        "an intrazone rule with an end",
+        RULE % ", rule-type: intrazone, to: data",
+        2,
+        "rules[1].to",
+        "data",
+        "no zones",
+    ),
+    (
+        "unknown type",
+        RULE % ", rule-type: intra",
+        2,
+        "rules[1].rule-type",
+        "intra",
+        "did you mean intrazone?",
+    ),
+    ("application in capitals", RULE % ", application: SSL", 2, "rules[1].application", "SSL", "small"),
+    ("no application", RULE % ", application: []", 2, "rules[1].application", "a list of 0", "application"),
+    ("a host with a path", RULE % ", host: a.b/c", 2, "rules[1].host", "a.b/c", "a host name"),
+    ("a star in a host", RULE % ", host: ['a.*.b']", 2, "rules[1].host[1]", "a.*.b", "a host name"),
+    ("any and a host", RULE % ", host: [a.b, any]", 2, "rules[1].host[2]", "any", "stand alone"),
+    ("a tag that is no name", RULE % ", tags: [a/b]", 2, "rules[1].tags[1]", "a/b", "a name"),
     ("flag is a number", RULE % ", log-end: 1", 2, "rules[1].log-end", "1", "true or false"),
     ("flag is empty", RULE % ", disabled: ", 2, "rules[1].disabled", "nothing", "true or false"),
     ("unknown zone", RULE % ", from: dota", 2, "rules[1].from", "dota", "did you mean data?"),
@@ -563,6 +593,52 @@ def test_a_good_policy_with_one_wrong_character_never_crashes(seed: int) -> None
     at = draw.randrange(len(GOOD))
     text = GOOD[:at] + draw.choice(list("[]{}:,-#&*!|>'\"%@` \n\t0a") + [""]) + GOOD[at + 1 :]
     read_or_refuse(text)
+
+
+# What the model can say and the arrays cannot -------------------------------------------------------------
+
+FULL = """\
+rules:
+- name: a
+  rule-type: intrazone
+  from: data
+  source: 10.0.0.0/8
+  negate-source: true
+  destination: any
+  application: [ssl, web-browsing]
+  host: [www.example.com, "*.example.org"]
+  service: any
+  action: reset-both
+  tags: [reviewed 2026, web]
+"""
+
+
+def test_a_rule_holds_everything_that_the_form_has() -> None:
+    (rule,) = read(FULL).rules
+    assert (rule.rule_type, rule.action) == ("intrazone", "reset-both")
+    assert (rule.negate_source, rule.negate_destination) == (True, False)
+    assert rule.applications == ("ssl", "web-browsing")
+    assert rule.hosts == ("www.example.com", "*.example.org")
+    assert rule.tags == ("reviewed 2026", "web")
+    (plain,) = read(RULE % ", application: any, host: any").rules
+    assert (plain.rule_type, plain.applications, plain.hosts, plain.tags) == ("universal", None, None, ())
+
+
+@pytest.mark.parametrize("action", ["deny", "reset-client", "reset-server", "reset-both"])
+def test_a_refusal_with_an_answer_is_a_refusal(action: str) -> None:
+    compiled, _ = compile_policy(read((RULE % "").replace("allow", action)))
+    assert compiled.rules[0, RULE_ACTION] == ACTION_DENY
+
+
+@pytest.mark.parametrize(
+    ("more", "key"), [(", application: ssl", "application"), (", host: example.com", "host")]
+)
+def test_a_rule_that_would_match_more_than_it_says_is_refused(more: str, key: str) -> None:
+    policy = read(RULE % more)
+    with pytest.raises(ConfigError) as caught:
+        compile_policy(policy)
+    assert (caught.value.line, caught.value.key) == (2, f"a.{key}")
+    compile_policy(read(RULE % f"{more}, disabled: true"))
 
 
 # Resiliency ---------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The ``everwall`` command: one file per sub-command, and only the one that was asked for is loaded.
 
 A command's file is ``cli/<name>.py`` (dashes become underscores) with a function ``command`` whose signature
-is its options and whose docstring is its help. Loading all of them would compile and import half a
-second worth of code to print a list.
+is its options and whose docstring is its help; where one name has several commands, with a Typer ``group`` of
+them. Loading all of them would compile and import half a second worth of code to print a list.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ COMMANDS = {
     "gwlb": "Run a gateway load balancer, where there is none.",
     "doctor": "Is the store, the load balancer and the node set up right?",
     "lab": "A whole cluster on this machine, with real connections and real failures.",
+    "policy": "Look over a policy, and bring one along.",
     "replay": "What would the firewall do with this capture?",
     "resiliency": "Switch session resiliency of a running firewall on or off.",
     "show": "Look into a running firewall or load balancer.",
@@ -50,7 +51,11 @@ def application(wanted: str | None) -> typer.Typer:
     for name, summary in COMMANDS.items():
         module = f"everwall.cli.{name.replace('-', '_')}"
         if name == wanted:
-            app.command(name, short_help=summary)(import_module(module).command)
+            loaded = import_module(module)
+            if hasattr(loaded, "group"):
+                app.add_typer(loaded.group, name=name, help=summary)
+            else:
+                app.command(name, short_help=summary)(loaded.command)
         elif find_spec(module) is not None:
             app.command(name, help=summary)(_not_loaded)
     return app

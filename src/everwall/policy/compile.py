@@ -32,14 +32,21 @@ from everwall.policy.match import (
     RULE_SOURCE,
     RULE_TO,
     SERVICE_COLUMNS,
-    ZONE_DATA,
     CompiledPolicy,
     rule_id,
     zone_id,
 )
 from everwall.policy.rules import AddressRange, DefaultRule, Policy, Rule, Service, read_policy
 
-_ACTIONS = {"allow": ACTION_ALLOW, "deny": ACTION_DENY, "drop": ACTION_DROP}
+# Resets are not sent yet: the client is left without an answer, as with deny.
+_ACTIONS = {
+    "allow": ACTION_ALLOW,
+    "deny": ACTION_DENY,
+    "drop": ACTION_DROP,
+    "reset-client": ACTION_DENY,
+    "reset-server": ACTION_DENY,
+    "reset-both": ACTION_DENY,
+}
 _LOW_HALF = (1 << 64) - 1
 
 
@@ -131,7 +138,8 @@ def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, P
     zone_names = [zone.name for zone in policy.zones]
     if not policy.mapped:
         # Everything is in this zone then, and the kernel takes index 0 for it.
-        zone_names = [ZONE_DATA, *(name for name in zone_names if name != ZONE_DATA)]
+        home = policy.default_zone
+        zone_names = [home, *(name for name in zone_names if name != home)]
     index = {name: k for k, name in enumerate(zone_names)}
     zone_lines = {zone.name: zone.line for zone in policy.zones}
     zone_ids = _ids(policy, "zone", [(name, zone_id(name), zone_lines.get(name)) for name in zone_names])
@@ -150,6 +158,7 @@ def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, P
     _fill_decision(rows[-2], policy.intrazone_default, mode)
     _fill_decision(rows[-1], policy.interzone_default, mode)
     for row, rule in zip(rows, active, strict=False):
+        _refuse_unmatchable(policy, rule)
         _fill_decision(row, rule, mode)
         for column, zones in ((RULE_FROM, rule.from_zones), (RULE_TO, rule.to_zones)):
             row[column : column + 2] = members.add(
@@ -175,6 +184,24 @@ def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, P
         services=services.array(),
     )
     return compiled, PolicyNames(rule_ids, zone_ids)
+
+
+def _refuse_unmatchable(policy: Policy, rule: Rule) -> None:
+    """Raises ``ConfigError`` for a rule that names what the arrays cannot say: left out, it would match more."""
+    for key, value, expected in (
+        ("application", rule.applications, "no applications: only ports can be matched so far"),
+        ("host", rule.hosts, "no hosts: names cannot be matched so far"),
+        ("negate-source", rule.negate_source or None, "no negation: it cannot be matched so far"),
+        ("negate-destination", rule.negate_destination or None, "no negation: it cannot be matched so far"),
+        (
+            "rule-type",
+            rule.rule_type if rule.rule_type != "universal" else None,
+            "universal: other types cannot be matched so far",
+        ),
+    ):
+        if value is not None:
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            raise ConfigError(policy.file, expected, line=rule.line, key=f"{rule.name}.{key}", value=shown)
 
 
 def _fill_decision(row: npt.NDArray[np.int64], rule: Rule | DefaultRule, mode: int) -> None:

@@ -16,17 +16,31 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from everwall.config import ConfigError, Node, did_you_mean, load_yaml
-from everwall.limits import DESCRIPTION_MAX, POLICY_NAME_MAX, POLICY_RULES_MAX, POLICY_ZONES_MAX
+from everwall.limits import (
+    DESCRIPTION_MAX,
+    HOST_NAME_MAX,
+    POLICY_NAME_MAX,
+    POLICY_RULES_MAX,
+    POLICY_ZONES_MAX,
+)
 from everwall.modes import MODE_EXPECTED, parse_mode
 from everwall.policy.match import INTERZONE_DEFAULT, INTRAZONE_DEFAULT, ZONE_DATA
 
-ACTIONS = ("allow", "deny", "drop")
+ACTIONS = ("allow", "deny", "drop", "reset-client", "reset-server", "reset-both")
+RULE_TYPES = ("universal", "intrazone", "interzone")
 PORT_MAX = 65535
 GROUP_DEPTH_MAX = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 _NAME_EXPECTED = (
     f"a name: a letter or digit, then letters, digits, space, '.', '_', '-', at most {POLICY_NAME_MAX}"
 )
+_APPLICATION = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_APPLICATION_EXPECTED = (
+    f"any or the name of an application: small letters, digits, '.', '_', '-', at most {POLICY_NAME_MAX}"
+)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,{HOST_NAME_MAX}}}$)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+_HOST_EXPECTED = "any, a host name (www.example.com) or one with its sub-domains only (*.example.com)"
 _ADDRESS_EXPECTED = (
     "an address (10.0.0.1, 2001:db8::1), a prefix (10.0.0.0/8), a range (10.0.0.1-10.0.0.9) "
     "or the name of an address"
@@ -76,7 +90,11 @@ class Zone:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule with every name resolved; None stands for ``any``."""
+    """One rule with every name resolved; None stands for ``any``.
+
+    What is matched: zones as ``rule_type`` says (universal: every pair of ``from`` and ``to``; intrazone: from a
+    zone of ``from_zones`` to the same; interzone: pairs that differ), ranges, services, applications and hosts.
+    """
 
     name: str
     action: str
@@ -85,6 +103,13 @@ class Rule:
     source: tuple[AddressRange, ...] | None = None
     destination: tuple[AddressRange, ...] | None = None
     service: tuple[Service, ...] | None = None
+    applications: tuple[str, ...] | None = None
+    hosts: tuple[str, ...] | None = None
+    negate_source: bool = False
+    """Every address of either family that is not in ``source``, which is not None then."""
+    negate_destination: bool = False
+    rule_type: str = "universal"
+    tags: tuple[str, ...] = ()
     log_start: bool = False
     log_end: bool = True
     disabled: bool = False
@@ -114,11 +139,13 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     intrazone_default: DefaultRule = DefaultRule(INTRAZONE_DEFAULT)
     interzone_default: DefaultRule = DefaultRule(INTERZONE_DEFAULT)
+    default_zone: str = ZONE_DATA
+    """What everything is in as long as no endpoint is mapped."""
     warnings: tuple[str, ...] = ()
 
     @property
     def mapped(self) -> bool:
-        """Whether any endpoint has a zone; without, everything is in the zone ``data``."""
+        """Whether any endpoint has a zone; without, everything is in ``default_zone``."""
         return any(zone.endpoints for zone in self.zones)
 
     @property
@@ -416,14 +443,31 @@ class _Reader:
             raise entry["name"].error(_NAME_EXPECTED)
         if name in (INTRAZONE_DEFAULT, INTERZONE_DEFAULT):
             raise entry["name"].error("another name (the default rules stand under default-rules)")
+        rule_type = entry["rule-type"].one_of(*RULE_TYPES) if "rule-type" in entry else "universal"
+        to_zones = self._zone_names(entry.get("to"))
+        if rule_type == "intrazone" and to_zones is not None:
+            raise entry["to"].error("no zones: an intrazone rule ends in the zone that it begins in")
+        source, destination = (self.addresses.resolve(entry[key]) for key in ("source", "destination"))
+        negated = [_flag(entry, f"negate-{key}", False) for key in ("source", "destination")]
+        for key, addresses, negate in zip(
+            ("source", "destination"), (source, destination), negated, strict=True
+        ):
+            if negate and addresses is None:
+                raise entry[f"negate-{key}"].error(f"a {key} other than any, or no negation")
         return Rule(
             name=name,
             action=entry["action"].one_of(*ACTIONS),
             from_zones=self._zone_names(entry.get("from")),
-            to_zones=self._zone_names(entry.get("to")),
-            source=self.addresses.resolve(entry["source"]),
-            destination=self.addresses.resolve(entry["destination"]),
+            to_zones=to_zones,
+            source=source,
+            destination=destination,
             service=self.services.resolve(entry["service"]),
+            applications=_words(entry, "application", _APPLICATION, _APPLICATION_EXPECTED),
+            hosts=_words(entry, "host", _HOST, _HOST_EXPECTED),
+            negate_source=negated[0],
+            negate_destination=negated[1],
+            rule_type=rule_type,
+            tags=_words(entry, "tags", _NAME, _NAME_EXPECTED) or (),
             log_start=_flag(entry, "log-start", False),
             log_end=_flag(entry, "log-end", True),
             disabled=_flag(entry, "disabled", False),
@@ -448,22 +492,44 @@ _DEFAULTS = (INTRAZONE_DEFAULT, INTERZONE_DEFAULT)
 _DEFAULT_RULE_KEYS = ("action", "log-start", "log-end", "resiliency")
 _RULE_KEYS = (
     "name",
+    "rule-type",
     "from",
     "to",
     "source",
+    "negate-source",
     "destination",
+    "negate-destination",
+    "application",
+    "host",
     "service",
     "action",
     "log-start",
     "log-end",
     "disabled",
     "description",
+    "tags",
     "resiliency",
 )
 
 
 def _flag(entry: dict[str, Node], key: str, default: bool) -> bool:
     return entry[key].boolean() if key in entry else default
+
+
+def _words(
+    entry: dict[str, Node], key: str, pattern: re.Pattern[str], expected: str
+) -> tuple[str, ...] | None:
+    """A word or a list of them; None for ``any`` and for a key that is not there."""
+    if key not in entry:
+        return None
+    nodes = entry[key].one_or_more(expected)
+    if _is_any(nodes):
+        return None
+    for node in nodes:
+        text = node.text(expected)
+        if not pattern.fullmatch(text) or (len(text) > POLICY_NAME_MAX and pattern is not _HOST):
+            raise node.error(expected)
+    return tuple(dict.fromkeys(node.text() for node in nodes))
 
 
 def _mode(entry: dict[str, Node]) -> int | None:
