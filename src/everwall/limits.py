@@ -79,6 +79,12 @@ POLICY_NAME_MAX = 63
 DESCRIPTION_MAX = 1024
 POLICY_RULES_MAX = 65_000
 POLICY_ZONES_MAX = 200
+POLICY_HOST_NAMES_MAX = 2000
+"""Names whose addresses a node asks for."""
+POLICY_WARNINGS_SHOWN = 20
+"""Of one kind; what is more is only counted."""
+WILDCARD_RANGES_MAX = 1024
+"""Ranges that an address with a wildcard mask may stand for."""
 HOST_NAME_MAX = 253
 
 # Store -----------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def test_the_policy_has_one_zone_and_one_rule_that_opens_it(tmp_path: Path) -> N
     assert [zone.name for zone in policy.zones] == [configuration.ZONE]
     assert [(rule.name, rule.action) for rule in policy.rules] == [("lab-traffic", "allow")]
     assert policy.intrazone_default.action == "deny"
-    assert not policy.warnings
+    (warning,) = policy.warnings
+    assert warning.endswith("rule lab-traffic allows everything in its zones"), "which is what it is for"
 
 
 def test_the_load_balancer_notices_within_the_bound_that_is_promised(

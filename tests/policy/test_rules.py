@@ -288,9 +288,9 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         "address is a mapping",
         "addresses: {a: {ip: 1.1.1.1}}\n",
         1,
-        "addresses.a",
-        "a mapping of 1",
-        "an address",
+        "addresses.a.ip",
+        "ip",
+        "one of the keys fqdn, wildcard",
     ),
     (
         "misspelt member",

@@ -36,7 +36,8 @@ from everwall.policy.match import (
     rule_id,
     zone_id,
 )
-from everwall.policy.rules import AddressRange, DefaultRule, Policy, Rule, Service, read_policy
+from everwall.policy.model import AddressRange, DefaultRule, Policy, Rule, Service
+from everwall.policy.rules import read_policy
 
 # Resets are not sent yet: the client is left without an answer, as with deny.
 _ACTIONS = {
