@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 from everwall.limits import HOST_NAME_MAX, POLICY_NAME_MAX, WILDCARD_RANGES_MAX
 from everwall.policy.model import ICMP, PORT_MAX, PROTOCOLS, AddressRange, Service, ports_of
@@ -141,3 +142,27 @@ def parse_service(text: str) -> tuple[Service, ...] | str:
             return "a protocol number from 0 to 255"
         return (ports_of(0, int(rest)),)
     return ""
+
+
+def service_words(services: Iterable[Service]) -> list[str | dict[str, str]]:
+    """Services as a policy says them; what has a source port is a mapping."""
+    found: list[str | dict[str, str]] = []
+    names = {number: name for name, number in PROTOCOLS.items()}
+    for entry in services:
+        if entry in ICMP:
+            word: str | dict[str, str] = "icmp"
+        elif entry.protocol not in names:
+            word = f"protocol/{entry.protocol}"
+        else:
+            protocol, port = names[entry.protocol], _port_word(entry.first_port, entry.last_port)
+            word = f"{protocol}/{port}"
+            source = _port_word(entry.first_source_port, entry.last_source_port)
+            if source != _port_word(0, PORT_MAX):
+                word = {"protocol": protocol, "port": port, "source-port": source}
+        if word not in found:
+            found.append(word)
+    return found
+
+
+def _port_word(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -1,0 +1,273 @@
+"""The policy in a PAN-OS configuration, as in the ``bootstrap.xml`` of a package that boots the vendor's firewall.
+
+The file becomes a document in the form of our own policy file, and that one is read like any other
+(``everwall.policy.rules``). What the document cannot say is listed; what would open more than was written is
+not loaded. ``docs/policy.md`` tells the rules of the translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from everwall.config import ConfigError, Node
+from everwall.policy.document import node_of, yaml_text
+from everwall.policy.match import ZONE_DATA
+from everwall.policy.model import Policy
+from everwall.policy.panos_objects import Objects, Table
+from everwall.policy.panos_rules import RuleReader, default_rules
+from everwall.policy.rules import read_document
+from everwall.policy.xml_tree import Element, read_xml
+
+_ZONE_KINDS = ("layer3", "layer2", "virtual-wire", "tap", "tunnel", "external")
+_DATA_INTERFACE = "ethernet1/1"
+_RULEBASES = (
+    "nat",
+    "pbf",
+    "decryption",
+    "dos",
+    "qos",
+    "application-override",
+    "authentication",
+    "tunnel-inspect",
+)
+_WEEK_S, _LONGEST_S = 604_800, 15_999_999
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What the file says about sessions, in seconds; None: nothing, and the default stays."""
+
+    tcp: int | None = None
+    udp: int | None = None
+    icmp: int | None = None
+    other: int | None = None
+    tcp_init: int | None = None
+    tcp_handshake: int | None = None
+    tcp_half_closed: int | None = None
+    tcp_time_wait: int | None = None
+    tcp_unverified_rst: int | None = None
+    reject_non_syn: bool | None = None
+
+
+# Field: its element under deviceconfig/setting/session, and the most that PAN-OS takes (the least is 1).
+_TIMEOUTS = {
+    "tcp": ("timeout-tcp", _LONGEST_S),
+    "udp": ("timeout-udp", _LONGEST_S),
+    "icmp": ("timeout-icmp", _LONGEST_S),
+    "other": ("timeout-default", _LONGEST_S),
+    "tcp_init": ("timeout-tcpinit", 60),
+    "tcp_handshake": ("timeout-tcphandshake", 60),
+    "tcp_half_closed": ("timeout-tcp-half-closed", _WEEK_S),
+    "tcp_time_wait": ("timeout-tcp-time-wait", 600),
+    "tcp_unverified_rst": ("timeout-tcp-unverified-rst", 600),
+}
+assert {item.name for item in fields(SessionSettings)} == {*_TIMEOUTS, "reject_non_syn"}
+
+
+@dataclass(frozen=True)
+class Panos:
+    """Everything that is taken from a configuration."""
+
+    policy: Policy
+    """Its warnings name each rule that was not loaded, and whatever else is not used."""
+    document: Node
+    """The same policy in the form of our own file."""
+    interfaces: Mapping[str, str]
+    """Interface, as ``ethernet1/1.10``, to its zone."""
+    session: SessionSettings
+    left_out: tuple[str, ...]
+    """One line for each rule that was not loaded."""
+
+    def yaml(self) -> str:
+        """Our policy file with the same policy."""
+        heading = (
+            f"Made from {Path(self.policy.file).name}. Not loaded from there: {len(self.left_out)} rules."
+        )
+        return yaml_text(self.document, "\n".join([heading, *(f"  {line}" for line in self.left_out)]))
+
+
+def read_panos(
+    path: str | Path, text: str | None = None, accept_ports_for_applications: bool = False
+) -> Policy:
+    """The policy in a PAN-OS configuration; as ``load_panos``."""
+    return load_panos(path, text, accept_ports_for_applications).policy
+
+
+def load_panos(
+    path: str | Path,
+    text: str | None = None,
+    accept_ports_for_applications: bool = False,
+    leave_out: Collection[str] = (),
+    endpoints: Mapping[str, Sequence[str]] | None = None,
+) -> Panos:
+    """What a PAN-OS configuration says about policy; ``text`` replaces reading the file. Raises ``ConfigError``.
+
+    ``leave_out`` names rules that the operator does without, whatever they would refuse. ``endpoints`` maps an
+    interface to the ids of the load balancer's endpoints that are associated with it; without, everything is in
+    the zone of the data interface.
+    """
+    root = read_xml(path, text)
+    return _Translator(str(path), root, accept_ports_for_applications, leave_out, endpoints or {}).translate()
+
+
+class _Translator:
+    """Turns one configuration into a document and what is to be said about it."""
+
+    def __init__(
+        self,
+        file: str,
+        root: Element,
+        accept_ports: bool,
+        leave_out: Collection[str],
+        endpoints: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.file = file
+        self.root = root
+        self.accept_ports = accept_ports
+        self.leave_out = leave_out
+        self.endpoints = endpoints
+        self.notes: list[str] = []
+        self.interfaces: dict[str, str] = {}
+
+    def translate(self) -> Panos:
+        device, system = self._places()
+        zones = self._zones(system)
+        objects = Objects(self.file, [system, *self.root.all("shared")])
+        reader = RuleReader(self.file, objects, zones.names, self.accept_ports, self.leave_out)
+        defaults = list(system.entries("rulebase", "default-security-rules", "rules"))
+        rules = reader.read(list(system.entries("rulebase", "security", "rules")), defaults)
+        document: dict[str, Any] = {
+            "zones": dict(zones.nodes),
+            "addresses": dict(objects.addresses.nodes),
+            "services": dict(objects.services.nodes),
+            "rules": rules.nodes,
+            "default-rules": default_rules(self.file, defaults, self.notes),
+        }
+        session = self._session(device)
+        self._unused(system)
+        self.notes += [f"{self.file}: {note}" for note in objects.notes]
+        node = node_of(self.file, self.root.line, "", {name: part for name, part in document.items() if part})
+        policy = read_document(node)
+        unused = [f"{self.file}: {reason}" for reason in self._unmatchable(objects)]
+        warnings = (*rules.left_out, *self.notes, *rules.notes, *unused, *policy.warnings)
+        return Panos(
+            replace(policy, warnings=warnings), node, self.interfaces, session, tuple(rules.left_out)
+        )
+
+    def _places(self) -> tuple[Element, Element]:
+        """The device and its virtual system."""
+        if self.root.tag != "config":
+            raise ConfigError(
+                self.file, "a configuration of PAN-OS (<config>)", line=self.root.line, value=self.root.tag
+            )
+        for path in (("panorama",), ("devices", "entry", "device-group"), ("devices", "entry", "template")):
+            for found in self.root.all(*path):
+                if found.children:
+                    raise ConfigError(
+                        self.file,
+                        "the whole configuration of one firewall: what Panorama pushes comes before its own rules",
+                        line=found.line,
+                        key="/".join(path),
+                    )
+        device = next(self.root.entries("devices"), None)
+        systems = list(device.entries("vsys")) if device is not None else []
+        if device is None or not systems:
+            raise ConfigError(self.file, "devices/entry/vsys/entry with the rules", line=self.root.line)
+        system = next((entry for entry in systems if entry.name == "vsys1"), systems[0])
+        for other in systems:
+            if other is not system:
+                self.notes.append(f"{self.file}:{other.line}: virtual system {other.name} is not used")
+        return device, system
+
+    # Zones ------------------------------------------------------------------------------------------------
+
+    def _zones(self, system: Element) -> Table:
+        """The zones, the interfaces in them, and which zone the endpoints are in."""
+        table = Table("zone", lambda text: False)
+        lines: dict[str, int] = {}
+        for entry in system.entries("zone"):
+            table.elements[entry.name] = entry
+            ours = table.name(entry.name, self.notes)
+            lines[ours] = entry.line
+            for kind in _ZONE_KINDS:
+                for member in entry.members("network", kind):
+                    self.interfaces[member.text] = ours
+            if entry.value("network", "zone-protection-profile"):
+                self.notes.append(f"{self.file}:{entry.line}: zone {entry.name}: zone protection is not used")
+        associated: dict[str, list[str]] = {}
+        for interface, ids in self.endpoints.items():
+            if interface not in self.interfaces:
+                raise ConfigError(self.file, "an interface that is in a zone", key="zone", value=interface)
+            associated.setdefault(self.interfaces[interface], []).extend(ids)
+        whole = "" if associated else self._whole()
+        for ours, line in lines.items():
+            zone: dict[str, Any] = {}
+            if ours in associated:
+                zone["endpoints"] = list(dict.fromkeys(associated[ours]))
+            elif ours == whole:
+                zone["endpoints"] = "any"
+            table.nodes[ours] = node_of(self.file, line, f"zone {ours}", zone)
+        return table
+
+    def _whole(self) -> str:
+        """The zone that everything is in as long as no endpoint is associated: that of the data interface."""
+        zones = list(dict.fromkeys(self.interfaces.values()))
+        whole = self.interfaces.get(_DATA_INTERFACE) or (zones[0] if len(zones) == 1 else "")
+        if not whole:
+            self.notes.append(
+                f"{self.file}: {_DATA_INTERFACE} is in no zone: everything is in zone {ZONE_DATA}, "
+                "until an endpoint is associated with an interface"
+            )
+        elif len(zones) > 1:
+            self.notes.append(
+                f"{self.file}: everything is in zone {whole}, that of {_DATA_INTERFACE}, "
+                "until an endpoint is associated with another interface"
+            )
+        return whole
+
+    # Sessions -----------------------------------------------------------------------------------------------
+
+    def _session(self, device: Element) -> SessionSettings:
+        found: dict[str, Any] = {}
+        known = {element: (name, most) for name, (element, most) in _TIMEOUTS.items()}
+        session = device.child("deviceconfig", "setting", "session")
+        for child in session.children if session is not None else ():
+            if child.tag in known:
+                name, most = known[child.tag]
+                if not child.text.isdecimal() or not 1 <= int(child.text) <= most:
+                    raise ConfigError(
+                        self.file,
+                        f"seconds from 1 to {most}",
+                        line=child.line,
+                        key=child.tag,
+                        value=child.text,
+                    )
+                found[name] = int(child.text)
+            elif child.tag == "tcp-reject-non-syn":
+                if child.text not in ("yes", "no"):
+                    raise ConfigError(
+                        self.file, "yes or no", line=child.line, key=child.tag, value=child.text
+                    )
+                found["reject_non_syn"] = child.text == "yes"
+            else:
+                self.notes.append(f"{self.file}:{child.line}: session setting {child.tag} is not used")
+        return SessionSettings(**found)
+
+    # What is not used -----------------------------------------------------------------------------------------
+
+    def _unused(self, system: Element) -> None:
+        for name in _RULEBASES:
+            count = sum(1 for _ in system.entries("rulebase", name, "rules"))
+            if count:
+                self.notes.append(
+                    f"{self.file}: {count} {name} rule{'s are' if count > 1 else ' is'} not used"
+                )
+
+    def _unmatchable(self, objects: Objects) -> list[str]:
+        reasons: list[str] = []
+        for table in (objects.addresses, objects.services):
+            reasons += [f"{table.kind} {reason}" for reason in table.reasons.values()]
+        return reasons

@@ -1,0 +1,307 @@
+"""The objects of a PAN-OS configuration in our form: addresses, services, applications and their groups.
+
+Whatever cannot be matched as it is written has a reason instead; a group with such a member has it too. A
+virtual system's objects come before shared ones of the same name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from everwall.config import Node
+from everwall.limits import DESCRIPTION_MAX, POLICY_NAME_MAX
+from everwall.policy.document import node_of
+from everwall.policy.model import Service
+from everwall.policy.words import (
+    APPLICATION,
+    is_fqdn,
+    is_name,
+    parse_address,
+    parse_ports,
+    parse_service,
+    parse_wildcard,
+    service_words,
+)
+from everwall.policy.xml_tree import Element
+
+
+class Unmatchable(ValueError):
+    """Something that cannot be matched as it is written; the message says why."""
+
+
+PREDEFINED_SERVICES = {"service-http": ["tcp/80", "tcp/8080"], "service-https": ["tcp/443"]}
+_GROUP_DEPTH_MAX = 16
+
+
+@dataclass(eq=False)
+class Table:
+    """Objects of one kind by the name that the file gives them."""
+
+    kind: str
+    is_literal: Callable[[str], bool]
+    """Whether a word means something without being an object."""
+    elements: dict[str, Element] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Ours for the file's."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why an object cannot be matched; for all others there is a node."""
+    nodes: dict[str, Node] = field(default_factory=dict)
+    """By our name."""
+
+    def name(self, theirs: str, notes: list[str]) -> str:
+        """Our name for an object: theirs, unless it could not be told from a value or has letters we do not take."""
+        if theirs not in self.names:
+            ours = theirs
+            if not is_name(theirs) or theirs == "any" or self.is_literal(theirs):
+                letters = re.sub(r"[^A-Za-z0-9 ._-]", "-", theirs).strip()
+                ours = f"{self.kind} {letters}"[:POLICY_NAME_MAX].rstrip()
+                taken, k = {*self.names.values(), *self.elements}, 1
+                stem = ours[: POLICY_NAME_MAX - 6].rstrip()
+                while ours in taken:
+                    k += 1
+                    ours = f"{stem} {k}"
+                notes.append(f"{self.kind} {theirs} is called {ours} here")
+            self.names[theirs] = ours
+        return self.names[theirs]
+
+
+def is_address(text: str) -> bool:
+    """Whether a word of a rule is an address, a network or a range."""
+    try:
+        network(text)
+    except Unmatchable:
+        return False
+    return True
+
+
+def network(text: str) -> str:
+    """An ``ip-netmask`` or ``ip-range`` as we write it: bits after the prefix do not count. Or ``Unmatchable``."""
+    try:
+        if "/" in text:
+            return str(ipaddress.ip_network(text, strict=False))
+        if "-" in text:
+            first, _, last = text.partition("-")
+            text = f"{first.strip()}-{last.strip()}"
+    except ValueError:
+        raise Unmatchable(f"{text!r} is no address") from None
+    parsed = parse_address(text)
+    if isinstance(parsed, str):
+        raise Unmatchable(f"{text!r} is no address" + (f" (expected {parsed})" if parsed else ""))
+    return text
+
+
+class Objects:
+    """All objects that the rules of one virtual system may name."""
+
+    def __init__(self, file: str, places: list[Element]) -> None:
+        """``places``: the virtual system, then what is shared."""
+        self.file = file
+        self.places = places
+        self.notes: list[str] = []
+        self.addresses = Table("address", is_address)
+        self.services = Table("service", lambda text: not isinstance(parse_service(text), str))
+        self.ports: dict[str, tuple[Service, ...]] = {}
+        """Standard ports of applications that the file defines."""
+        self.application_reasons: dict[str, str] = {}
+        self.application_groups: dict[str, list[str]] = {}
+        self._groups_open: list[tuple[Table, str]] = []
+        self._collect(self.addresses, "address", "address-group")
+        self._collect(self.services, "service", "service-group")
+        self._applications()
+        for theirs in list(self.addresses.elements):
+            self.why_not(self.addresses, theirs)
+        for theirs in list(self.services.elements):
+            self.why_not(self.services, theirs)
+
+    def _collect(self, table: Table, *tags: str) -> None:
+        for place in self.places:
+            for tag in tags:
+                for entry in place.entries(tag):
+                    table.elements.setdefault(entry.name, entry)
+
+    def why_not(self, table: Table, theirs: str) -> str:
+        """Why a word cannot be matched, or nothing; an object that can has its node afterwards."""
+        if theirs not in table.elements:
+            if table is self.services and theirs in PREDEFINED_SERVICES:
+                ours = table.name(theirs, self.notes)
+                table.nodes.setdefault(ours, node_of(self.file, 0, theirs, PREDEFINED_SERVICES[theirs]))
+                return ""
+            if table.is_literal(theirs) and table is self.addresses:
+                return ""
+            more = " (a region or an external list cannot be matched)" if table is self.addresses else ""
+            return f"{theirs} is no {table.kind} or {table.kind} group of this file{more}"
+        ours = table.name(theirs, self.notes)
+        if theirs in table.reasons:
+            return table.reasons[theirs]
+        if ours in table.nodes:
+            return ""
+        if (table, theirs) in self._groups_open or len(self._groups_open) > _GROUP_DEPTH_MAX:
+            return f"{theirs} is a group within itself, or too deep"
+        element = table.elements[theirs]
+        self._groups_open.append((table, theirs))
+        try:
+            value = self._address(element) if table is self.addresses else self._service(element)
+        except Unmatchable as error:
+            table.reasons[theirs] = f"{theirs}: {error}"
+            return table.reasons[theirs]
+        finally:
+            self._groups_open.pop()
+        table.nodes[ours] = node_of(
+            self.file, element.line, f"{table.kind} {theirs}", self._noted(element, value)
+        )
+        return ""
+
+    def _noted(self, element: Element, value: Any) -> Any:
+        """A value with the description and tags of its object."""
+        notes: dict[str, Any] = {}
+        description = element.value("description")
+        if description:
+            notes["description"] = shortened(description)
+        tags = tag_words(element)
+        if tags:
+            notes["tags"] = tags
+        if not notes:
+            return value
+        return {**(value if isinstance(value, dict) else {"members": value}), **notes}
+
+    def word(self, table: Table, theirs: str) -> str:
+        """How a rule or group names an object, a service or an address."""
+        if theirs in table.elements or (table is self.services and theirs in PREDEFINED_SERVICES):
+            return table.name(theirs, self.notes)
+        return network(theirs)
+
+    def _members(self, table: Table, members: list[Element]) -> list[str]:
+        if not members:
+            raise Unmatchable("a group without members")
+        for member in members:
+            reason = self.why_not(table, member.text)
+            if reason:
+                raise Unmatchable(reason)
+        return [self.word(table, member.text) for member in members]
+
+    def _address(self, element: Element) -> Any:
+        """The value of an address or a group; raises ``Unmatchable``."""
+        if element.child("dynamic") is not None:
+            raise Unmatchable("a dynamic group, whose members come and go with tags")
+        if element.child("static") is not None:
+            return self._members(self.addresses, element.members("static"))
+        for tag in ("ip-netmask", "ip-range"):
+            if element.child(tag) is not None:
+                return network(element.value(tag))
+        if element.child("fqdn") is not None:
+            name = element.value("fqdn").rstrip(".").lower()
+            if not is_fqdn(name):
+                raise Unmatchable(f"{name!r} is no full host name")
+            return {"fqdn": name}
+        if element.child("ip-wildcard") is not None:
+            text = element.value("ip-wildcard")
+            parsed = parse_wildcard(text)
+            if isinstance(parsed, str):
+                raise Unmatchable(f"{text!r} (expected {parsed})")
+            return {"wildcard": text}
+        raise Unmatchable("neither an address nor a group")
+
+    def _service(self, element: Element) -> Any:
+        """The value of a service or a group; raises ``Unmatchable``."""
+        if element.child("members") is not None:
+            return self._members(self.services, element.members("members"))
+        for protocol in ("tcp", "udp"):
+            found = element.child("protocol", protocol)
+            if found is None:
+                continue
+            if found.child("override", "yes") is not None:
+                self.notes.append(f"service {element.name}: its own time-outs are not used")
+            return _port_words(protocol, found.value("port"), found.value("source-port"))
+        raise Unmatchable("neither TCP nor UDP")
+
+    # Applications ---------------------------------------------------------------------------------------
+
+    def _applications(self) -> None:
+        for place in self.places:
+            for entry in place.entries("application"):
+                if entry.name in self.ports or entry.name in self.application_reasons:
+                    continue
+                ports = _default_ports(entry)
+                if isinstance(ports, str):
+                    self.application_reasons[entry.name] = ports
+                else:
+                    self.ports[entry.name] = ports
+            for entry in place.entries("application-group"):
+                members = [member.text for member in entry.members("members")]
+                self.application_groups.setdefault(entry.name, members)
+            for entry in place.entries("application-filter"):
+                self.application_reasons.setdefault(
+                    entry.name, "a filter, whose applications are not known here"
+                )
+
+    def applications(self, members: Iterable[str]) -> tuple[str, ...]:
+        """Applications with groups replaced by what is in them; one that is in no group is taken as it is."""
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        ahead = list(reversed(list(members)))
+        while ahead:
+            name = ahead.pop()
+            if name in self.application_groups:
+                if name not in seen:
+                    seen.add(name)
+                    ahead += reversed(self.application_groups[name])
+            else:
+                found[name] = None
+        return tuple(found)
+
+
+def tag_words(element: Element) -> list[str]:
+    """The tags of an object or a rule that we can write."""
+    words = (
+        re.sub(r"[^A-Za-z0-9 ._-]", "-", member.text).lstrip(" ._-") for member in element.members("tag")
+    )
+    return [word for word in (word[:POLICY_NAME_MAX].strip() for word in words) if word]
+
+
+def shortened(description: str) -> str:
+    """A description that fits, in one line."""
+    return " ".join(description.split())[:DESCRIPTION_MAX]
+
+
+def _port_words(protocol: str, ports: str, source_ports: str) -> Any:
+    """Lists of ports as services; raises ``Unmatchable``."""
+    ranges: list[list[tuple[int, int]]] = []
+    for text in (ports or "0-65535", source_ports or "0-65535"):
+        ranges.append([])
+        for part in text.split(","):
+            parsed = parse_ports(part.strip())
+            if isinstance(parsed, str):
+                raise Unmatchable(f"{part.strip()!r} (expected {parsed})")
+            ranges[-1].append(parsed)
+    number = {"tcp": 6, "udp": 17}[protocol]
+    words = service_words(Service(0, number, *port, *source) for port in ranges[0] for source in ranges[1])
+    return words[0] if len(words) == 1 else words
+
+
+def _default_ports(entry: Element) -> tuple[Service, ...] | str:
+    """The standard ports of an application that the file defines; else why there are none."""
+    found: list[Service] = []
+    for member in entry.members("default", "port"):
+        protocol, _, ports = member.text.partition("/")
+        words = (f"{protocol}/{part.strip()}" for part in ports.split(","))
+        for word in ["icmp"] if protocol in ("icmp", "icmp6") else words:
+            parsed = parse_service(word)
+            if isinstance(parsed, str):
+                return f"its standard port {member.text} is none"
+            found += parsed
+    protocol = entry.value("default", "ident-by-ip-protocol")
+    if protocol:
+        parsed = parse_service(f"protocol/{protocol}")
+        if isinstance(parsed, str):
+            return f"its protocol {protocol} is none"
+        found += parsed
+    return tuple(dict.fromkeys(found)) if found else "it has no standard ports"
+
+
+def is_application(text: str) -> bool:
+    """Whether our form can name the application."""
+    return is_name(text) and bool(APPLICATION.fullmatch(text))
