@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from everwall.policy.schema import schema  # noqa: E402
 from everwall.verdict import Verdict, is_drop  # noqa: E402
 
 SECTIONS = [
@@ -51,7 +53,12 @@ def verdicts() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"docs/verdicts.md": verdicts}
+def policy_schema() -> str:
+    """The form of a policy file, for editors."""
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+PAGES = {"docs/verdicts.md": verdicts, "docs/policy.schema.json": policy_schema}
 
 
 def main() -> int:

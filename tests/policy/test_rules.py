@@ -23,6 +23,8 @@ from everwall.policy.rules import (
     parse_service,
     read_policy,
 )
+from everwall.policy.words import parse_wildcard
+from tests.policy.wrong import HALF, RULE, WRONG
 
 GOOD = """\
 zones:
@@ -176,332 +178,6 @@ def colliding_zone_names() -> tuple[str, str]:
     raise AssertionError("no collision in twice as many names as ids")
 
 
-RULE = "rules:\n- {name: a, source: any, destination: any, service: any, action: allow%s}\n"
-HALF = "rules:\n- name: a\n  source: %s\n  destination: any\n  service: %s\n  action: allow\n"
-
-# (what is wrong, text, line, key, value, part of what was expected)
-WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
-    ("not a mapping", "- a\n", 1, "", "a list of 1", "a mapping"),
-    ("a scalar only", "hello\n", 1, "", "hello", "a mapping"),
-    ("unknown section", "\nrule: []\n", 2, "rule", "rule", "did you mean rules?"),
-    ("section twice", "rules: []\nzones: {}\nrules: []\n", 3, "rules", "rules", "stands in line 1 already"),
-    ("name of an address twice", "addresses:\n  a: 1.1.1.1\n  a: 1.1.1.2\n", 3, "addresses.a", "a", "once"),
-    ("not YAML", "rules: [\n", 2, "", None, "YAML"),
-    ("a tab", "zones:\n\tdata:\n", 2, "", None, "YAML"),
-    ("a control character", "zones: \x07\n", 1, "", None, "printable text"),
-    ("two documents", "rules: []\n---\nrules: []\n", 2, "", None, "one YAML document"),
-    ("an alias", "addresses:\n  a: &x 1.1.1.1\n  b: *x\n", 3, "addresses.b", "*x", "not an alias"),
-    ("a tag", "rules: !!python/name:os.system []\n", 1, "rules", None, "without a tag"),
-    ("a list as key", "? [a]\n: 1\n", 1, "", None, "a plain word as key"),
-    ("too deep", "rules: " + "[" * 20 + "]" * 20 + "\n", 1, "", None, "levels of nesting"),
-    ("zones is a list", "zones: [data]\n", 1, "zones", "a list of 1", "a mapping"),
-    ("a zone is a list", "zones:\n  data: [1]\n", 2, "zones.data", "a list of 1", "a mapping"),
-    ("a zone is called any", "zones: {any: }\n", 1, "zones.any", "any", "other than any"),
-    ("a zone has no name", "zones: {'': }\n", 1, "zones.", "", "a name"),
-    ("a zone's name is too long", f"zones:\n  {'z' * 64}:\n", 2, f"zones.{'z' * 64}", "z" * 64, "at most 63"),
-    ("a zone's name has a slash", "zones: {a/b: }\n", 1, "zones.a/b", "a/b", "a name"),
-    (
-        "misspelt key of a zone",
-        "zones:\n  a:\n    endpoint: 1\n",
-        3,
-        "zones.a.endpoint",
-        "endpoint",
-        "endpoints",
-    ),
-    (
-        "short endpoint",
-        "zones: {a: {endpoints: vpce-12}}\n",
-        1,
-        "zones.a.endpoints",
-        "vpce-12",
-        "an endpoint",
-    ),
-    (
-        "17 digits that do not fit",
-        "zones:\n  a:\n    endpoints:\n    - 1\n    - vpce-10123456789abcdef\n",
-        5,
-        "zones.a.endpoints[2]",
-        "vpce-10123456789abcdef",
-        "an endpoint id",
-    ),
-    (
-        "endpoint above 64 bits",
-        f"zones: {{a: {{endpoints: {1 << 64}}}}}\n",
-        1,
-        "zones.a.endpoints",
-        None,
-        "an endp",
-    ),
-    ("octal endpoint", "zones: {a: {endpoints: 017}}\n", 1, "zones.a.endpoints", "017", "an endpoint id"),
-    ("negative endpoint", "zones: {a: {endpoints: -1}}\n", 1, "zones.a.endpoints", "-1", "an endpoint id"),
-    (
-        "no endpoint in the list",
-        "zones: {a: {endpoints: []}}\n",
-        1,
-        "zones.a.endpoints",
-        "a list of 0",
-        "a list",
-    ),
-    (
-        "endpoint in two zones",
-        "zones:\n  a: {endpoints: 18}\n  b: {endpoints: 0x12}\n",
-        3,
-        "zones.b.endpoints",
-        "0x12",
-        "in zone a already",
-    ),
-    ("no address", "addresses: {a: web}\n", 1, "addresses.a", "web", "an address (10.0.0.1"),
-    ("octet over 255", "addresses: {a: 10.0.0.256}\n", 1, "addresses.a", "10.0.0.256", "an address"),
-    ("prefix too long", "addresses: {a: 10.0.0.0/33}\n", 1, "addresses.a", "10.0.0.0/33", "from 0 to 32"),
-    ("v6 prefix too long", 'addresses: {a: "::/129"}\n', 1, "addresses.a", "::/129", "from 0 to 128"),
-    ("a netmask", "addresses: {a: 10.0.0.0/255.0.0.0}\n", 1, "addresses.a", None, "a prefix length"),
-    (
-        "bits after the prefix",
-        "addresses: {a: 10.1.2.3/24}\n",
-        1,
-        "addresses.a",
-        "10.1.2.3/24",
-        "10.1.2.0/24",
-    ),
-    (
-        "range upside down",
-        "addresses: {a: 10.0.0.9-10.0.0.1}\n",
-        1,
-        "addresses.a",
-        None,
-        "not above its last",
-    ),
-    ("range over families", "addresses: {a: '10.0.0.1-::1'}\n", 1, "addresses.a", None, "within one family"),
-    ("zone index", "addresses: {a: 'fe80::1%eth0'}\n", 1, "addresses.a", None, "no zone index"),
-    (
-        "an address's name is an address",
-        "addresses: {10.0.0.1: 10.0.0.2}\n",
-        1,
-        "addresses.10.0.0.1",
-        None,
-        "value",
-    ),
-    ("an address is called any", "addresses: {any: 10.0.0.2}\n", 1, "addresses.any", "any", "a name"),
-    ("empty group", "addresses: {a: []}\n", 1, "addresses.a", "a list of 0", "an address"),
-    ("address of nothing", "addresses:\n  a:\n", 2, "addresses.a", "nothing", "an address"),
-    (
-        "address is a mapping",
-        "addresses: {a: {ip: 1.1.1.1}}\n",
-        1,
-        "addresses.a.ip",
-        "ip",
-        "one of the keys fqdn, wildcard",
-    ),
-    (
-        "misspelt member",
-        "addresses: {web: 1.1.1.1, g: [wep]}\n",
-        1,
-        "addresses.g[1]",
-        "wep",
-        "did you mean web?",
-    ),
-    (
-        "group in a circle",
-        "addresses:\n  a: b\n  b: [1.1.1.1, c]\n  c: a\n",
-        2,
-        "addresses.a",
-        "b",
-        "a -> b -> c -> a",
-    ),
-    ("group of itself", "addresses: {a: [a]}\n", 1, "addresses.a", None, "a -> a"),
-    ("any in a group", "addresses: {a: [any]}\n", 1, "addresses.a[1]", "any", "an address"),
-    ("port over 65535", "services: {a: tcp/65536}\n", 1, "services.a", "tcp/65536", "up to 65535"),
-    ("ports upside down", "services: {a: tcp/90-80}\n", 1, "services.a", "tcp/90-80", "not above its last"),
-    ("two ports", "services: {a: 'tcp/80,443'}\n", 1, "services.a", "tcp/80,443", "a port or a range"),
-    ("no port", "services: {a: tcp/}\n", 1, "services.a", "tcp/", "a port or a range"),
-    ("protocol over 255", "services: {a: protocol/256}\n", 1, "services.a", "protocol/256", "from 0 to 255"),
-    ("unknown protocol", "services: {a: sctp/80}\n", 1, "services.a", "sctp/80", "a service"),
-    ("a number only", "services: {a: 443}\n", 1, "services.a", "443", "tcp/443"),
-    (
-        "a service's name is a service",
-        "services: {icmp: tcp/80}\n",
-        1,
-        "services.icmp",
-        "icmp",
-        "not a value",
-    ),
-    ("service without protocol", "services: {a: {port: 80}}\n", 1, "services.a", None, "the key protocol"),
-    (
-        "service of a strange protocol",
-        "services: {a: {protocol: 6}}\n",
-        1,
-        "services.a.protocol",
-        "6",
-        "tcp, udp",
-    ),
-    (
-        "service with a wrong source port",
-        "services:\n  a:\n    protocol: tcp\n    source-port: high\n",
-        4,
-        "services.a.source-port",
-        "high",
-        "a port or a range",
-    ),
-    ("rules is a mapping", "rules: {a: 1}\n", 1, "rules", "a mapping of 1", "a list of rules"),
-    ("a rule is a word", "rules: [allow]\n", 1, "rules[1]", "allow", "a mapping"),
-    ("a rule without source", "rules:\n- name: a\n  action: allow\n", 2, "rules[1]", None, "the key source"),
-    (
-        "a rule without action",
-        "rules:\n- {name: a, source: any, destination: any, service: any}\n",
-        2,
-        "rules[1]",
-        None,
-        "the key action",
-    ),
-    (
-        "misspelt key of a rule",
-        RULE % ", sevice: any",
-        2,
-        "rules[1].sevice",
-        "sevice",
-        "did you mean service?",
-    ),
-    ("a key twice in a rule", RULE % ", action: deny", 2, "rules[1].action", "action", "once"),
-    (
-        "a key from elsewhere",
-        RULE % ", schedule: nights",
-        2,
-        "rules[1].schedule",
-        "schedule",
-        "one of the",
-    ),
-    (
-        "unknown action",
-        HALF.replace("allow", "accept") % ("any", "any"),
-        6,
-        "rules[1].action",
-        "accept",
-        "allow, d",
-    ),
-    (
-        "action in capitals",
-        HALF.replace("allow", "ALLOW") % ("any", "any"),
-        6,
-        "rules[1].action",
-        "ALLOW",
-        "allow, ",
-    ),
-    (
-        "any is negated",
-        RULE % ", negate-source: true",
-        2,
-        "rules[1].negate-source",
-        "true",
-        "a source other than any",
-    ),
-    (
-        "an intrazone rule with an end",
-        RULE % ", rule-type: intrazone, to: data",
-        2,
-        "rules[1].to",
-        "data",
-        "no zones",
-    ),
-    (
-        "unknown type",
-        RULE % ", rule-type: intra",
-        2,
-        "rules[1].rule-type",
-        "intra",
-        "did you mean intrazone?",
-    ),
-    ("application in capitals", RULE % ", application: SSL", 2, "rules[1].application", "SSL", "small"),
-    ("no application", RULE % ", application: []", 2, "rules[1].application", "a list of 0", "application"),
-    ("a host with a path", RULE % ", host: a.b/c", 2, "rules[1].host", "a.b/c", "a host name"),
-    ("a star in a host", RULE % ", host: ['a.*.b']", 2, "rules[1].host[1]", "a.*.b", "a host name"),
-    ("any and a host", RULE % ", host: [a.b, any]", 2, "rules[1].host[2]", "any", "stand alone"),
-    ("a tag that is no name", RULE % ", tags: [a/b]", 2, "rules[1].tags[1]", "a/b", "a name"),
-    ("flag is a number", RULE % ", log-end: 1", 2, "rules[1].log-end", "1", "true or false"),
-    ("flag is empty", RULE % ", disabled: ", 2, "rules[1].disabled", "nothing", "true or false"),
-    ("unknown zone", RULE % ", from: dota", 2, "rules[1].from", "dota", "did you mean data?"),
-    ("empty list of zones", RULE % ", to: []", 2, "rules[1].to", "a list of 0", "any, the name of a zone"),
-    ("any and a zone", RULE % ", to: [data, any]", 2, "rules[1].to[2]", "any", "any to stand alone"),
-    ("unknown source", HALF % ("web", "any"), 3, "rules[1].source", "web", "an address"),
-    ("any and an address", HALF % ("[any, 1.1.1.1]", "any"), 3, "rules[1].source[1]", "any", "stand alone"),
-    ("no source", HALF % ("[]", "any"), 3, "rules[1].source", "a list of 0", "an address"),
-    ("unknown service", HALF % ("any", "[icmp, http]"), 5, "rules[1].service[2]", "http", "a service"),
-    (
-        "a rule's name twice",
-        "rules:\n"
-        "- {name: a, source: any, destination: any, service: any, action: allow}\n"
-        "- {name: a, source: any, destination: any, service: any, action: deny}\n",
-        3,
-        "rules[2].name",
-        "a",
-        "line 2 has it already",
-    ),
-    (
-        "a rule with a reserved name",
-        HALF.replace("name: a", "name: interzone-default") % ("any", "any"),
-        2,
-        "rules[1].name",
-        "interzone-default",
-        "default-rules",
-    ),
-    (
-        "a rule's name is too long",
-        HALF.replace("name: a", f"name: {'n' * 64}") % ("any", "any"),
-        2,
-        "rules[1].name",
-        None,
-        "63",
-    ),
-    (
-        "a rule's name is a list",
-        HALF.replace("name: a", "name: [a]") % ("any", "any"),
-        2,
-        "rules[1].name",
-        None,
-        "a name",
-    ),
-    (
-        "a long description",
-        RULE % f", description: {'d' * 1025}",
-        2,
-        "rules[1].description",
-        None,
-        "at most 1024",
-    ),
-    (
-        "unknown default rule",
-        "default-rules: {intrazone: {}}\n",
-        1,
-        "default-rules.intrazone",
-        None,
-        "intrazone-default",
-    ),
-    (
-        "default rule is a word",
-        "default-rules:\n  intrazone-default: allow\n",
-        2,
-        "default-rules.intrazone-default",
-        "allow",
-        "a mapping",
-    ),
-    (
-        "default rule with a source",
-        "default-rules:\n  intrazone-default:\n    source: any\n",
-        3,
-        "default-rules.intrazone-default.source",
-        "source",
-        "action, log-start, log-end",
-    ),
-    (
-        "default rule with an unknown action",
-        "default-rules:\n  interzone-default:\n    action: reset\n",
-        3,
-        "default-rules.interzone-default.action",
-        "reset",
-        "allow, deny, drop",
-    ),
-]
-
-
 @pytest.mark.parametrize(
     ("text", "line", "key", "value", "expected"),
     [case[1:] for case in WRONG],
@@ -639,6 +315,123 @@ def test_a_rule_that_would_match_more_than_it_says_is_refused(more: str, key: st
         compile_policy(policy)
     assert (caught.value.line, caught.value.key) == (2, f"a.{key}")
     compile_policy(read(RULE % f"{more}, disabled: true"))
+
+
+# Objects ------------------------------------------------------------------------------------------------
+
+OBJECTS = """\
+addresses:
+  site: {members: [10.0.0.0/24, "::1"], description: the public site, tags: [web, reviewed]}
+  api: {fqdn: API.Example.com, description: not ours}
+  branches: {wildcard: 10.0.1.0/0.255.0.255}
+  partners: [api, {fqdn: b.example.com}, 192.0.2.1]
+services:
+  web: {members: [tcp/80, {protocol: tcp, port: 8000-8001, source-port: 1024-65535}], tags: web}
+  dns: {protocol: udp, port: 53, description: to our resolver}
+applications:
+  ledger: [tcp/9000-9001]
+rules:
+- {name: a, source: [partners, branches], destination: site, service: [web, dns], action: allow}
+"""
+
+
+def test_objects_say_what_they_are_for() -> None:
+    policy = read(OBJECTS)
+    (rule,) = policy.rules
+    assert rule.source is not None
+    assert rule.source_names == ("api.example.com", "b.example.com")
+    assert rule.source[0] == AddressRange(4, 0xC0000201, 0xC0000201)
+    assert len(rule.source) == 1 + 256, "a range for each value of the second octet"
+    assert rule.source[2] == AddressRange(4, 0x0A010100, 0x0A0101FF)
+    assert rule.destination == (AddressRange(4, 0x0A000000, 0x0A0000FF), AddressRange(6, 1, 1))
+    assert [entry[1:] for entry in rule.service or ()] == [
+        (6, 80, 80, 0, 65535),
+        (6, 8000, 8001, 1024, 65535),
+        (17, 53, 53, 0, 65535),
+    ]
+    assert policy.host_names == rule.source_names
+    assert policy.warnings == ()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_a_wildcard_is_the_ranges_that_it_says(address: int, ignored: int, probe: int) -> None:
+    # Few enough ones to be matchable: those of two masks, and the lowest byte.
+    ignored = (ignored & (ignored >> 8) & 0x00130F00) | (ignored & 0xFF)
+    address &= ~ignored
+    text = "/".join(
+        ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0)) for value in (address, ignored)
+    )
+    ranges = parse_wildcard(text)
+    if isinstance(ranges, str):
+        assert "at most 1024 ranges" in ranges
+        return
+    for value in (probe, address, address | ignored, address | (probe & ignored), address ^ 1):
+        inside = (value & ~ignored) == address
+        assert any(entry.first <= value <= entry.last for entry in ranges) == inside
+    assert sum(entry.last - entry.first + 1 for entry in ranges) == 1 << ignored.bit_count()
+
+
+def test_a_policy_of_too_many_host_names_is_refused() -> None:
+    names = ", ".join(f"{{fqdn: h{k}.example.com}}" for k in range(2001))
+    with pytest.raises(ConfigError, match="at most 2000 host names"):
+        read(f"rules: [{{name: a, source: [{names}], destination: any, service: any, action: allow}}]")
+
+
+def test_one_zone_may_have_every_endpoint() -> None:
+    policy = read("zones: {a: , b: {endpoints: any}}\n" + RULE % ", from: b")
+    assert (policy.mapped, policy.default_zone) == (False, "b")
+    compiled, names = compile_policy(policy)
+    assert names.zone(int(compiled.zones[0])) == "b"
+    with pytest.raises(ConfigError, match="any or one of the zones a, b"):
+        read("zones: {a: , b: {endpoints: any}}\n" + RULE % ", from: data")
+
+
+# Applications as ports ----------------------------------------------------------------------------------
+
+
+def accept(more: str, action: str = "allow", service: str = "any") -> Policy:
+    text = (HALF % ("10.0.0.1", service)).replace("allow", action) + more
+    return read_policy("policy.yaml", text + "applications: {ledger: [tcp/9000-9001]}\n", True)
+
+
+def test_an_application_rule_becomes_ports_only_where_that_was_accepted() -> None:
+    policy = accept("  application: [ssl, ledger]\n")
+    (rule,) = policy.rules
+    assert rule.applications is None
+    assert [entry[1:4] for entry in rule.service or ()] == [(6, 443, 443), (6, 9000, 9001)]
+    assert policy.warnings == (
+        "policy.yaml:2: rule a is matched by ports, not by what it names (ssl, ledger): "
+        "it allows whatever uses their standard ports",
+    )
+    compile_policy(policy)
+    (rule,) = accept("  application: unheard-of\n", service="tcp/77").rules
+    assert [entry[1:4] for entry in rule.service or ()] == [(6, 77, 77)]
+    (rule,) = accept("", service="application-default").rules
+    assert rule.service is not None
+    assert len(rule.service) > 50
+    (rule,) = accept("", action="deny", service="application-default").rules
+    assert rule.service is None, "refused on every port: nothing passes that was to be stopped"
+
+
+@pytest.mark.parametrize(
+    ("more", "action", "said"),
+    [
+        ("  application: bittorrent\n", "allow", "bittorrent is not among them"),
+        ("  application: ssh\n", "deny", "would pass on all but its standard ports"),
+        ("  application: ssh\n", "reset-both", "would pass on all but its standard ports"),
+    ],
+)
+def test_what_ports_cannot_say_stays_refused(more: str, action: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        accept(more, action)
+    assert (caught.value.line, caught.value.key) == (7, "rules[1].application")
+    assert said in caught.value.expected
+
+
+def test_an_applications_own_ports_bound_its_rule_until_it_can_be_matched() -> None:
+    (rule,) = read(HALF % ("any", "application-default") + "  application: ssh\n").rules
+    assert rule.applications == ("ssh",)
+    assert [entry[1:4] for entry in rule.service or ()] == [(6, 22, 22)]
 
 
 # Resiliency ---------------------------------------------------------------------------------------------
