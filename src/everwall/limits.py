@@ -81,6 +81,14 @@ POLICY_RULES_MAX = 65_000
 POLICY_ZONES_MAX = 200
 POLICY_HOST_NAMES_MAX = 2000
 """Names whose addresses a node asks for."""
+NAME_ADDRESSES_MAX = 64
+"""Addresses of one host name that are used, the lowest."""
+NAME_REFRESH_NS = 60 * SECOND_NS
+"""After an answer a name is asked for again; the system's resolver tells no time to live."""
+NAME_RETRY_NS = 10 * SECOND_NS
+NAME_LOOKUPS_MAX = 8
+"""Names asked for at once."""
+NAME_WATCH_S = 0.1
 POLICY_WARNINGS_SHOWN = 20
 """Of one kind; what is more is only counted."""
 WILDCARD_RANGES_MAX = 1024

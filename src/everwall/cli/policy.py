@@ -75,7 +75,7 @@ def import_(
     except ConfigError as error:
         fail(str(error))
     _warn(found.policy.warnings)
-    typer.echo(f"{len(found.policy.rules)} rules are loaded, {len(found.left_out)} are not", err=True)
+    typer.echo(f"rules loaded: {len(found.policy.rules)}, not loaded: {len(found.left_out)}", err=True)
     if output is None:
         typer.echo(found.yaml(), nl=False)
         return

@@ -14,6 +14,7 @@ def findings(policy: Policy) -> Iterator[str]:
     yield from _zones(policy)
     yield from _shortened(policy, "rules that match nothing", _empty_rules(policy))
     yield from _shortened(policy, "rules that are never reached", _covered(policy))
+    yield from _shortened(policy, "rules that refuse by host names", _named_refusals(policy))
     yield from _shortened(policy, "rules that allow much", _open_rules(policy))
     actions = [rule.action for rule in policy.rules if not rule.disabled]
     actions += [policy.intrazone_default.action, policy.interzone_default.action]
@@ -83,6 +84,16 @@ def _covered(policy: Policy) -> Iterator[str]:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             who = f"rules {', '.join(other.name for other in others[:3])}{more} together match"
         yield f"{policy.file}:{rule.line}: rule {rule.name} is never reached: {who} all that it would"
+
+
+def _named_refusals(policy: Policy) -> Iterator[str]:
+    for rule in policy.rules:
+        names = rule.source_names + rule.destination_names
+        if names and not rule.disabled and rule.action != "allow":
+            yield (
+                f"{policy.file}:{rule.line}: rule {rule.name} refuses by host names ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}): what they stand for passes until they are resolved"
+            )
 
 
 def _open_rules(policy: Policy) -> Iterator[str]:

@@ -83,9 +83,7 @@ class Panos:
 
     def yaml(self) -> str:
         """Our policy file with the same policy."""
-        heading = (
-            f"Made from {Path(self.policy.file).name}. Not loaded from there: {len(self.left_out)} rules."
-        )
+        heading = f"Made from {Path(self.policy.file).name}. Rules that are not loaded: {len(self.left_out)}"
         return yaml_text(self.document, "\n".join([heading, *(f"  {line}" for line in self.left_out)]))
 
 

@@ -143,7 +143,12 @@ def _definitions(notes: dict[str, Schema]) -> dict[str, Schema]:
     }
     special = {"fqdn": _text(FQDN.pattern, HOST_NAME_MAX), "wildcard": _text("[0-9.]+/[0-9.]+", 31), **notes}
     ports = {"type": _TEXT, "pattern": f"^{_PORTS}$", "minimum": 0, "maximum": 65535}
-    entry = {"protocol": {"enum": list(PROTOCOLS)}, "port": ports, "source-port": ports, **notes}
+    entry: dict[str, Schema] = {
+        "protocol": {"enum": list(PROTOCOLS)},
+        "port": ports,
+        "source-port": ports,
+        **notes,
+    }
     return {
         "name": name,
         "description": {"type": [*_TEXT, "null"], "maxLength": DESCRIPTION_MAX},
