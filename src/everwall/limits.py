@@ -89,6 +89,10 @@ NAME_RETRY_NS = 10 * SECOND_NS
 NAME_LOOKUPS_MAX = 8
 """Names asked for at once."""
 NAME_WATCH_S = 0.1
+POLICY_COVERAGE_RULES_MAX = 20_000
+"""Largest policy that is searched for rules that are never reached."""
+SERVICE_PORTS_MAX = 1024
+"""Pairs of a destination's and a source's ports that one imported service may have."""
 POLICY_WARNINGS_SHOWN = 20
 """Of one kind; what is more is only counted."""
 WILDCARD_RANGES_MAX = 1024

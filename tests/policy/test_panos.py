@@ -221,6 +221,8 @@ UNMATCHABLE: list[tuple[str, str, str]] = [
     ("no source", rule(source=()), "it has no source"),
     ("no zone", rule(to=()), "it has no to"),
     ("no service", rule(service=()), "it has no service"),
+    ("two sources", rule(more=members("source", "10.0.0.1")), "it has source twice"),
+    ("ports without end", rule(service="many"), "many: more than 1024 pairs of ports"),
     ("a new type", rule(more="<rule-type>local</rule-type>"), "its rule-type local is not known"),
 ]
 OBJECTS = (
@@ -236,6 +238,7 @@ OBJECTS = (
     + address("host", "fqdn", "a.example.com")
     + service("sctp", "sctp", "80")
     + service("high", "tcp", "80,70000")
+    + service("many", "tcp", ",".join(map(str, range(1, 1026))))
     + '<application-filter><entry name="risky"><risk><member>5</member></risk></entry></application-filter>'
 )
 

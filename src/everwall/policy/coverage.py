@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from everwall.limits import POLICY_COVERAGE_RULES_MAX
 from everwall.policy.model import ADDRESS_BITS, PORT_MAX, AddressRange, Policy, Rule, Service
 
 Intervals = tuple[tuple[int, int], ...]
@@ -25,6 +26,8 @@ _FAMILY_PORTS = 256 * (PORT_MAX + 1)
 ZONE, SOURCE, DESTINATION, SERVICE = range(4)
 TOGETHER_MAX = 64
 """Earlier rules that are tried as one."""
+PIECES_MAX = 1024
+"""Intervals of these rules in all; where there are more, nobody looks whether they fit together."""
 
 
 def merged(intervals: Sequence[tuple[int, int]]) -> Intervals:
@@ -99,6 +102,7 @@ class _Field:
         self._numbers: dict[Intervals, int] = {}
         self._holding: dict[int, npt.NDArray[np.bool_]] = {}
         self._at: dict[int, npt.NDArray[np.bool_]] = {}
+        self._arrays: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = {}
 
     def number(self, intervals: Intervals) -> int:
         """The number of a set; the same for the same values."""
@@ -132,14 +136,31 @@ class _Field:
     def holding(self, number: int) -> npt.NDArray[np.bool_]:
         """Of each set, whether it holds all of set ``number``; nobody is said to hold an empty one."""
         if number not in self._holding:
+            intervals = self.sets[number]
             found = np.zeros(len(self.sets), np.bool_)
-            for k, (first, last) in enumerate(self.sets[number]):
-                around = self._sets_around(first, last)
-                found = found & around if k else around
-                if np.count_nonzero(found) == 1:
-                    break  # the set itself
+            if intervals:
+                found |= self._sets_around(*intervals[0])
+            if len(intervals) > 1:
+                # Few sets have both ends; those are looked at whole.
+                found &= self._sets_around(*intervals[-1])
+                first, last = self._edges(number)
+                for other in np.flatnonzero(found):
+                    starts, ends = self._edges(int(other))
+                    found[other] = bool(
+                        np.all(ends[np.searchsorted(starts, first, side="right") - 1] >= last)
+                    )
             self._holding[number] = found
         return self._holding[number]
+
+    def _edges(self, number: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The places where the intervals of a set begin and end."""
+        if number not in self._arrays:
+            intervals = self.sets[number]
+            self._arrays[number] = (
+                np.array([self._place[first] for first, _ in intervals], np.int32),
+                np.array([self._place[last] for _, last in intervals], np.int32),
+            )
+        return self._arrays[number]
 
     def holding_start(self, number: int) -> npt.NDArray[np.bool_]:
         """Of each set, whether the first value of set ``number`` is in it."""
@@ -152,8 +173,11 @@ class _Field:
 def covered_rules(policy: Policy) -> dict[int, tuple[int, ...]]:
     """Index of each active rule that no packet reaches: the indices of the earlier rules that match all of it.
 
-    Rules that match nothing at all are not among them.
+    Rules that match nothing at all are not among them. In a policy of more than POLICY_COVERAGE_RULES_MAX rules
+    nothing is looked for: the time grows with the square of their number.
     """
+    if len(policy.rules) > POLICY_COVERAGE_RULES_MAX:
+        return {}
     active = [k for k, rule in enumerate(policy.rules) if not rule.disabled]
     rules = [policy.rules[k] for k in active]
     zones = list(zone_sets(policy))
@@ -245,7 +269,12 @@ def _covered_by(fields: list[_Field], numbers: list[int], covers: npt.NDArray[np
 
 def _needed(field: _Field, number: int, chosen: list[int]) -> list[int]:
     """Those of the chosen rules that hold the set together, as few as a walk along it takes; or none."""
-    pieces = sorted((first, last, k) for k in chosen for first, last in field.sets[int(field.covering[k])])
+    pieces: list[tuple[int, int, int]] = []
+    for k in chosen:
+        pieces += [(first, last, k) for first, last in field.sets[int(field.covering[k])]]
+        if len(pieces) > PIECES_MAX:
+            return []
+    pieces.sort()
     needed: set[int] = set()
     at = 0
     for first, last in field.sets[number]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from everwall.limits import POLICY_WARNINGS_SHOWN
+from everwall.limits import POLICY_COVERAGE_RULES_MAX, POLICY_WARNINGS_SHOWN
 from everwall.policy.coverage import address_line, covered_rules, families, zone_sets
 from everwall.policy.model import Policy, Rule
 
@@ -76,6 +76,11 @@ def _nothing(rule: Rule, zones: frozenset[str]) -> str:
 
 
 def _covered(policy: Policy) -> Iterator[str]:
+    if len(policy.rules) > POLICY_COVERAGE_RULES_MAX:
+        yield (
+            f"{policy.file}: rules that are never reached are looked for in up to "
+            f"{POLICY_COVERAGE_RULES_MAX} rules only"
+        )
     for number, by in covered_rules(policy).items():
         rule, others = policy.rules[number], [policy.rules[k] for k in by]
         if len(others) == 1:

@@ -184,10 +184,10 @@ class _Translator:
 
     def _zones(self, system: Element) -> Table:
         """The zones, the interfaces in them, and which zone the endpoints are in."""
-        table = Table("zone", lambda text: False)
+        elements = {entry.name: entry for entry in system.entries("zone")}
+        table = Table("zone", lambda text: False, elements)
         lines: dict[str, int] = {}
-        for entry in system.entries("zone"):
-            table.elements[entry.name] = entry
+        for entry in elements.values():
             ours = table.name(entry.name, self.notes)
             lines[ours] = entry.line
             for kind in _ZONE_KINDS:

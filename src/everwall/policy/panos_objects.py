@@ -9,15 +9,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from everwall.config import Node
-from everwall.limits import DESCRIPTION_MAX, POLICY_NAME_MAX
+from everwall.limits import DESCRIPTION_MAX, POLICY_NAME_MAX, SERVICE_PORTS_MAX
 from everwall.policy.document import node_of
 from everwall.policy.model import Service
 from everwall.policy.words import (
-    APPLICATION,
     is_fqdn,
     is_name,
     parse_address,
@@ -37,35 +35,54 @@ PREDEFINED_SERVICES = {"service-http": ["tcp/80", "tcp/8080"], "service-https": 
 _GROUP_DEPTH_MAX = 16
 
 
-@dataclass(eq=False)
+class Names:
+    """Names of one kind of thing in our form, each given once."""
+
+    def __init__(self, kind: str, known: Iterable[str], is_reserved: Callable[[str], bool]) -> None:
+        """``known``: names of the file, which are theirs who have them."""
+        self.kind = kind
+        self._taken = set(known)
+        self._is_reserved = is_reserved
+        self._counts: dict[str, int] = {}
+
+    def fits(self, theirs: str) -> bool:
+        """Whether the file's name can be ours."""
+        return is_name(theirs) and theirs != "any" and not self._is_reserved(theirs)
+
+    def made(self, theirs: str, notes: list[str]) -> str:
+        """A name that nobody else has, close to the file's."""
+        letters = re.sub(r"[^A-Za-z0-9 ._-]", "-", theirs).strip()
+        stem = f"{self.kind} {letters}"[: POLICY_NAME_MAX - 8].strip()
+        ours = stem
+        while ours in self._taken:
+            self._counts[stem] = self._counts.get(stem, 1) + 1
+            ours = f"{stem} {self._counts[stem]}"
+        self._taken.add(ours)
+        notes.append(f"{self.kind} {theirs} is called {ours} here")
+        return ours
+
+
 class Table:
     """Objects of one kind by the name that the file gives them."""
 
-    kind: str
-    is_literal: Callable[[str], bool]
-    """Whether a word means something without being an object."""
-    elements: dict[str, Element] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    """Ours for the file's."""
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Why an object cannot be matched; for all others there is a node."""
-    nodes: dict[str, Node] = field(default_factory=dict)
-    """By our name."""
+    def __init__(self, kind: str, is_literal: Callable[[str], bool], elements: dict[str, Element]) -> None:
+        """``is_literal``: whether a word means something without being an object."""
+        self.kind = kind
+        self.is_literal = is_literal
+        self.elements = elements
+        self.names: dict[str, str] = {}
+        """Ours for the file's."""
+        self.reasons: dict[str, str] = {}
+        """Why an object cannot be matched; for all others there is a node."""
+        self.nodes: dict[str, Node] = {}
+        """By our name."""
+        self._fresh = Names(kind, elements, is_literal)
 
     def name(self, theirs: str, notes: list[str]) -> str:
         """Our name for an object: theirs, unless it could not be told from a value or has letters we do not take."""
         if theirs not in self.names:
-            ours = theirs
-            if not is_name(theirs) or theirs == "any" or self.is_literal(theirs):
-                letters = re.sub(r"[^A-Za-z0-9 ._-]", "-", theirs).strip()
-                ours = f"{self.kind} {letters}"[:POLICY_NAME_MAX].rstrip()
-                taken, k = {*self.names.values(), *self.elements}, 1
-                stem = ours[: POLICY_NAME_MAX - 6].rstrip()
-                while ours in taken:
-                    k += 1
-                    ours = f"{stem} {k}"
-                notes.append(f"{self.kind} {theirs} is called {ours} here")
-            self.names[theirs] = ours
+            fits = self._fresh.fits(theirs)
+            self.names[theirs] = theirs if fits else self._fresh.made(theirs, notes)
         return self.names[theirs]
 
 
@@ -102,26 +119,26 @@ class Objects:
         self.file = file
         self.places = places
         self.notes: list[str] = []
-        self.addresses = Table("address", is_address)
-        self.services = Table("service", lambda text: not isinstance(parse_service(text), str))
+        self.addresses = Table("address", is_address, self._elements("address", "address-group"))
+        self.services = Table("service", _is_service, self._elements("service", "service-group"))
         self.ports: dict[str, tuple[Service, ...]] = {}
         """Standard ports of applications that the file defines."""
         self.application_reasons: dict[str, str] = {}
         self.application_groups: dict[str, list[str]] = {}
         self._groups_open: list[tuple[Table, str]] = []
-        self._collect(self.addresses, "address", "address-group")
-        self._collect(self.services, "service", "service-group")
         self._applications()
         for theirs in list(self.addresses.elements):
             self.why_not(self.addresses, theirs)
         for theirs in list(self.services.elements):
             self.why_not(self.services, theirs)
 
-    def _collect(self, table: Table, *tags: str) -> None:
+    def _elements(self, *tags: str) -> dict[str, Element]:
+        found: dict[str, Element] = {}
         for place in self.places:
             for tag in tags:
                 for entry in place.entries(tag):
-                    table.elements.setdefault(entry.name, entry)
+                    found.setdefault(entry.name, entry)
+        return found
 
     def why_not(self, table: Table, theirs: str) -> str:
         """Why a word cannot be matched, or nothing; an object that can has its node afterwards."""
@@ -254,6 +271,10 @@ class Objects:
         return tuple(found)
 
 
+def _is_service(text: str) -> bool:
+    return not isinstance(parse_service(text), str)
+
+
 def tag_words(element: Element) -> list[str]:
     """The tags of an object or a rule that we can write."""
     words = (
@@ -277,6 +298,8 @@ def _port_words(protocol: str, ports: str, source_ports: str) -> Any:
             if isinstance(parsed, str):
                 raise Unmatchable(f"{part.strip()!r} (expected {parsed})")
             ranges[-1].append(parsed)
+    if len(ranges[0]) * len(ranges[1]) > SERVICE_PORTS_MAX:
+        raise Unmatchable(f"more than {SERVICE_PORTS_MAX} pairs of ports")
     number = {"tcp": 6, "udp": 17}[protocol]
     words = service_words(Service(0, number, *port, *source) for port in ranges[0] for source in ranges[1])
     return words[0] if len(words) == 1 else words
@@ -300,8 +323,3 @@ def _default_ports(entry: Element) -> tuple[Service, ...] | str:
             return f"its protocol {protocol} is none"
         found += parsed
     return tuple(dict.fromkeys(found)) if found else "it has no standard ports"
-
-
-def is_application(text: str) -> bool:
-    """Whether our form can name the application."""
-    return is_name(text) and bool(APPLICATION.fullmatch(text))

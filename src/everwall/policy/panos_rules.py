@@ -17,8 +17,8 @@ from everwall.policy.applications import APPLICATION_DEFAULT, STANDARD_PORTS, by
 from everwall.policy.document import node_of
 from everwall.policy.match import INTERZONE_DEFAULT, INTRAZONE_DEFAULT
 from everwall.policy.model import ACTIONS, RULE_TYPES
-from everwall.policy.panos_objects import Objects, Table, is_application, shortened, tag_words
-from everwall.policy.words import is_name, service_words
+from everwall.policy.panos_objects import Names, Objects, Table, shortened, tag_words
+from everwall.policy.words import service_words
 from everwall.policy.xml_tree import Element
 
 # What a rule says about which sessions it means; anything else that it asks for cannot be matched.
@@ -85,6 +85,7 @@ class RuleReader:
         known = {entry.name for entry in entries}
         for name in sorted(self.leave_out - known):
             raise ConfigError(self.file, "the name of a security rule that is to be left out", value=name)
+        self._fresh = Names("rule", known, lambda text: text in (INTRAZONE_DEFAULT, INTERZONE_DEFAULT))
         for entry in entries:
             self._rule(entry)
         if self._stopped and any(entry.value("action") == "allow" for entry in defaults):
@@ -175,22 +176,19 @@ class RuleReader:
 
     def _name(self, entry: Element, notes: list[str]) -> str:
         name = entry.name
-        if not self._is_free(name):
-            table = Table("rule", lambda text: not self._is_free(text))
-            table.names = {taken: taken for taken in self._names if taken != name}
-            name = table.name(name, notes)
+        if name in self._names or not self._fresh.fits(name):
+            name = self._fresh.made(name, notes)
         self._names.add(name)
         return name
 
-    def _is_free(self, name: str) -> bool:
-        return (
-            is_name(name) and name not in self._names and name not in (INTRAZONE_DEFAULT, INTERZONE_DEFAULT)
-        )
-
     def _unknown(self, entry: Element, reasons: list[str], notes: list[str]) -> None:
         """What else the rule asks for, and what it wants done that is not done here."""
+        seen: set[str] = set()
         for child in entry.children:
             tag = child.tag
+            if tag in seen:
+                reasons.append(f"it has {tag} twice")
+            seen.add(tag)
             if tag in _MATCHED or tag in _DECIDES or tag in _FOR_PEOPLE:
                 continue
             values = [member.text for member in child.members()] or ([child.text] if child.text else [])
@@ -309,6 +307,3 @@ def default_rules(file: str, entries: list[Element], notes: list[str]) -> dict[s
                 "all traffic behind a gateway load balancer stays in its zone and ends there"
             )
     return found
-
-
-assert all(is_application(name) for name in STANDARD_PORTS)

@@ -43,11 +43,11 @@ from everwall.policy.objects import (
     tags_of,
 )
 from everwall.policy.words import (
-    APPLICATION,
     APPLICATION_EXPECTED,
     ENDPOINT_EXPECTED,
     HOST_EXPECTED,
     NAME_EXPECTED,
+    is_application,
     is_host,
     is_name,
     parse_address,
@@ -193,7 +193,7 @@ class _Reader:
         found = {}
         for name, node in section.items():
             check_name(name, node)
-            if not APPLICATION.fullmatch(name) or name == "any":
+            if not is_application(name) or name == "any":
                 raise node.error(APPLICATION_EXPECTED, name)
             items = Objects({}, parse_service_node, SERVICE_EXPECTED).resolve(node)
             if items is None:
@@ -245,7 +245,7 @@ class _Reader:
         action = entry["action"].one_of(*ACTIONS)
         negate_source, source, source_names = self._addresses(entry, "source")
         negate_destination, destination, destination_names = self._addresses(entry, "destination")
-        applications = _words(entry, "application", _is_application, APPLICATION_EXPECTED)
+        applications = _words(entry, "application", is_application, APPLICATION_EXPECTED)
         applications, service = self._service(node.line, name, entry, applications, action)
         return Rule(
             name=name,
@@ -353,10 +353,6 @@ def _unused(file: str, what: str, names: list[str]) -> Iterator[str]:
 
 def _flag(entry: dict[str, Node], key: str, default: bool) -> bool:
     return entry[key].boolean() if key in entry else default
-
-
-def _is_application(text: str) -> bool:
-    return is_name(text) and bool(APPLICATION.fullmatch(text))
 
 
 def _words(

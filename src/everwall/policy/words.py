@@ -32,6 +32,11 @@ def is_name(text: str) -> bool:
     return len(text) <= POLICY_NAME_MAX and bool(NAME.fullmatch(text)) and text == text.strip()
 
 
+def is_application(text: str) -> bool:
+    """Whether an application may be called so."""
+    return len(text) <= POLICY_NAME_MAX and bool(APPLICATION.fullmatch(text))
+
+
 def is_host(text: str) -> bool:
     """A host name, or one with a star for everything below."""
     return len(text) <= HOST_NAME_MAX and bool(HOST.fullmatch(text))
@@ -146,11 +151,12 @@ def parse_service(text: str) -> tuple[Service, ...] | str:
 
 def service_words(services: Iterable[Service]) -> list[str | dict[str, str]]:
     """Services as a policy says them; what has a source port is a mapping."""
-    found: list[str | dict[str, str]] = []
+    found: dict[Service, str | dict[str, str]] = {}
     names = {number: name for name, number in PROTOCOLS.items()}
     for entry in services:
+        word: str | dict[str, str]
         if entry in ICMP:
-            word: str | dict[str, str] = "icmp"
+            entry, word = ICMP[0], "icmp"
         elif entry.protocol not in names:
             word = f"protocol/{entry.protocol}"
         else:
@@ -159,9 +165,8 @@ def service_words(services: Iterable[Service]) -> list[str | dict[str, str]]:
             source = _port_word(entry.first_source_port, entry.last_source_port)
             if source != _port_word(0, PORT_MAX):
                 word = {"protocol": protocol, "port": port, "source-port": source}
-        if word not in found:
-            found.append(word)
-    return found
+        found[entry] = word
+    return list(found.values())
 
 
 def _port_word(first: int, last: int) -> str:
