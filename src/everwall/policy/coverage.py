@@ -29,6 +29,9 @@ TOGETHER_MAX = 64
 PIECES_MAX = 1024
 """Intervals of these rules in all; where there are more, nobody looks whether they fit together."""
 
+FEW_PAIRS = 16
+"""Up to so many are quicker one by one than all owners at once."""
+
 
 def merged(intervals: Sequence[tuple[int, int]]) -> Intervals:
     """The same values, each once."""
@@ -123,14 +126,22 @@ class _Field:
                 pairs.setdefault(interval, []).append(number)
         self._first = np.array([self._place[first] for first, _ in pairs], np.int32)
         self._last = np.array([self._place[last] for _, last in pairs], np.int32)
-        self._owners = [np.array(owners, np.int32) for owners in pairs.values()]
+        # Of each pair of edges the sets that have it, one after the other.
+        self._starts = np.cumsum([0, *(len(owners) for owners in pairs.values())])
+        self._owners = np.array([owner for owners in pairs.values() for owner in owners], np.int32)
+        self._pair_of = np.repeat(np.arange(len(pairs)), np.diff(self._starts))
 
     def _sets_around(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Of each set, whether one of its intervals holds all from ``first`` to ``last``."""
         low, high = self._place[first], self._place[last]
         found = np.zeros(len(self.sets), np.bool_)
-        for k in np.flatnonzero((self._first <= low) & (self._last >= high)):
-            found[self._owners[k]] = True
+        around = (self._first <= low) & (self._last >= high)
+        pairs = np.flatnonzero(around)
+        if pairs.size > FEW_PAIRS:
+            found[self._owners[around[self._pair_of]]] = True
+        else:
+            for k in pairs:
+                found[self._owners[self._starts[k] : self._starts[k + 1]]] = True
         return found
 
     def holding(self, number: int) -> npt.NDArray[np.bool_]:

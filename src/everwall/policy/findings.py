@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from everwall.limits import POLICY_COVERAGE_RULES_MAX, POLICY_WARNINGS_SHOWN
 from everwall.policy.coverage import address_line, covered_rules, families, zone_sets
-from everwall.policy.model import Policy, Rule
+from everwall.policy.model import AddressRange, Policy, Rule
 
 
 def findings(policy: Policy) -> Iterator[str]:
@@ -43,13 +43,24 @@ def _zones(policy: Policy) -> Iterator[str]:
 
 
 def _empty_rules(policy: Policy) -> Iterator[str]:
+    # Rules that name the same group share one tuple, which may be long: each is looked at once.
+    known: dict[tuple[int, bool], set[int]] = {}
+
+    def families_of(ranges: tuple[AddressRange, ...], negate: bool) -> set[int]:
+        key = id(ranges), negate
+        if key not in known:
+            known[key] = families(address_line(ranges, negate))
+        return known[key]
+
     for rule, zones in zip(policy.rules, zone_sets(policy), strict=True):
-        why = "" if rule.disabled else _nothing(rule, zones)
+        why = "" if rule.disabled else _nothing(rule, zones, families_of)
         if why:
             yield f"{policy.file}:{rule.line}: rule {rule.name} matches nothing: {why}"
 
 
-def _nothing(rule: Rule, zones: frozenset[str]) -> str:
+def _nothing(
+    rule: Rule, zones: frozenset[str], families_of: Callable[[tuple[AddressRange, ...], bool], set[int]]
+) -> str:
     """Why no packet matches the rule, or nothing."""
     if not zones:
         return (
@@ -62,12 +73,12 @@ def _nothing(rule: Rule, zones: frozenset[str]) -> str:
         ("destination", rule.destination, rule.negate_destination, rule.destination_names),
     ):
         # What is a name now may have addresses of both families later.
-        if ranges is None or names or (not negate and len({entry.family for entry in ranges}) == 2):
+        if ranges is None or names:
             continue
-        line = address_line(ranges, negate)
-        if not line:
+        found = families_of(ranges, negate)
+        if not found:
             return f"its {key} is no address at all"
-        known &= families(line)
+        known = known & found
     if rule.service is not None:
         known &= {
             family for entry in rule.service for family in ((entry.family,) if entry.family else (4, 6))

@@ -131,6 +131,8 @@ class _Reader:
         self.default_zone = ZONE_DATA
         self.known_zones: tuple[str, ...] = ()
         self.warnings: list[str] = []
+        # By identity; the first of each three keeps what it is the identity of.
+        self._halves: dict[int, tuple[tuple[Address, ...], tuple[AddressRange, ...], tuple[str, ...]]] = {}
 
     def _section(self, name: str) -> dict[str, Node]:
         node = self.root.get(name)
@@ -281,13 +283,21 @@ class _Reader:
             if negate:
                 raise entry[f"negate-{key}"].error(f"a {key} other than any, or no negation")
             return negate, None, ()
-        ranges, names = _split(found)
+        ranges, names = self._split(found)
         if negate and names:
             # Until the name is known the rule would match every address.
             raise entry[f"negate-{key}"].error(
                 f"no negation: {names[0]} has no addresses until it is resolved"
             )
         return negate, ranges, names
+
+    def _split(self, found: tuple[Address, ...]) -> tuple[tuple[AddressRange, ...], tuple[str, ...]]:
+        """Ranges and names apart; what several rules share is shared afterwards too."""
+        if id(found) not in self._halves:
+            ranges = tuple(item for item in found if isinstance(item, AddressRange))
+            names = tuple(item.name for item in found if isinstance(item, HostName))
+            self._halves[id(found)] = found, ranges, names
+        return self._halves[id(found)][1:]
 
     def _service(
         self,
@@ -335,13 +345,6 @@ class _Reader:
             log_start, log_end = (_flag(entry, key, False) for key in ("log-start", "log-end"))
             found.append(DefaultRule(name, action, log_start, log_end, _mode(entry)))
         return found[0], found[1]
-
-
-def _split(found: tuple[Address, ...]) -> tuple[tuple[AddressRange, ...], tuple[str, ...]]:
-    if not any(isinstance(item, HostName) for item in found):
-        return found, ()  # type: ignore[return-value]
-    ranges = tuple(item for item in found if isinstance(item, AddressRange))
-    return ranges, tuple(item.name for item in found if isinstance(item, HostName))
 
 
 def _unused(file: str, what: str, names: list[str]) -> Iterator[str]:
