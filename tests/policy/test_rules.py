@@ -106,7 +106,7 @@ def test_the_example_of_the_page_is_a_policy() -> None:
     compile_policy(policy)
     assert policy.warnings == ()
     assert policy.zones[0].endpoints == (0xA1B2C3D4E5F60718, 0x2B8EE1D4DB0C51C4)
-    assert [rule.name for rule in policy.rules] == ["site is public", "watch", "no telnet ever"]
+    assert [rule.name for rule in policy.rules] == ["site is public", "watch", "outside", "no telnet ever"]
     assert policy.intrazone_default.log_end
 
 
