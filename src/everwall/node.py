@@ -195,6 +195,11 @@ class Node:
     def _announce(self) -> None:
         for warning in self.policy.policy.warnings:
             log.warning(warning)
+        if names := self.policy.policy.host_names:
+            # Answers would need a policy that can be exchanged while the workers run.
+            log.warning(
+                "host names of the policy are not asked for yet: they match nothing", names=", ".join(names)
+            )
         log.info(
             "ready",
             name=self.name,

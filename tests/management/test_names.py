@@ -70,9 +70,15 @@ def test_a_resolver_that_hangs_or_fails_holds_up_nobody() -> None:
     watch(lookup, story)
 
 
-def test_the_system_knows_this_machine() -> None:
-    try:
-        found = system_lookup("localhost")
-    except OSError:
-        pytest.skip("no name of this machine is known to its resolver")
-    assert {"127.0.0.1", "::1"} & set(found)
+def test_names_are_asked_for_as_they_are_written_and_in_no_search_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", ("192.0.2.1", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    assert system_lookup("api.example.com") == ["192.0.2.1", "2001:db8::1"]
+    assert asked == ["api.example.com."]
