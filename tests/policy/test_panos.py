@@ -136,6 +136,35 @@ def test_what_is_not_used_is_named_with_its_line() -> None:
         assert words in said
 
 
+SPOKES = FILES / "spokes.xml"
+
+
+def test_a_file_whose_rules_name_applications_is_closed_until_that_is_accepted() -> None:
+    found = load_panos(SPOKES, endpoints={"ethernet1/2": ["17"]})
+    assert [one.name for one in found.policy.rules] == ["load-test"]
+    assert len(found.left_out) == 6
+    assert found.interfaces == {"ethernet1/1": "untrust", "ethernet1/2": "trust", "loopback.1": "trust"}
+    said = "\n".join(found.policy.warnings)
+    assert "spokes.xml: 2 nat rules are not used" in said
+    assert "intrazone-default is not overridden: it denies here, where the vendor's allows" in said
+
+
+def test_accepted_its_applications_are_ports() -> None:
+    found = load_panos(SPOKES, None, True, endpoints={"ethernet1/2": ["17"]})
+    rules = {one.name: one for one in found.policy.rules}
+    assert found.left_out == ()
+    assert ports(rules["inbound-web"]) == [(6, 80, 80), (6, 8080, 8080)], "the service that it names"
+    assert ports(rules["inbound-ssh"]) == [(6, 22, 22)]
+    assert ports(rules["outbound"]) == [(6, 53, 53), (6, 80, 80), (6, 443, 443), (17, 53, 53), (17, 123, 123)]
+    assert ports(rules["load-test"]) == [(6, 5001, 5001)]
+    assert set(ICMP) <= set(rules["all-ping"].service or ())
+    assert (6, 4444, 4444) not in ports(rules["east-west"])
+    said = "\n".join(found.policy.warnings)
+    assert "rule inbound-web matches nothing: there is no traffic from its zones to its zones" in said
+    assert "names applications (ping, traceroute) and is loaded by ports" in said
+    assert without_places(read_policy("p.yaml", found.yaml())) == without_places(found.policy)
+
+
 # Default rules ---------------------------------------------------------------------------------------------
 
 
