@@ -60,6 +60,10 @@ def test_rules_that_allow_everything_are_named() -> None:
     assert found(f"{everything}, action: deny") == [
         "policy.yaml: no rule allows anything: everything is denied"
     ]
+    before = "default-rules: {intrazone-default: {action: allow}}\n"
+    assert found(ONE, before=before) == [
+        "policy.yaml: intrazone-default allows everything that no rule matches"
+    ]
     (warning,) = found("name: x, source: 10.0.0.0/8, negate-source: true, destination: any, service: any")
     assert warning == "policy.yaml:2: rule x names no IPv6 address in its negated source: all of them match"
 

@@ -189,6 +189,12 @@ def test_a_default_rule_that_is_written_is_taken() -> None:
         ConfigError, match=r"intrazone-default\.action: 'permit': expected one of allow, deny"
     ):
         load(config(rule(), defaults=entry.replace("allow", "permit")))
+    for twice in (
+        entry + entry.replace("allow", "deny"),
+        entry.replace("<action>", "<action>deny</action><action>"),
+    ):
+        with pytest.raises(ConfigError, match="each default rule, and each of its settings, once"):
+            load(config(rule(), defaults=twice))
 
 
 # Rules that would match more than they say ---------------------------------------------------------------
@@ -252,6 +258,7 @@ UNMATCHABLE: list[tuple[str, str, str]] = [
     ("no service", rule(service=()), "it has no service"),
     ("two sources", rule(more=members("source", "10.0.0.1")), "it has source twice"),
     ("ports without end", rule(service="many"), "many: more than 1024 pairs of ports"),
+    ("two of one name", rule(source="twice"), "twice: there are two of that name"),
     ("a new type", rule(more="<rule-type>local</rule-type>"), "its rule-type local is not known"),
 ]
 OBJECTS = (
@@ -261,6 +268,8 @@ OBJECTS = (
     + group("around", "round")
     + group("empty")
     + group("hosts", "host")
+    + address("twice", "ip-netmask", "10.0.0.1")
+    + group("twice", "host")
     + address("hole", "ip-netmask", "${cidr}")
     + address("wild", "ip-wildcard", "10.0.0.0/0.255.255.0")
     + address("short", "fqdn", "localhost")

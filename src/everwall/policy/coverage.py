@@ -9,6 +9,7 @@ covered only as more. Not every covered rule is found: a patchwork in two fields
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -97,6 +98,15 @@ def families(policy_line: Intervals) -> set[int]:
     return {4 for first, _ in policy_line if first < _V6} | {6 for _, last in policy_line if last >= _V6}
 
 
+def _holds(outer: Intervals, inner: Intervals) -> bool:
+    """Whether every value of ``inner`` is one of ``outer``."""
+    for first, last in inner:
+        k = bisect_right(outer, (first, _ADDRESSES)) - 1
+        if k < 0 or outer[k][1] < last:
+            return False
+    return True
+
+
 class _Field:
     """One field of all rules: the sets it has, and which of them hold which."""
 
@@ -105,7 +115,6 @@ class _Field:
         self._numbers: dict[Intervals, int] = {}
         self._holding: dict[int, npt.NDArray[np.bool_]] = {}
         self._at: dict[int, npt.NDArray[np.bool_]] = {}
-        self._arrays: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = {}
 
     def number(self, intervals: Intervals) -> int:
         """The number of a set; the same for the same values."""
@@ -154,24 +163,10 @@ class _Field:
             if len(intervals) > 1:
                 # Few sets have both ends; those are looked at whole.
                 found &= self._sets_around(*intervals[-1])
-                first, last = self._edges(number)
                 for other in np.flatnonzero(found):
-                    starts, ends = self._edges(int(other))
-                    found[other] = bool(
-                        np.all(ends[np.searchsorted(starts, first, side="right") - 1] >= last)
-                    )
+                    found[other] = other == number or _holds(self.sets[other], intervals)
             self._holding[number] = found
         return self._holding[number]
-
-    def _edges(self, number: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The places where the intervals of a set begin and end."""
-        if number not in self._arrays:
-            intervals = self.sets[number]
-            self._arrays[number] = (
-                np.array([self._place[first] for first, _ in intervals], np.int32),
-                np.array([self._place[last] for _, last in intervals], np.int32),
-            )
-        return self._arrays[number]
 
     def holding_start(self, number: int) -> npt.NDArray[np.bool_]:
         """Of each set, whether the first value of set ``number`` is in it."""

@@ -16,6 +16,7 @@ def findings(policy: Policy) -> Iterator[str]:
     yield from _shortened(policy, "rules that are never reached", _covered(policy))
     yield from _shortened(policy, "rules that refuse by host names", _named_refusals(policy))
     yield from _shortened(policy, "rules that allow much", _open_rules(policy))
+    yield from _default(policy)
     actions = [rule.action for rule in policy.rules if not rule.disabled]
     actions += [policy.intrazone_default.action, policy.interzone_default.action]
     if "allow" not in actions:
@@ -131,6 +132,12 @@ def _open_rules(policy: Policy) -> Iterator[str]:
                     f"{policy.file}:{rule.line}: rule {rule.name} names no IPv{other} address in its negated {key}: "
                     "all of them match"
                 )
+
+
+def _default(policy: Policy) -> Iterator[str]:
+    # Nothing reaches the other one: behind a gateway load balancer a session stays in one zone.
+    if policy.intrazone_default.action == "allow":
+        yield f"{policy.file}: {policy.intrazone_default.name} allows everything that no rule matches"
 
 
 def _asks_no_more(rule: Rule) -> bool:

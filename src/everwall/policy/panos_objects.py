@@ -119,8 +119,8 @@ class Objects:
         self.file = file
         self.places = places
         self.notes: list[str] = []
-        self.addresses = Table("address", is_address, self._elements("address", "address-group"))
-        self.services = Table("service", _is_service, self._elements("service", "service-group"))
+        self.addresses = self._table("address", is_address, "address", "address-group")
+        self.services = self._table("service", _is_service, "service", "service-group")
         self.ports: dict[str, tuple[Service, ...]] = {}
         """Standard ports of applications that the file defines."""
         self.application_reasons: dict[str, str] = {}
@@ -132,13 +132,20 @@ class Objects:
         for theirs in list(self.services.elements):
             self.why_not(self.services, theirs)
 
-    def _elements(self, *tags: str) -> dict[str, Element]:
-        found: dict[str, Element] = {}
+    def _table(self, kind: str, is_literal: Callable[[str], bool], *tags: str) -> Table:
+        elements: dict[str, Element] = {}
+        doubles: dict[str, str] = {}
         for place in self.places:
+            here: set[str] = set()
             for tag in tags:
                 for entry in place.entries(tag):
-                    found.setdefault(entry.name, entry)
-        return found
+                    if entry.name in here:
+                        doubles[entry.name] = f"{entry.name}: there are two of that name"
+                    here.add(entry.name)
+                    elements.setdefault(entry.name, entry)
+        table = Table(kind, is_literal, elements)
+        table.reasons.update(doubles)
+        return table
 
     def why_not(self, table: Table, theirs: str) -> str:
         """Why a word cannot be matched, or nothing; an object that can has its node afterwards."""

@@ -288,17 +288,23 @@ class RuleReader:
 def default_rules(file: str, entries: list[Element], notes: list[str]) -> dict[str, Any]:
     """The default rules in our form; what the file does not decide denies, and is said."""
     found: dict[str, Any] = {}
-    by_name = {entry.name: entry for entry in entries}
-    for name, vendor in ((INTRAZONE_DEFAULT, "allow"), (INTERZONE_DEFAULT, "deny")):
-        entry = by_name.get(name)
-        action = entry.value("action") if entry is not None else ""
-        if entry is not None and action and action not in ACTIONS:
+    by_name: dict[str, Element] = {}
+    for entry in entries:
+        if entry.name in by_name or len({child.tag for child in entry.children}) < len(entry.children):
             raise ConfigError(
-                file, f"one of {', '.join(ACTIONS)}", line=entry.line, key=f"{name}.action", value=action
+                file, "each default rule, and each of its settings, once", line=entry.line, value=entry.name
+            )
+        by_name[entry.name] = entry
+    for name, vendor in ((INTRAZONE_DEFAULT, "allow"), (INTERZONE_DEFAULT, "deny")):
+        written = by_name.get(name)
+        action = written.value("action") if written is not None else ""
+        if written is not None and action and action not in ACTIONS:
+            raise ConfigError(
+                file, f"one of {', '.join(ACTIONS)}", line=written.line, key=f"{name}.action", value=action
             )
         rule: dict[str, Any] = {"action": action or "deny"}
         for tag in ("log-start", "log-end"):
-            if entry is not None and entry.value(tag) == "yes":
+            if written is not None and written.value(tag) == "yes":
                 rule[tag] = True
         found[name] = rule
         if not action and vendor == "allow":
