@@ -33,7 +33,8 @@ from bench import bounds  # noqa: E402  (the path has to be set before)
 from everwall.limits import STORE_BATCH_RECORDS  # noqa: E402
 from everwall.rings import make_ring, ring_pop, ring_push  # noqa: E402
 from everwall.session import image, record, tcp  # noqa: E402
-from everwall.store.connection import StoreConfig, connect, tls_context  # noqa: E402
+from everwall.store.connection import StoreConfig, tls_context  # noqa: E402
+from everwall.store.link import connect  # noqa: E402
 from everwall.store.protocol import Command, buckets_for  # noqa: E402
 from everwall.store.redis import RedisStore, make_clock  # noqa: E402
 from everwall.warm import FIREWALL, warm  # noqa: E402

@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import redis
 import trustme
 
 PASSWORD = "correct horse battery staple"
@@ -25,10 +27,13 @@ def free_port() -> int:
 class RedisServer:
     """Started on a free port; ``kill`` and ``start`` keep port, password and certificates."""
 
-    def __init__(self, *names: str, arguments: tuple[str, ...] = ()) -> None:
-        """``names``: what the certificate is for, by default localhost and 127.0.0.1."""
+    def __init__(
+        self, *names: str, arguments: tuple[str, ...] = (), authority: trustme.CA | None = None
+    ) -> None:
+        """``names``: what the certificate is for, by default localhost and 127.0.0.1; ``authority`` is its own, or one
+        that several servers share."""
         self.directory = Path(tempfile.mkdtemp(prefix="everwall-redis-"))
-        authority = trustme.CA()
+        authority = authority or trustme.CA()
         certificate = authority.issue_cert(*(names or ("localhost", "127.0.0.1")))
         self.ca_pem: bytes = authority.cert_pem.bytes()
         authority.cert_pem.write_to_path(str(self.directory / "ca.pem"))
@@ -62,7 +67,7 @@ class RedisServer:
         }
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            ["redis-server", *options, *self._arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self._command([*options, *self._arguments]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + _START_S_MAX
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -76,6 +81,14 @@ class RedisServer:
         raise RuntimeError(
             f"redis-server did not start: {log.read_text()[-2000:] if log.exists() else 'no log'}"
         )
+
+    def _command(self, options: list[str]) -> list[str]:
+        return ["redis-server", *options]
+
+    def client(self, **more: Any) -> redis.Redis:
+        """An ordinary client, as the administrator; to be closed."""
+        usual = {"port": self.port, "password": PASSWORD, "ssl": True, "protocol": 2}
+        return redis.Redis(**{**usual, "ssl_ca_data": self.ca_pem.decode(), **more})
 
     def kill(self) -> None:
         """SIGKILL: what is not in the clients' hands is gone."""

@@ -84,6 +84,14 @@ def read_text(path: Path, key: str = "") -> str:
         raise ConfigError(path, "UTF-8 text", line=line, key=key) from None
 
 
+def read_password(path: Path, key: str = "") -> str:
+    """The one line of a file that holds nothing but a password."""
+    text = read_text(path, key).strip("\r\n")
+    if not text or "\n" in text:
+        raise ConfigError(path, "one line with the password", key=key)
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One YAML value and where it stands; ``key`` is its path, as in ``rules[3].service``."""

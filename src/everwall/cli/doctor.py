@@ -13,7 +13,7 @@ import typer
 
 from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint, load_init_cfg, parse_init_cfg
 from everwall.cli.common import fail
-from everwall.config import ConfigError, read_text
+from everwall.config import ConfigError, read_password, read_text
 from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, store_facts
 from everwall.doctor.findings import Finding, Level, count
 from everwall.doctor.sizing import size
@@ -139,10 +139,7 @@ def _password(word: str | None, file: Path | None) -> str | None:
         return word
     if word is not None:
         raise ConfigError("--redis-auth-file", "either this or --redis-auth")
-    text = read_text(file).strip("\r\n")
-    if not text or "\n" in text:
-        raise ConfigError(file, "one line with the password")
-    return text
+    return read_password(file)
 
 
 def _pem(text: str | None) -> bytes | None:

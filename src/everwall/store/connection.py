@@ -1,49 +1,104 @@
-"""A connection to a Redis or Valkey server: made by redis-py, then read and written without blocking.
+"""Where the store is, who goes in and whom a node believes there: connections made by redis-py.
 
-redis-py resolves the name, connects, speaks TLS and AUTH and knows the errors of all of these. From then on the
-socket is ours: requests are written and replies read as bytes by kernels, and no reply that is late can hold
-the thread.
+redis-py resolves the name, connects, speaks TLS and AUTH and knows the errors of all of these. TLS is checked by a
+context of ours, and the password is asked for anew at every connection.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import redis
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.retry import Retry
 
+from everwall.config import read_password
 from everwall.limits import STORE_PREFIX_DEFAULT, STORE_TIMEOUT_S
-from everwall.store.protocol import Buffer, Command, ErrorReply
 
-_BUFFER_BYTES = 1 << 18
-"""Room for the replies to all pipelines under way, several times over."""
-_TLS_RECORD_BYTES = 1 << 14
-"""The longest plaintext of a TLS record (RFC 8446, section 5.1)."""
+
+class Address(NamedTuple):
+    """Where one server listens; ``host`` is a name, or an address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where the store is and how it is reached."""
+    """Where the store is and how it is reached: one of ``host``, ``sentinels`` and ``cluster`` says so."""
 
-    host: str
+    host: str = ""
     port: int = 6379
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
+    """A file with the password, read at every connection, so that it may change; instead of ``password``."""
     tls: bool = True
     ca_pem: bytes | str | None = None
     """The only authorities believed, PEM; None means those of the system."""
     server_name: str | None = None
-    """The name the certificate must bear, where it is not ``host``."""
+    """The name the certificate must bear, where it is not ``host``; of Sentinels and of a cluster's nodes too."""
     prefix: str = STORE_PREFIX_DEFAULT
     """Names the cluster; clusters of one server have different ones."""
     owner: int = 0
     """The node's 32-bit id, shown in the server's client list."""
+    sentinels: tuple[Address, ...] = ()
+    """Sentinels that know the primary of ``service``."""
+    service: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    """Of the Sentinels, where it is not that of the server."""
+    cluster: tuple[Address, ...] = ()
+    """Nodes of a Redis Cluster, of which one at least must answer."""
+    wait_replicas: int = 0
+    """Replicas that must have an awaited write before it counts as acknowledged."""
+
+    @property
+    def address(self) -> Address:
+        """Of the one server."""
+        return Address(self.host, self.port)
+
+    @property
+    def where(self) -> str:
+        """The store as an operator knows it."""
+        if self.sentinels:
+            return f"{self.service} of Sentinel {', '.join(map(str, self.sentinels))}"
+        if self.cluster:
+            return f"cluster {', '.join(map(str, self.cluster))}"
+        return str(self.address)
+
+
+class Login(CredentialProvider):  # type: ignore[misc]
+    """User and password, asked for at every connection; ``renew`` changes them under a running node."""
+
+    def __init__(self, username: str | None, password: str | None, file: Path | None = None) -> None:
+        self._username, self._password, self._file = username, password, file
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to say."""
+        return self._password is not None or self._file is not None
+
+    def renew(self, username: str | None, password: str | None, file: Path | None) -> None:
+        """From the next connection on; may be called from any thread."""
+        self._username, self._password, self._file = username, password, file
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Password, or user and password. Raises ConfigError for a file that holds none."""
+        password = (self._password or "") if self._file is None else read_password(self._file)
+        return (self._username, password) if self._username else (password,)
+
+
+def login_of(config: StoreConfig) -> Login:
+    return Login(config.username, config.password, config.password_file)
 
 
 def tls_context(config: StoreConfig) -> ssl.SSLContext | None:
@@ -60,28 +115,19 @@ def tls_context(config: StoreConfig) -> ssl.SSLContext | None:
     return context
 
 
-class _Connection(redis.Connection):
+class Connection(redis.Connection):
     """redis-py's connection, except that the TLS context is ours.
 
     redis-py would believe the system's authorities beside the given one, and check the certificate against
     the address that was dialled.
     """
 
-    def __init__(self, config: StoreConfig, context: ssl.SSLContext | None) -> None:
-        self._context = context
-        self._server_name = config.server_name or config.host
+    def __init__(
+        self, context: ssl.SSLContext | None = None, server_name: str | None = None, **options: Any
+    ) -> None:
+        self._context, self._server_name = context, server_name
         self.socket: socket.socket | None = None
-        super().__init__(
-            host=config.host,
-            port=config.port,
-            username=config.username,
-            password=config.password,
-            client_name=f"everwall-{config.owner:08x}",
-            protocol=2,
-            socket_timeout=STORE_TIMEOUT_S,
-            socket_connect_timeout=STORE_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        super().__init__(**options)
 
     def _connect(self) -> socket.socket:
         plain: socket.socket = super()._connect()
@@ -89,116 +135,22 @@ class _Connection(redis.Connection):
             self.socket = plain
             return plain
         try:
-            self.socket = self._context.wrap_socket(plain, server_hostname=self._server_name)
+            self.socket = self._context.wrap_socket(plain, server_hostname=self._server_name or self.host)
         except OSError:
             plain.close()
             raise
         return self.socket
 
 
-class Link:
-    """A connection that is ready: bytes out and in, never blocking.
-
-    What came and was not taken yet is ``buffer[start:end]``; whoever takes some of it moves ``start``.
-    """
-
-    def __init__(self, connection: _Connection) -> None:
-        assert connection.socket is not None
-        self._connection = connection
-        self._socket = connection.socket
-        self._socket.setblocking(False)
-        self._unsent: list[memoryview] = []
-        self.buffer: Buffer = np.zeros(_BUFFER_BYTES, np.uint8)
-        self.start = self.end = 0
-        self._view = memoryview(self.buffer)  # type: ignore[arg-type]
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    @property
-    def wants_to_send(self) -> bool:
-        return bool(self._unsent)
-
-    def send(self, data: memoryview) -> None:
-        """Send ``data`` as far as the socket takes it; ``flush`` sends the rest, so it must stay as it is."""
-        self._unsent.append(data)
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what is still unsent, as much as the socket takes.
-
-        TLS writes each of its records by itself; those of one pipeline travel together all the same.
-        """
-        unsent = self._unsent
-        corked = bool(unsent) and len(unsent[0]) > _TLS_RECORD_BYTES
-        if corked:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        try:
-            while unsent:
-                sent = self._socket.send(unsent[0])
-                if sent == len(unsent[0]):
-                    unsent.pop(0)
-                else:
-                    unsent[0] = unsent[0][sent:]
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        if corked:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-
-    def receive(self) -> bool:
-        """Take some of what has come into ``buffer``; whether there was anything.
-
-        TLS gives a record at a time, and there is room for a whole one: what is left is still in the socket, where poll
-        sees it. Raises ConnectionError when the server has hung up, or sends more than anybody asked for.
-        """
-        if self.start == self.end:
-            self.start = self.end = 0
-        if _BUFFER_BYTES - self.end < _TLS_RECORD_BYTES:
-            self._make_room()
-        try:
-            received = self._socket.recv_into(self._view[self.end :])
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        if not received:
-            raise ConnectionError("the server closed the connection")
-        self.end += received
-        return True
-
-    def _make_room(self) -> None:
-        if self.end - self.start > _BUFFER_BYTES - _TLS_RECORD_BYTES:
-            raise ConnectionError("the server sends more than it was asked for")
-        left = self.buffer[self.start : self.end].copy()
-        self.buffer[: len(left)] = left
-        self.start, self.end = 0, len(left)
-
-    def close(self) -> None:
-        self._connection.disconnect()
-
-
-@dataclass
-class Arrival:
-    """A connection was made: the replies to the greeting, and store time as it was at ``monotonic_ns``."""
-
-    link: Link
-    replies: list[Any]
-    monotonic_ns: int
-    rtt_ns: int
-
-
-def connect(config: StoreConfig, context: ssl.SSLContext | None, greeting: list[Command]) -> Arrival:
-    connection = _Connection(config, context)
-    try:
-        connection.connect()
-        before = time.monotonic_ns()
-        connection.send_packed_command(connection.pack_commands(greeting))
-        replies: list[Any] = []
-        for _ in greeting:
-            try:
-                replies.append(connection.read_response())
-            except redis.ResponseError as error:
-                replies.append(ErrorReply(str(error)))
-        after = time.monotonic_ns()
-        return Arrival(Link(connection), replies, (before + after) // 2, after - before)
-    except BaseException:
-        connection.disconnect()
-        raise
+def options(config: StoreConfig, context: ssl.SSLContext | None, login: Login) -> dict[str, Any]:
+    """What every ``Connection`` of a store is made with, beside its address."""
+    return {
+        "context": context,
+        "server_name": config.server_name,
+        "credential_provider": login if login.is_needed else None,
+        "client_name": f"everwall-{config.owner:08x}",
+        "protocol": 2,
+        "socket_timeout": STORE_TIMEOUT_S,
+        "socket_connect_timeout": STORE_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }

@@ -46,7 +46,8 @@ from everwall.session import image
 from everwall.session.record import derive_keys
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.backlog import Backlog, collect, take
-from everwall.store.connection import Arrival, Link, StoreConfig, connect, tls_context
+from everwall.store.connection import StoreConfig, login_of, tls_context
+from everwall.store.link import Arrival, Link, connect
 from everwall.store.protocol import Command, Protocol, ProtocolError, Rows, StoreBatch
 from everwall.store.replies import AGAIN, DONE, FULL, GIVEN_ANSWERS, MORE, TALLY, UNWRITTEN, settle
 
@@ -100,7 +101,7 @@ class RedisStore:
         buckets: int | None = None,
     ) -> None:
         self._config = config
-        self._context = tls_context(config)
+        self._context, self._login = tls_context(config), login_of(config)
         self._protocol = (
             Protocol(keys, config.prefix) if buckets is None else Protocol(keys, config.prefix, buckets)
         )
@@ -179,10 +180,10 @@ class RedisStore:
         tally = self._tally.tolist()
         return {
             "connected": self._link is not None,
-            "endpoint": f"{self._config.host}:{self._config.port}",
+            "endpoint": self._config.where,
             "server": self._server,
             "tls": self._config.tls,
-            "auth": self._config.password is not None,
+            "auth": self._login.is_needed,
             "rtt_ms": round(self._rtt_ns / MS_NS, 3),
             "skew_ms": round(self._skew_ns / MS_NS, 1),
             "connections": int(self._clock[CLOCK_CONNECTIONS]),
@@ -295,7 +296,7 @@ class RedisStore:
     def _connect(self, greeting: list[Command]) -> None:
         """In the helper thread. Whatever goes wrong is told to the store's thread, which tries again."""
         try:
-            arrival: Arrival | Exception = connect(self._config, self._context, greeting)
+            arrival: Arrival | Exception = connect(self._config, self._context, greeting, login=self._login)
         except Exception as error:
             arrival = error
         if self._ended:

@@ -1,0 +1,188 @@
+"""Real servers that belong together, over TLS and AUTH on 127.0.0.1: replicas, Sentinels, a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+import trustme
+
+from everwall.store.connection import Address, StoreConfig
+from tests.redis_server import PASSWORD, RedisServer, free_port
+
+SLOTS = 16384
+SERVICE = "sessions"
+SENTINEL_PASSWORD = "another horse"
+PATIENCE_S = 15.0
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """The condition's first true value; what a server has not said yet, or refuses, is false."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            found = condition()
+        except redis.RedisError as error:
+            found, what = None, f"{what.split(' (', 1)[0]} ({error})"
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"did not come about: {what}"
+        time.sleep(0.01)
+
+
+class _Together:
+    """Servers with one authority."""
+
+    def __init__(self) -> None:
+        self.authority = trustme.CA()
+        self.servers: list[RedisServer] = []
+
+    def config(self, **changes: Any) -> StoreConfig:
+        usual = {"password": PASSWORD, "ca_pem": self.authority.cert_pem.bytes()}
+        return StoreConfig(**{**usual, "prefix": f"t{time.monotonic_ns()}", **changes})
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+
+
+class Replicated(_Together):
+    """A primary and its replicas."""
+
+    def __init__(self, replicas: int = 1) -> None:
+        super().__init__()
+        for _ in range(1 + replicas):
+            self.add()
+        self.primary, *self.replicas = self.servers
+
+    def add(self) -> RedisServer:
+        """Another server: of the primary, if there is one, a replica."""
+        options = ["--tls-replication", "yes", "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0"]
+        if self.servers:
+            options += ["--replicaof", "127.0.0.1", str(self.servers[0].port)]
+        server = RedisServer(authority=self.authority, arguments=tuple(options)).start()
+        self.servers.append(server)
+        if len(self.servers) > 1:
+            with server.client() as client:
+                eventually(lambda: client.info("replication")["master_link_status"] == "up", "a replica")
+        return server
+
+
+class _Sentinel(RedisServer):
+    """Keeps what it learns in its configuration file."""
+
+    def _command(self, options: list[str]) -> list[str]:
+        file = self.directory / "sentinel.conf"
+        if not file.exists():
+            words = dict(zip(options[::2], options[1::2], strict=True))
+            for name in ("--save", "--appendonly"):
+                del words[name]
+            lines = [f'{name[2:]} "{value}"' for name, value in words.items()]
+            file.write_text("\n".join([*lines, *self.watched]) + "\n")
+        return ["redis-server", str(file), "--sentinel"]
+
+    watched: tuple[str, ...] = ()
+
+
+class Watched(Replicated):
+    """The same, watched by Sentinels that have a password of their own."""
+
+    def __init__(self, replicas: int = 1, sentinels: int = 3, requirepass: str = SENTINEL_PASSWORD) -> None:
+        super().__init__(replicas)
+        self.sentinels = []
+        for _ in range(sentinels):
+            own = ("--requirepass", requirepass, "--tls-replication", "yes")
+            sentinel = _Sentinel(authority=self.authority, arguments=own)
+            sentinel.watched = (
+                f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} {sentinels // 2 + 1}",
+                f'sentinel auth-pass {SERVICE} "{PASSWORD}"',
+                f"sentinel down-after-milliseconds {SERVICE} 300",
+                f"sentinel failover-timeout {SERVICE} 2000",
+                *([f'sentinel sentinel-pass "{requirepass}"'] if requirepass else []),
+            )
+            self.sentinels.append(sentinel.start())
+        self.servers += self.sentinels
+        for sentinel in self.sentinels:
+            with sentinel.client(password=requirepass or None) as client:
+                eventually(
+                    lambda client=client: self._knows_all(client.sentinel_masters()[SERVICE], replicas),
+                    "Sentinels that know one another",
+                )
+
+    def _knows_all(self, state: dict[str, Any], replicas: int) -> bool:
+        others = len(self.sentinels) - 1
+        return bool(state["num-other-sentinels"] == others and state["num-slaves"] == replicas)
+
+    def config(self, **changes: Any) -> StoreConfig:
+        addresses = tuple(Address("127.0.0.1", sentinel.port) for sentinel in self.sentinels)
+        usual = {"sentinels": addresses, "service": SERVICE, "sentinel_password": SENTINEL_PASSWORD}
+        return super().config(**{**usual, **changes})
+
+
+class Cluster(_Together):
+    """Shards, the slots dealt out evenly, each with so many replicas."""
+
+    def __init__(self, shards: int = 3, replicas: int = 0, node_timeout_ms: int = 1000) -> None:
+        super().__init__()
+        self._bus: dict[RedisServer, int] = {}
+        for number in range(shards * (1 + replicas)):
+            bus = free_port()
+            options = {
+                "cluster-enabled": "yes",
+                "cluster-port": str(bus),
+                "cluster-node-timeout": str(node_timeout_ms),
+                "cluster-require-full-coverage": "no",
+                "cluster-allow-replica-migration": "no",
+                "tls-cluster": "yes",
+                "tls-replication": "yes",
+                "masterauth": PASSWORD,
+                "repl-diskless-sync-delay": "0",
+            }
+            words = tuple(word for name, value in options.items() for word in (f"--{name}", value))
+            server = RedisServer(authority=self.authority, arguments=words).start()
+            self.servers.append(server)
+            self._bus[server] = bus
+            if number < shards:
+                first, last = SLOTS * number // shards, SLOTS * (number + 1) // shards - 1
+                with server.client() as client:
+                    client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+                    client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        self.primaries, self.replicas = self.servers[:shards], self.servers[shards:]
+        with self.servers[0].client() as client:
+            for server in self.servers[1:]:
+                client.execute_command("CLUSTER MEET", "127.0.0.1", server.port, self._bus[server])
+        everybody = len(self.servers)
+        for server in self.servers:
+            with server.client() as client:
+                eventually(
+                    lambda client=client: (
+                        len(client.execute_command("CLUSTER NODES")) == everybody
+                        and client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+                    ),
+                    "a cluster",
+                )
+        for number, server in enumerate(self.replicas):
+            with server.client() as client:
+                client.execute_command("CLUSTER REPLICATE", self.id(self.primaries[number % shards]))
+                eventually(
+                    lambda client=client: client.info("replication").get("master_link_status") == "up", "it"
+                )
+
+    def id(self, server: RedisServer) -> str:
+        """By which the cluster knows a server."""
+        with server.client() as client:
+            return str(client.execute_command("CLUSTER MYID").decode())
+
+    def owner(self, slot: int) -> RedisServer:
+        """The server that, as the first one says, serves a slot."""
+        with self.primaries[0].client() as client:
+            for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS"):
+                if first <= slot <= last:
+                    return next(server for server in self.servers if server.port == port)
+        raise AssertionError(f"nobody serves {slot}")
+
+    def config(self, **changes: Any) -> StoreConfig:
+        seeds = tuple(Address("127.0.0.1", server.port) for server in self.primaries[:2])
+        return super().config(**{"cluster": seeds, **changes})
