@@ -162,6 +162,14 @@ BUSY_BATCH_PACKETS = BATCH_PACKETS // 4
 STORE_BATCH_RECORDS = 512
 STORE_TIMEOUT_S = 1.0
 STORE_RECONNECT_MIN_S = 0.05
+STORE_SURVEY_MAX_S = 1.0
+"""Longest pause between two questions who has which slots, while a primary of a cluster is missing."""
+MOVED_TRUST_NS = 50 * MS_NS
+"""A cluster's server that sends a slot's requests elsewhere is followed once in this time."""
+SHARD_LEAVING_NS = 60 * SECOND_NS
+"""A cluster's server without slots is left after so long: it may be about to get some."""
+WAIT_REPLICAS_MS = 80
+"""Longest wait of the server for its replicas: nobody waits for the answer any more after STRICT_WAIT_NS."""
 STORE_RECONNECT_MAX_S = 2.0
 
 # Cut-through -----------------------------------------------------------------------------------
@@ -292,6 +300,8 @@ assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
 assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
+assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS
+assert WAIT_REPLICAS_MS * MS_NS < STRICT_WAIT_NS < STORE_TIMEOUT_S * SECOND_NS
 assert SAME_ZONE_NS_MAX < LOOKUP_DEADLINE_NS
 assert BUCKET_SESSIONS_LOW < SESSIONS_PER_BUCKET < BUCKET_SESSIONS_HIGH
 

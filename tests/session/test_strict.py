@@ -57,7 +57,7 @@ def test_the_syn_ack_waits_until_the_store_has_the_session() -> None:
     (row,) = writes(node)
     assert (row[image.OP], row[image.CONFIRM], row[image.STATE]) == (
         image.WRITE_FIRST,
-        1,
+        image.REPLICATED,
         tcp.TCP_HANDSHAKE,
     )
     assert taken(node) == []
@@ -131,7 +131,7 @@ def test_after_a_while_it_goes_on_anyway_and_is_counted() -> None:
     assert taken(node) == [syn_ack]
     assert node.engine.counters["strict-unacknowledged"] == 1
     assert node.receive(talk.ack(), talk.data(), talk.data(talk.server)) == [FORWARD] * 3
-    assert writes(node)[-1][image.CONFIRM] == 1, "it wants to know still"
+    assert writes(node)[-1][image.CONFIRM] == image.REPLICATED, "it wants to know still"
 
 
 def test_nothing_is_dropped_where_there_is_no_room_to_wait() -> None:

@@ -54,7 +54,7 @@ class NeverWaits(Engine):
 
     def outbox(self) -> Rows:
         rows = super().outbox()
-        asked = rows[(rows[:, image.OP] != image.LOOKUP) & (rows[:, image.CONFIRM] == 1)].copy()
+        asked = rows[(rows[:, image.OP] != image.LOOKUP) & (rows[:, image.CONFIRM] != 0)].copy()
         asked[:, image.OP] = image.WRITTEN
         self.__dict__.setdefault("early", []).extend(super().inbox(asked, 0))
         return rows

@@ -17,8 +17,8 @@ def taken(backlog, count=100):
 
 def test_lookups_overtake_writes():
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(3), WRITE_FIRST))
-    backlog.add(asking(sessions(2), LOOKUP))
+    backlog.put(asking(sessions(3), WRITE_FIRST))
+    backlog.put(asking(sessions(2), LOOKUP))
     assert taken(backlog, 3) == [(LOOKUP, 0), (LOOKUP, 1), (WRITE_FIRST, 0)]
     assert taken(backlog) == [(WRITE_FIRST, 1), (WRITE_FIRST, 2)]
     assert len(backlog) == 0
@@ -26,32 +26,32 @@ def test_lookups_overtake_writes():
 
 def test_of_two_writes_of_a_session_the_newer_is_sent():
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(2, PACKETS=1), WRITE))
-    backlog.add(asking(sessions(1, PACKETS=2), WRITE))
+    backlog.put(asking(sessions(2, PACKETS=1), WRITE))
+    backlog.put(asking(sessions(1, PACKETS=2), WRITE))
     rows = backlog.take(100)
     assert rows[:, image.PACKETS].tolist() == [2, 1]
 
 
 def test_a_delete_replaces_the_write_that_still_waits():
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(1), WRITE_FIRST))
-    backlog.add(asking(sessions(1), DELETE))
+    backlog.put(asking(sessions(1), WRITE_FIRST))
+    backlog.put(asking(sessions(1), DELETE))
     assert taken(backlog) == [(DELETE, 0)]
 
 
 def test_whoever_waits_for_the_older_write_is_answered_by_the_newer() -> None:
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(2, CONFIRM=1, PACKETS=1), WRITE))
+    backlog.put(asking(sessions(2, CONFIRM=1, PACKETS=1), WRITE))
     newer = sessions(2, PACKETS=2)
     newer[:, image.TAG] = 77
-    backlog.add(asking(newer, WRITE))
+    backlog.put(asking(newer, WRITE))
     rows = backlog.take(100)
     assert rows[:, [image.PACKETS, image.CONFIRM, image.TAG]].tolist() == [[2, 1, 0], [2, 1, 1]]
 
 
 def test_a_write_that_failed_does_not_replace_a_newer_one():
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(1, PACKETS=2), WRITE))
+    backlog.put(asking(sessions(1, PACKETS=2), WRITE))
     backlog.put_back(asking(sessions(2, PACKETS=1), WRITE))
     assert backlog.take(100)[:, image.PACKETS].tolist() == [2, 1]
 
@@ -59,17 +59,17 @@ def test_a_write_that_failed_does_not_replace_a_newer_one():
 def test_a_lost_connection_leaves_the_newest_writes_and_they_are_compared():
     backlog = Backlog(KEYS)
     rows = sessions(5)
-    backlog.add(asking(rows[:4], WRITE_FIRST))
-    backlog.add(asking(rows[4:], WRITE))
-    backlog.add(asking(rows[2:3], DELETE))
+    backlog.put(asking(rows[:4], WRITE_FIRST))
+    backlog.put(asking(rows[4:], WRITE))
+    backlog.put(asking(rows[2:3], DELETE))
     assert backlog.keep_writes(3) == 2, "the delete, and the oldest write beyond three"
     assert taken(backlog) == [(WRITE, 1), (WRITE, 3), (WRITE, 4)]
 
 
 def test_lookups_can_be_taken_alone():
     backlog = Backlog(KEYS)
-    backlog.add(asking(sessions(2), LOOKUP))
-    backlog.add(asking(sessions(1), WRITE))
+    backlog.put(asking(sessions(2), LOOKUP))
+    backlog.put(asking(sessions(1), WRITE))
     assert backlog.take_lookups()[:, image.TAG].tolist() == [0, 1]
     assert len(backlog.take_lookups()) == 0
     assert len(backlog) == 1
@@ -84,7 +84,7 @@ def test_so_many_changes_come_and_go_that_their_index_wraps_around():
     for number in range(60):
         for i in dice.sample(range(300), 100):
             rows[i, image.PACKETS] = number
-            backlog.add(rows[i : i + 1])
+            backlog.put(rows[i : i + 1])
             expected[i] = number
         taken = backlog.take(dice.randrange(150))
         assert taken[:, image.TAG].tolist() == list(expected)[: len(taken)]

@@ -27,7 +27,7 @@ START = 18  # milliseconds of store time
 EXPIRY = 19  # seconds of store time
 PACKETS = 20  # both directions, previous owners included; saturates at 2**40 - 1
 BYTES = 21  # inner IP bytes; saturates at 2**48 - 1
-CONFIRM = 22  # of a request: 1 = the engine waits for WRITTEN; of changes it does not wait for, it hears only of a loss
+CONFIRM = 22  # of a change: whether the engine waits for WRITTEN, below; else it hears only of a loss
 
 COLUMNS = 24
 
@@ -44,6 +44,10 @@ REFUSED = 13  # a record that does not open: forged, altered, of a foreign versi
 FAILED = 14  # the store could not be asked
 WRITTEN = 15
 LOST = 16  # the comparison was lost: somebody else owns the session now
+
+# Values of CONFIRM
+PRIMARY = 1  # once the server has it
+REPLICATED = 2  # once as many replicas have it as the store waits for
 
 # Bits of FLAGS, 8 of them
 INITIATOR_UPPER = 1  # the client is the upper end

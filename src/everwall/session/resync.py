@@ -18,7 +18,7 @@ import numpy as np
 from everwall.kernels import inlined, kernel
 from everwall.limits import MS_NS, RESYNC_PATIENCE_NS, RESYNC_SLOTS, SECOND_NS
 from everwall.rings import ring_length
-from everwall.session import state, tcp
+from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.state import Sessions
 from everwall.session.writer import is_due, worth_storing, write_as
@@ -122,7 +122,9 @@ def _is_lacking(sessions, slot, now):
 @kernel
 def _offer(sessions, slot, now):
     words = sessions.words
-    if write_as(sessions, slot, now, words[state.RESYNC_ROUND] << _ROUND_BITS | slot, 1):
+    unacknowledged = np.int64(sessions.table.short[slot, t.LOCAL]) & t.UNACKNOWLEDGED
+    confirm = image.REPLICATED if unacknowledged != 0 else image.PRIMARY
+    if write_as(sessions, slot, now, words[state.RESYNC_ROUND] << _ROUND_BITS | slot, confirm):
         words[state.RESYNC_ASKED] += 1
 
 

@@ -67,7 +67,7 @@ def hold(sessions, meta, slot, i, now):
         pending = parking.hold(sessions, meta, i, now)
         if pending >= 0:
             table.short[slot, t.LOCAL] = local | t.ASKED | t.HELD
-            write_as(sessions, slot, now, slot, 1)
+            write_as(sessions, slot, now, slot, image.REPLICATED)
             sessions.words[state.URGENT] = 1
             return True
     sessions.counters[_STRICT_UNACKNOWLEDGED] += 1

@@ -115,13 +115,13 @@ def write(sessions, slot, now):
     is a passing doubt of this node: the store keeps the session as established.
     """
     unacknowledged = np.int64(sessions.table.short[slot, t.LOCAL]) & t.UNACKNOWLEDGED
-    write_as(sessions, slot, now, slot, 1 if unacknowledged != 0 else 0)
+    write_as(sessions, slot, now, slot, image.REPLICATED if unacknowledged != 0 else 0)
 
 
 @kernel
 def write_as(sessions, slot, now, tag, confirm):
-    """As ``write``; ``tag``, whose low 32 bits are the slot, comes back with the answer, and with ``confirm`` there
-    is one in any case. Returns whether there was room.
+    """As ``write``; ``tag``, whose low 32 bits are the slot, comes back with the answer, and with ``confirm`` (a value
+    of ``image``, or 0) there is one in any case. Returns whether there was room.
 
     What is older than the last gap is compared: it may have gone on elsewhere before it was ever written here.
     """

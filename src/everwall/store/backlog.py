@@ -92,7 +92,7 @@ def _replace(queue, at, rows, i):
     """A newer change of the same session; whoever waits for the older one's answer gets this one's."""
     confirm, tag = queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG]
     _copy(rows, i, queue.changes, at)
-    if confirm != 0 and rows[i, image.CONFIRM] == 0:
+    if confirm > rows[i, image.CONFIRM]:
         queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG] = confirm, tag
 
 
@@ -131,6 +131,39 @@ def _put(queue, rows, first, count):
 
 
 @inlined
+def _begin_anew(words):
+    """An empty queue uses the first rows again: they are in the cache."""
+    if words[_FIRST] == words[_END] and words[_FIRST_LOOKUP] == words[_END_LOOKUP]:
+        words[:] = 0
+        words[_LAST] = _PLACES_FEW - 1
+
+
+@kernel
+def _put_all(queue, rows):
+    """Queue the rows of an array of any length."""
+    _begin_anew(queue.words)
+    for i in range(rows.shape[0]):
+        if rows[i, image.OP] == image.LOOKUP:
+            _copy(rows, i, queue.lookups, queue.words[_END_LOOKUP] & (queue.lookups.shape[0] - 1))
+            queue.words[_END_LOOKUP] += 1
+        else:
+            _put_change(queue, rows, i, True)
+
+
+@kernel
+def waits_behind(queue, rows, fields, out):
+    """Which of some rows go to a queue where replicas are waited for: those that want it, and those that follow a
+    change which waits there. Returns how many."""
+    found = np.int64(0)
+    for i in range(rows.shape[0]):
+        out[i] = rows[i, image.CONFIRM] == image.REPLICATED
+        if rows[i, image.OP] != image.LOOKUP and queue.places[_place_of(queue, fields[i])] != 0:
+            out[i] = True
+        found += out[i]
+    return found
+
+
+@inlined
 def _room(queue):
     """Rows of whatever kind for which there is room, with some left for changes that come back unsent."""
     words = queue.words
@@ -143,9 +176,7 @@ def _room(queue):
 def collect(queue, ring):
     """Move requests out of the worker's ring while there is room for them; returns how many were look-ups."""
     words = queue.words
-    if words[_FIRST] == words[_END] and words[_FIRST_LOOKUP] == words[_END_LOOKUP]:
-        words[:] = 0  # the first rows again: they are in the cache
-        words[_LAST] = _PLACES_FEW - 1
+    _begin_anew(words)
     before = words[_END_LOOKUP]
     first, count = ring_waiting(ring)
     count = max(0, min(count, _room(queue)))
@@ -208,10 +239,9 @@ class Backlog:
         """Take what is in the worker's ring, as far as there is room; returns how many look-ups came."""
         return int(collect(self.queue, ring))
 
-    def add(self, rows: Rows) -> None:
+    def put(self, rows: Rows) -> None:
         """Queue new requests, no more than there is room for."""
-        for i in range(len(rows)):
-            _put(self.queue, rows[i : i + 1], 0, 1)
+        _put_all(self.queue, rows)
 
     def take(self, most: int) -> Rows:
         """The next requests, look-ups first: a packet that waits for its session must not wait for writes."""

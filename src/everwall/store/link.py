@@ -32,6 +32,8 @@ class Link:
     def __init__(self, connection: Connection) -> None:
         assert connection.socket is not None
         self._connection = connection
+        self.peer = str(Address(connection.host, connection.port))
+        """Who is at the other end."""
         self._socket = connection.socket
         self._socket.setblocking(False)
         self._unsent: list[memoryview] = []

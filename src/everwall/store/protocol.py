@@ -67,7 +67,8 @@ DELETE_SCRIPT = _script("delete")
 _LOAD_SCRIPTS: list[Command] = [(b"SCRIPT", b"LOAD", WRITE_SCRIPT), (b"SCRIPT", b"LOAD", DELETE_SCRIPT)]
 _LOAD_SCRIPTS_DATA = b"".join([_pack(command) for command in _LOAD_SCRIPTS])
 _TIME = _pack((b"TIME",))
-RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH"}
+_ASKING = _pack((b"ASKING",))
+RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"}
 """Errors of a server that is not, or no longer, the one to speak to: the name is resolved anew."""
 _SHAS = np.array([list(script_sha(WRITE_SCRIPT)), list(script_sha(DELETE_SCRIPT))], np.uint8)
 
@@ -82,6 +83,8 @@ class StoreBatch:
         self.room = memoryview(self.pipeline.out)  # type: ignore[arg-type]
         self.data = self.room[:0]
         self.errors: list[ErrorReply] = []
+        self.redirects: list[tuple[ErrorReply, Rows]] = []
+        """What belongs to another server of a cluster, as the error says: ``MOVED slot host:port`` or ``ASK`` so."""
 
     @property
     def rows(self) -> Rows:
@@ -136,7 +139,8 @@ class StoreBatch:
         each: list[list[int]] = [[] for _ in _LOAD_SCRIPTS] if self.loads_scripts else []
         counts = self.pipeline.counts.tolist()
         order, at = self.pipeline.order[: self.count].tolist(), 0
-        sizes = (1, resp.SCRIPT_RECORDS, resp.SCRIPT_RECORDS, 1)
+        most = int(self.pipeline.cursor[resp.CALL_RECORDS])
+        sizes = (1, most, most, 1)
         for count, size in zip(counts[: resp.HOUSEKEEPING], sizes, strict=True):
             end = at + count
             each += [order[k : min(k + size, end)] for k in range(at, end, size)]
@@ -180,9 +184,17 @@ class Protocol:
     """One connection's side of the conversation; ``keys`` come from ``record.derive_keys``."""
 
     def __init__(
-        self, keys: Rows, prefix: str = STORE_PREFIX_DEFAULT, buckets: int = BUCKETS_DEFAULT
+        self,
+        keys: Rows,
+        prefix: str = STORE_PREFIX_DEFAULT,
+        buckets: int = BUCKETS_DEFAULT,
+        *,
+        clustered: bool = False,
     ) -> None:
-        """Raises ValueError for a prefix that could not stand in a key, or a bucket count out of range."""
+        """``clustered``: keys are parted among servers, so that a script call may name one only.
+
+        Raises ValueError for a prefix that could not stand in a key, or a bucket count out of range.
+        """
         if not prefix or any(character in prefix for character in "{}: \r\n"):
             raise ValueError(
                 f"a store prefix is not empty and has no braces, colons or white space: {prefix!r}"
@@ -190,12 +202,14 @@ class Protocol:
         if not 1 <= buckets <= BUCKETS_MAX:
             raise ValueError(f"buckets must be 1 to {BUCKETS_MAX}, got {buckets}")
         self.buckets = buckets
-        self._meta_key = b"{%s}:buckets" % prefix.encode()
+        self._prefix, self._clustered = prefix, clustered
+        self.meta_key = b"{%s}:buckets" % prefix.encode()
         self._wording = resp.Wording(
             keys=keys,
             prefix=np.array(list(b"{%s:%d:" % (prefix.encode(), EPOCH)), np.uint8),
             shas=_SHAS,
             lives_until=np.zeros(buckets, np.int64),
+            call_records=np.int64(1 if clustered else resp.SCRIPT_RECORDS),
         )
         self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
         self._scratch = np.zeros((1, image.COLUMNS), np.int64)
@@ -209,11 +223,42 @@ class Protocol:
         self._load_scripts = True
         self._wording.lives_until[:] = 0
         return [
-            (b"SET", self._meta_key, b"%d" % self.buckets, b"NX"),
-            (b"GET", self._meta_key),
+            (b"SET", self.meta_key, b"%d" % self.buckets, b"NX"),
+            (b"GET", self.meta_key),
             (b"INFO", b"server"),
             (b"TIME",),
         ]
+
+    def another(self) -> Protocol:
+        """The same for another connection: what one of them learns, the other does not know."""
+        return Protocol(self._wording.keys, self._prefix, self.buckets, clustered=self._clustered)
+
+    @property
+    def bucket_prefix(self) -> Buffer:
+        """What a bucket's key begins with; its number follows, in hexadecimal."""
+        return self._wording.prefix
+
+    def agrees_with(self, other: Protocol) -> bool:
+        """Whether both put a session into the same bucket."""
+        return self.buckets == other.buckets
+
+    def follow(self, leader: Protocol) -> None:
+        """Use the buckets that another connection has agreed on."""
+        self.buckets = leader.buckets
+        self._wording = self._wording._replace(lives_until=np.zeros(self.buckets, np.int64))
+
+    def following(self) -> list[Command]:
+        """What to send first on a connection that only follows."""
+        self._load_scripts = True
+        self._wording.lives_until[:] = 0
+        return [(b"INFO", b"server")]
+
+    def followed(self, answers: Sequence[Any]) -> str:
+        """Take the answers to ``following``: the server's name and version. Raises ErrorReply with its error."""
+        for reply in answers:
+            if isinstance(reply, ErrorReply):
+                raise reply
+        return _server_name(answers[0])
 
     def greet(self, answers: Sequence[Any]) -> Greeting:
         """Take the answers to ``greeting``; from here on the cluster's own bucket count is used.
@@ -229,7 +274,7 @@ class Protocol:
         except (TypeError, ValueError):
             buckets = 0
         if not 1 <= buckets <= BUCKETS_MAX:
-            raise ProtocolError(f"{self._meta_key.decode()} holds no bucket count: {agreed!r}")
+            raise ProtocolError(f"{self.meta_key.decode()} holds no bucket count: {agreed!r}")
         if buckets != self.buckets:
             self.buckets = buckets
             self._wording = self._wording._replace(lives_until=np.zeros(buckets, np.int64))
@@ -247,6 +292,27 @@ class Protocol:
         resp.encode(batch.pipeline, 0, self._wording, 0)
         batch.pipeline.counts[resp.HOUSEKEEPING] = 1
         batch.data = memoryview(_TIME)
+
+    def authenticate(self, batch: StoreBatch, credentials: Sequence[str]) -> None:
+        """Fill a batch with a password, or user and password."""
+        self.probe(batch)
+        batch.data = memoryview(_pack((b"AUTH", *(word.encode() for word in credentials))))
+
+    def encode_asking(self, batch: StoreBatch, now_s: int) -> None:
+        """As ``encode``, for one row whose bucket is being moved here: each command comes after an ASKING."""
+        resp.name(batch.pipeline, 1, self._wording.keys)
+        self.encode(batch, now_s)
+        loads, commands = len(_LOAD_SCRIPTS) if batch.loads_scripts else 0, batch.commands
+        keyed = [_ASKING + _pack(command) for command in commands[loads:]]
+        batch.data = memoryview(b"".join([*map(_pack, commands[:loads]), *keyed]))
+        batch.pipeline.cursor[replies.LOADS] += 1
+        batch.pipeline.counts[resp.HOUSEKEEPING] *= 2
+
+    def wait_for_replicas(self, batch: StoreBatch, replicas: int, timeout_ms: int) -> None:
+        """Let an encoded batch end when so many replicas have it, or after that time; then only is it answered."""
+        batch.pipeline.counts[resp.HOUSEKEEPING] += 1
+        batch.pipeline.cursor[replies.REPLICAS] = replicas
+        batch.data = memoryview(bytes(batch.data) + _pack((b"WAIT", b"%d" % replicas, b"%d" % timeout_ms)))
 
     def encode(self, batch: StoreBatch, now_s: int) -> None:
         """Put the commands for the batch's rows, whose fields are there, into its ``data``; ``now_s`` is store time.
@@ -312,6 +378,11 @@ class Protocol:
             self._load_scripts = True
             if not batch.loads_scripts:
                 outcome = replies.AGAIN
+        if kind == resp.HOUSEKEEPING:
+            pipeline.cursor[replies.HOLDERS] = 0
+        elif error.code in ("MOVED", "ASK"):
+            outcome = replies.ELSEWHERE
+            batch.redirects.append((error, pipeline.rows[pipeline.order[first : first + count]]))
         pipeline.outcomes[pipeline.order[first : first + count]] = outcome
         replies.advance(pipeline, count)
 

@@ -13,7 +13,7 @@ import numpy as np
 from everwall.kernels import inlined, kernel
 from everwall.rings import ring_push
 from everwall.session import image, record
-from everwall.store.resp import DELETES, FIRSTS, HOUSEKEEPING, LOOKUPS, SCRIPT_RECORDS, WRITES
+from everwall.store.resp import CALL_RECORDS, DELETES, FIRSTS, HOUSEKEEPING, LOOKUPS, WRITES
 
 # Indices of a pipeline's ``cursor``
 NEXT = 0  # index into ``order`` of the first row without an outcome
@@ -22,12 +22,18 @@ KEPT = 2  # housekeeping commands that were answered
 TEXT, TEXT_END = 3, 4  # where an error's text lies in the buffer
 SECONDS, MICROSECONDS = 5, 6  # the answer to TIME
 GIVEN = 7  # rows whose answers the worker has
+REPLICAS, HOLDERS = 9, 10  # how many replicas are waited for, and how many have it, as WAIT says last of all
 
 # What became of a row beside the replies of ``image``
 AGAIN = 1
 """To be sent once more: the scripts were lost, or what stood against a write was no valid record."""
 UNWRITTEN = 2
 """The server refused; refreshing tries again in its time."""
+
+ELSEWHERE = 6
+"""The server is not the one that has its slot; who is stands in the error."""
+UNREPLICATED = 7
+"""Written, and not by as many replicas as it should be; the engine waits in vain."""
 
 # What ``read`` found
 MORE = 0
@@ -119,7 +125,7 @@ def command(pipeline):
         end += counts[kind]
         if first < end:
             compared = kind == WRITES or kind == DELETES
-            return kind, first, min(SCRIPT_RECORDS, end - first) if compared else np.int64(1)
+            return kind, first, min(cursor[CALL_RECORDS], end - first) if compared else np.int64(1)
     return HOUSEKEEPING, first, np.int64(0)
 
 
@@ -218,8 +224,13 @@ def _take_lookup(pipeline, i, data, at, keys, now_s):
 
 
 @kernel
-def _take_time(pipeline, data, at):
-    """The reply to TIME, two bulk strings; a reply to something else is let be."""
+def _take_housekeeping(pipeline, data, at):
+    """The reply to TIME, two bulk strings, or to WAIT, a number after which nothing comes; others are let be."""
+    if data[at] == _COLON:
+        stop = at
+        while data[stop] != 13:
+            stop += 1
+        pipeline.cursor[HOLDERS] = _number(data, at + 1, stop)
     if data[at] != _STAR or data[at + 1] != 50:
         return
     at += 4
@@ -261,7 +272,7 @@ def read(pipeline, data, start, end, keys, scratch, now_s):
         elif kind == LOOKUPS:
             understood = _take_lookup(pipeline, pipeline.order[first], data, at, keys, now_s)
         else:
-            _take_time(pipeline, data, at)
+            _take_housekeeping(pipeline, data, at)
         if not understood:
             return at, CONFUSED
         advance(pipeline, count)
@@ -273,7 +284,7 @@ def read(pipeline, data, start, end, keys, scratch, now_s):
 def _is_answer(outcome, confirm):
     """Whether the worker wants to know: of a change that was made only if it asked."""
     if outcome == image.WRITTEN:
-        return confirm == 1
+        return confirm != 0
     return outcome == image.FOUND or outcome == image.MISSING or outcome >= image.REFUSED
 
 
@@ -284,6 +295,9 @@ def _give(pipeline, count, late, ring, scratch, tally):
     while cursor[GIVEN] < count:
         i = cursor[GIVEN]
         outcome, operation = outcomes[i], rows[i, image.OP]
+        if outcome == image.WRITTEN and rows[i, image.CONFIRM] == image.REPLICATED:
+            if cursor[HOLDERS] < cursor[REPLICAS]:
+                outcome = np.int64(UNREPLICATED)
         if operation != image.LOOKUP or late == 0:
             if _is_answer(outcome, rows[i, image.CONFIRM]):
                 _copy_flow(rows, i, scratch)

@@ -26,7 +26,9 @@ KINDS = 5
 
 AWAITED = 8
 """Index into ``cursor``: 1 when a packet waits for one of the answers. The others are those of ``replies``."""
-_CURSOR_WORDS = 9
+CALL_RECORDS = 11
+"""Index into ``cursor``: records of one script call, at most."""
+_CURSOR_WORDS = 12
 
 _OPERATIONS = np.array([image.WRITE_FIRST, image.WRITE, image.DELETE, image.LOOKUP], np.int64)
 _LOW = (1 << 63) - 1
@@ -53,6 +55,7 @@ class Wording(NamedTuple):
     prefix: npt.NDArray[np.uint8]  # of a bucket's key, up to its number
     shas: npt.NDArray[np.uint8]  # uint8[2, 40], the names of the scripts of write and delete
     lives_until: npt.NDArray[np.int64]  # int64[buckets]: store time, s, until which each certainly lives
+    call_records: np.int64  # of one script call, at most
 
 
 class Pipeline(NamedTuple):
@@ -188,8 +191,8 @@ def _sort(rows, count, order, counts):
 def _put_script_calls(pipeline, at, start, count, wording, sha):
     """EVALSHA for rows ``order[start : start + count]``, so many records a call: all keys, then all pairs."""
     out, order = pipeline.out, pipeline.order
-    for first in range(start, start + count, SCRIPT_RECORDS):
-        end = min(first + SCRIPT_RECORDS, start + count)
+    for first in range(start, start + count, wording.call_records):
+        end = min(first + wording.call_records, start + count)
         size = end - first
         out[at] = 42  # *
         at = _put_text(out, _put_decimal(out, at + 1, 3 + 3 * size), _EVALSHA)
@@ -242,6 +245,7 @@ def encode(pipeline, count, wording, now_s):
     rows, fields, buckets, order = pipeline.rows, pipeline.fields, pipeline.buckets, pipeline.order
     out, counts = pipeline.out, pipeline.counts
     pipeline.cursor[:] = 0
+    pipeline.cursor[CALL_RECORDS] = wording.call_records
     for i in range(count):
         buckets[i] = bucket_of(fields[i], wording.lives_until.shape[0])
         pipeline.outcomes[i] = 0

@@ -1,0 +1,91 @@
+"""What the worker is told: answers into its ring, and what found the ring full."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.limits import MS_NS, SECOND_NS
+from everwall.rings import Ring, ring_push
+from everwall.session import image
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
+from everwall.store.protocol import Rows
+from everwall.store.replies import GIVEN_ANSWERS, TALLY
+
+CLOCK_DRIFT_NS = 20 * MS_NS
+"""A server's clock that moved by more than this was set, or has drifted: the offset is taken anew."""
+
+
+class Answers:
+    """The worker's side of a store: ring of replies, eventfd, and counts of what became of its requests."""
+
+    def __init__(self, ring: Ring, wake_fd: int) -> None:
+        self.ring = ring
+        self.scratch = np.zeros((1, image.COLUMNS), np.int64)
+        self.tally = np.zeros(TALLY, np.int64)
+        """By what became of requests; changes that were made and were deletes by DELETE as well."""
+        self._wake_fd = wake_fd
+        self._unpushed: list[Rows] = []
+
+    @property
+    def wait(self) -> bool:
+        """Whether some have found no room yet."""
+        return bool(self._unpushed)
+
+    def fail(self, lookups: Rows) -> None:
+        """Look-ups that the store could not be asked, or did not answer in time."""
+        if len(lookups):
+            rows = lookups.copy()
+            rows[:, image.OP] = image.FAILED
+            self.tally[image.FAILED] += len(rows)
+            self._unpushed.append(rows)
+
+    def push(self) -> None:
+        """Hand over the answers that did not come from a server, and wake the worker for those that it got.
+
+        What finds the ring full waits here and is tried again.
+        """
+        if self._unpushed:
+            rows = np.concatenate(self._unpushed)
+            taken = int(ring_push(self.ring, rows, len(rows)))
+            self._unpushed = [rows[taken:]] if taken < len(rows) else []
+            self.tally[GIVEN_ANSWERS] += taken
+        if self.tally[GIVEN_ANSWERS]:
+            self.tally[GIVEN_ANSWERS] = 0
+            os.eventfd_write(self._wake_fd, 1)
+
+
+class StoreClock:
+    """Store time, as one server tells it: all nodes go by the same one, whatever the others say."""
+
+    def __init__(self, words: npt.NDArray[np.int64]) -> None:
+        """``words``: where the worker reads the offset and the number of connections (``session.state``)."""
+        self._words = words
+        self._offset_ns = 0
+        """Store time minus monotonic time."""
+
+    def set(self, store_ns: int, monotonic_ns: int) -> None:
+        self._words[CLOCK_OFFSET] = self._offset_ns = store_ns - monotonic_ns
+
+    def watch(self, store_ns: int, monotonic_ns: int, rtt_ns: int) -> None:
+        """Follow the server's clock when it was set, but not the jitter of the network."""
+        drift_ns = store_ns - monotonic_ns - self._offset_ns
+        if abs(drift_ns) > max(CLOCK_DRIFT_NS, 2 * rtt_ns):
+            self.set(store_ns, monotonic_ns)
+
+    def seconds(self, monotonic_ns: int) -> int:
+        return (monotonic_ns + self._offset_ns) // SECOND_NS
+
+    def skew_ns(self, local_ns: int, monotonic_ns: int) -> int:
+        """How far this machine's clock is behind."""
+        return self._offset_ns - (local_ns - monotonic_ns)
+
+    @property
+    def connections(self) -> int:
+        """How often a connection was made: each time whoever watches it offers the live sessions again."""
+        return int(self._words[CLOCK_CONNECTIONS])
+
+    def count_connection(self) -> None:
+        self._words[CLOCK_CONNECTIONS] += 1

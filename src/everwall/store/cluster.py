@@ -1,0 +1,314 @@
+"""A store on a Redis or Valkey Cluster: a link to each primary, and requests go to whoever has their bucket's slot.
+
+The map of slots is asked for at the start, when a link is lost and after every ``-MOVED`` (``clients.find_slots``). One
+slot has been moved: its requests follow at once, the others when the new map is there. A slot is being moved: what
+the old owner has not any more is asked of the new one, request by request (``-ASK``).
+
+The primary that has the slot of the meta key leads: there the number of buckets is agreed on, and all nodes go by its
+clock, so that the order of two records never depends on which servers wrote them.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from everwall.limits import MOVED_TRUST_NS, SECOND_NS, SHARD_LEAVING_NS, STORE_QUEUE_ROWS, STORE_SURVEY_MAX_S
+from everwall.session import image
+from everwall.store.backlog import Backlog
+from everwall.store.clients import SLOTS, find_slots, require_private
+from everwall.store.connection import Address, Login, StoreConfig
+from everwall.store.conversation import Conversation, Trade, describe
+from everwall.store.dialer import Dialer
+from everwall.store.link import Arrival, connect
+from everwall.store.protocol import Command, ErrorReply, Protocol, Rows
+from everwall.store.router import Distributor, Shard, hold, is_idle
+from everwall.store.slots import homes_of, slot_of_key, slots_of_buckets
+
+_NOBODY = -1
+
+Ranges = list[tuple[int, int, Address]]
+
+
+class ClusterRouter:
+    """As ``Router``, for a cluster. ``protocol`` is that of the links; each gets one of its own."""
+
+    def __init__(
+        self,
+        trade: Trade,
+        protocol: Protocol,
+        config: StoreConfig,
+        context: ssl.SSLContext | None,
+        login: Login,
+    ) -> None:
+        self.lobby = Backlog(trade.keys)
+        self.links: list[Conversation] = []
+        self._trade, self._protocol = trade, protocol
+        self._config, self._context, self._login = config, context, login
+        self._distributor = Distributor(self.lobby)
+        self._shards: dict[Address, Shard] = {}
+        self._numbered: list[Shard | None] = []
+        self._ended: list[Conversation] = []
+        self._owners: npt.NDArray[np.int64] = np.full(SLOTS, _NOBODY, np.int64)
+        """Number of the shard that has each slot."""
+        self._learnt_ns = np.full(SLOTS, -MOVED_TRUST_NS, np.int64)
+        """When a server said so."""
+        self._meta_slot = slot_of_key(protocol.meta_key)
+        self._bucket_slots = np.zeros(0, np.int64)
+        self._bucket_owners = np.zeros(0, np.int64)
+        self._is_agreed = False
+        self._leaving: dict[Address, int] = {}
+        """Servers without slots, and since when."""
+        self._later: list[Rows] = []
+        """Changes that were sent to and fro, until the next map."""
+        self._survey: Dialer[Ranges] = Dialer(
+            "everwall-store-survey", trade.wake_fd, lambda _: None, STORE_SURVEY_MAX_S
+        )
+        self._survey_wanted = True
+
+    # What its owner does ------------------------------------------------------------------------------
+
+    def wait_ns(self, now: int) -> int:
+        """Until the next map may be asked for."""
+        return max(self._survey.wait_ns(now), 0) if self._survey_wanted else SECOND_NS
+
+    def step(self) -> None:
+        """Learn who has which slots, and hand what came in to them."""
+        self._look_around()
+        if not self._is_agreed:
+            hold(self.lobby, self._trade)
+            return
+        while self._distributor.take():
+            self._deliver(self._distributor.rows, self._distributor.fields)
+
+    @property
+    def connected(self) -> bool:
+        """Whether all of the store can be spoken to."""
+        owners = np.unique(self._owners)
+        return self._is_agreed and all(
+            number != _NOBODY and self._shard(number).ordinary.link is not None for number in owners.tolist()
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits or is under way that could be sent or answered now."""
+        return not (self._is_agreed and len(self.lobby)) and is_idle(self.links)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were not sent yet."""
+        return len(self.lobby) + sum(len(link.backlog) for link in self.links)
+
+    def status(self) -> dict[str, Any]:
+        """What an operator sees beside sums."""
+        owners = [self._shard(number) for number in np.unique(self._owners).tolist() if number != _NOBODY]
+        linked = sum(shard.ordinary.link is not None for shard in owners)
+        leader = next((link for link in self.links if link.leads), None)
+        return {"primary": leader and leader.peer, "shards": f"{linked} of {len(owners)}"}
+
+    def end(self) -> None:
+        """Hang up for good."""
+        self._survey.close()
+        for link in self.links:
+            link.end()
+        self._trade.answers.fail(self.lobby.take_lookups())
+
+    def join(self) -> bool:
+        """Wait for helper threads; whether all have ended."""
+        return all(link.join() for link in (*self.links, *self._ended)) and self._survey.join()
+
+    # The map ------------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        found = self._survey.result()
+        if isinstance(found, Exception):
+            self._trade.note_error(describe(found))
+            self._survey_wanted = True
+            self._survey.pause()
+        elif found is not None:
+            self._learn(found)
+            self._survey_wanted = not self.connected
+            if not self._survey_wanted:
+                self._survey.succeeded()
+            self._survey.pause()
+        if self._survey_wanted and self._survey.is_due:
+            self._survey_wanted = False
+            known = tuple(self._shards)
+            self._survey.begin(partial(find_slots, self._config, self._context, self._login, known))
+        for address in list(self._leaving):
+            self._retire(address)
+
+    def _learn(self, ranges: Ranges) -> None:
+        owners = np.full(SLOTS, _NOBODY, np.int64)
+        for first, last, address in ranges:
+            owners[first : last + 1] = self._number(address)
+        if ((self._owners == _NOBODY) & (owners != _NOBODY)).any() and self._is_agreed:
+            self._trade.clock.count_connection()  # what was not written meanwhile is offered again
+        self._owners[:] = owners
+        self._settle_in()
+        later, self._later = self._later, []
+        for rows in later:
+            self.lobby.put_back(rows)
+
+    def _settle_in(self) -> None:
+        """The map has changed."""
+        if len(self._bucket_slots):
+            self._bucket_owners = self._owners[self._bucket_slots]
+        leader, now = self._owners[self._meta_slot], time.monotonic_ns()
+        present = set(np.unique(self._owners).tolist())
+        for address, shard in self._shards.items():
+            number = self._numbered.index(shard)
+            if number in present:
+                self._leaving.pop(address, None)
+            else:
+                self._leaving.setdefault(address, now)
+            shard.ordinary.leads = number == leader
+            if not self._is_agreed and shard.ordinary.leads and shard.ordinary.link is not None:
+                shard.ordinary.hang_up("it leads now: the number of buckets is agreed on there")
+
+    def _number(self, address: Address) -> int:
+        """The number of a shard, which is made if it is new."""
+        shard = self._shards.get(address)
+        if shard is not None:
+            return self._numbered.index(shard)
+        protocol = self._protocol.another()
+        shard = Shard(
+            self._trade,
+            protocol,
+            partial(self._reach, address),
+            leads=False,
+            replicas=self._config.wait_replicas,
+        )
+        for link in shard.links:
+            if self._is_agreed:
+                link.protocol.follow(self._protocol)
+            link.on_greeted, link.on_lost, link.on_redirect = self._greeted, self._lost, self._redirect
+        self._shards[address] = shard
+        self._leaving[address] = time.monotonic_ns()
+        self.links += shard.links
+        if None in self._numbered:
+            number = self._numbered.index(None)
+            self._numbered[number] = shard
+        else:
+            number = len(self._numbered)
+            self._numbered.append(shard)
+        return number
+
+    def _shard(self, number: int) -> Shard:
+        shard = self._numbered[number]
+        assert shard is not None
+        return shard
+
+    def _reach(self, address: Address, greeting: list[Command]) -> Arrival:
+        """In a helper thread."""
+        require_private(self._config, address)
+        return connect(self._config, self._context, greeting, address, self._login)
+
+    def _retire(self, address: Address) -> None:
+        """A server without slots is let go once it is gone, or has got none for long."""
+        shard = self._shards[address]
+        silent_ns = time.monotonic_ns() - self._leaving[address]
+        linked = any(link.link is not None for link in shard.links)
+        if silent_ns < (SHARD_LEAVING_NS if linked else SECOND_NS) or not is_idle(shard.links):
+            return
+        del self._leaving[address]
+        for link in shard.links:
+            self.lobby.put_back(compared(link.end()))
+            self.links.remove(link)
+            self._ended = [ended for ended in self._ended if ended.is_dialling] + [link]
+        self._numbered[self._numbered.index(shard)] = None
+        del self._shards[address]
+
+    # What the links tell ------------------------------------------------------------------------------
+
+    def _greeted(self, link: Conversation) -> None:
+        if not link.leads:
+            return
+        if self._is_agreed and link.protocol.agrees_with(self._protocol):
+            return
+        self._protocol.follow(link.protocol)
+        for other in self.links:
+            if other is not link:
+                other.protocol.follow(link.protocol)
+        self._bucket_slots = slots_of_buckets(self._protocol)
+        self._is_agreed = True
+        self._settle_in()
+
+    def _lost(self, link: Conversation) -> None:
+        self._survey_wanted = True
+
+    def _redirect(self, link: Conversation, redirects: list[tuple[ErrorReply, Rows]], asked: bool) -> None:
+        self._survey_wanted = True
+        for error, rows in redirects:
+            try:
+                kind, slot_text, where = str(error).split(" ")[:3]
+                host, _, port = where.rpartition(":")
+                slot, address = int(slot_text), Address(host or self._address_of(link).host, int(port))
+                if not 0 <= slot < SLOTS:
+                    raise ValueError
+            except ValueError:
+                raise ConnectionError(f"the server sends us to nowhere: {str(error)!r}") from None
+            if kind == "ASK" and not asked:
+                shard = self._shard(self._number(address))
+                for row in rows:
+                    strict = shard.awaited is not None and row[image.CONFIRM] == image.REPLICATED
+                    (shard.awaited if strict and shard.awaited else shard.ordinary).ask(row)
+            elif kind == "MOVED" and self._believe(link, slot, address):
+                self._forward(compared(rows))
+            else:
+                self._postpone(rows)
+
+    def _believe(self, link: Conversation, slot: int, address: Address) -> bool:
+        """Follow a server that says who has a slot, but not two that send each other's requests back."""
+        owner = self._owners[slot]
+        if owner != _NOBODY and link not in self._shard(owner).links:
+            return True  # it is known already
+        now = time.monotonic_ns()
+        if now - self._learnt_ns[slot] < MOVED_TRUST_NS or address == self._address_of(link):
+            return False
+        self._learnt_ns[slot] = now
+        self._owners[slot] = self._number(address)
+        self._settle_in()
+        return True
+
+    def _address_of(self, link: Conversation) -> Address:
+        return next(address for address, shard in self._shards.items() if link in shard.links)
+
+    def _forward(self, rows: Rows) -> None:
+        """Requests that came back, to whoever has their slot now."""
+        changes = rows[rows[:, image.OP] != image.LOOKUP]
+        self.lobby.put_back(changes)
+        lookups = rows[rows[:, image.OP] == image.LOOKUP]
+        if len(lookups):
+            self.lobby.put(lookups)
+
+    def _postpone(self, rows: Rows) -> None:
+        """Requests that nobody takes: changes wait for the next map."""
+        self._trade.answers.fail(rows[rows[:, image.OP] == image.LOOKUP])
+        self._later.append(compared(rows[rows[:, image.OP] != image.LOOKUP]))
+        while sum(map(len, self._later)) > STORE_QUEUE_ROWS:
+            self._trade.dropped += len(self._later.pop(0))
+
+    # Requests -----------------------------------------------------------------------------------------
+
+    def _deliver(self, rows: Rows, fields: Rows) -> None:
+        owners = homes_of(fields, self._bucket_owners)
+        for number in np.unique(owners).tolist():
+            mine = owners == number
+            if number == _NOBODY:
+                self._trade.answers.fail(rows[mine & (rows[:, image.OP] == image.LOOKUP)])
+                self._trade.dropped += int((mine & (rows[:, image.OP] != image.LOOKUP)).sum())
+            else:
+                self._shard(number).put(rows[mine], fields[mine])
+
+
+def compared(rows: Rows) -> Rows:
+    """The same requests for whenever they are made: a first write may not be the first any more by then."""
+    rows = rows.copy()
+    rows[rows[:, image.OP] == image.WRITE_FIRST, image.OP] = image.WRITE
+    return rows

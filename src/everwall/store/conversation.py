@@ -1,0 +1,429 @@
+"""One link to one server: what waits to be sent there, the pipelines under way, and what comes back.
+
+Nothing that the server does or fails to do holds anybody up:
+
+* every look-up is answered: FAILED at once while there is no link, and FAILED after the look-up deadline when
+  the server has not answered by then;
+* writes wait, bounded and one for each session; across a lost link they are kept (compared when they are sent at
+  last), deletes are dropped, for somebody else may own the session by then.
+
+While only changes are under way whose answers nobody waits for, these are read when there is something else to do.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from everwall.kernels import bound
+from everwall.limits import (
+    LOOKUP_DEADLINE_NS,
+    MS_NS,
+    SECOND_NS,
+    STORE_QUEUE_ROWS,
+    STORE_TIMEOUT_S,
+    WAIT_REPLICAS_MS,
+)
+from everwall.session import image
+from everwall.store.answers import Answers, StoreClock
+from everwall.store.backlog import Backlog, take
+from everwall.store.dialer import Dialer
+from everwall.store.link import Arrival, Link
+from everwall.store.protocol import Command, ErrorReply, Protocol, ProtocolError, Rows, StoreBatch
+from everwall.store.replies import AGAIN, DONE, FULL, MORE, settle
+
+_TIMEOUT_NS = int(STORE_TIMEOUT_S * SECOND_NS)
+_PROBE_NS = SECOND_NS
+_PIPELINES_MAX = 4
+"""Pipelines under way at once: the server works on one while the next is being encoded."""
+_UNHURRIED_NS = 20 * MS_NS
+"""Answers that nobody waits for are read after so long, if nothing else gives occasion to."""
+
+
+@dataclass
+class _Pipeline:
+    """A batch, and its way to the server and back."""
+
+    batch: StoreBatch
+    sent_ns: int = 0
+    probe: bool = False
+    hurried: bool = False
+    """Somebody waits for an answer."""
+    late: int = 0
+    """Its look-ups were answered FAILED already."""
+    asking: bool = False
+    """Its one row was sent here by another server (``-ASK``)."""
+
+
+@dataclass
+class Trade:
+    """What all links of a store have in common."""
+
+    keys: Rows
+    answers: Answers
+    clock: StoreClock
+    poll: select.poll
+    by_descriptor: dict[int, Conversation]
+    wake_fd: int
+    errors: int = 0
+    last_error: str | None = None
+    dropped: int = 0
+
+    def note_error(self, text: str) -> None:
+        self.errors += 1
+        self.last_error = text
+
+
+class Conversation:
+    """``reach`` connects and sends the greeting it is given; it runs in a helper thread."""
+
+    def __init__(
+        self,
+        trade: Trade,
+        protocol: Protocol,
+        reach: Callable[[list[Command]], Arrival],
+        *,
+        leads: bool,
+        replicas: int = 0,
+    ) -> None:
+        """``leads``: this link agrees on the layout and tells the time.
+
+        ``replicas``: so many must have what is written before anybody hears of it; one pipeline at a time then, since
+        WAIT keeps the server from all that is behind it.
+        """
+        self.protocol, self.leads = protocol, leads
+        self.backlog = Backlog(trade.keys)
+        self.link: Link | None = None
+        self.server: str | None = None
+        self.peer: str | None = None
+        self.rtt_ns = 0
+        self.readable = False
+        """The socket has something; set by whoever polls."""
+        self.on_greeted: Callable[[Conversation], None] | None = None
+        self.on_lost: Callable[[Conversation], None] | None = None
+        self.on_redirect: Callable[[Conversation, list[tuple[ErrorReply, Rows]], bool], None] | None = None
+        """The server has sent rows elsewhere, as the errors say; True when they had been sent here by another."""
+
+        self._trade, self._reach, self._replicas = trade, reach, replicas
+        self._dialer: Dialer[Arrival] = Dialer(
+            "everwall-store-connect", trade.wake_fd, lambda arrival: arrival.link.close()
+        )
+        self._listening: int | None = None
+        """For what the link is polled."""
+        count = 1 if replicas else _PIPELINES_MAX
+        self._idle = [_Pipeline(protocol.room()) for _ in range(count)]
+        self._pipelines: deque[_Pipeline] = deque()
+        self._is_full = False
+        """The worker has not taken all answers of the first pipeline yet."""
+        self._hurried = 0
+        """Pipelines under way for which somebody waits."""
+        self._asked: deque[Rows] = deque()
+        """Rows that another server sent here, each by itself."""
+        self._credentials: tuple[str, ...] | None = None
+        """To be said on this link."""
+        self._heard_ns = 0
+        self._probed_ns = 0
+
+        pipeline, buffer = self._idle[0].batch.pipeline, np.zeros(1, np.uint8)
+        answers = trade.answers
+        self._take = bound(take, self.backlog.queue, pipeline.rows, pipeline.fields, 0)
+        self._settle: Any = bound(
+            settle, pipeline, 0, 0, buffer, 0, 0, trade.keys, 0, answers.ring, answers.scratch, answers.tally
+        )
+
+    @property
+    def pipelines(self) -> int:
+        """Under way."""
+        return len(self._pipelines)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits or is under way."""
+        return not self._pipelines and not self._asked and not len(self.backlog)
+
+    # What its owner does ------------------------------------------------------------------------------
+
+    def prepare(self, now: int) -> int:
+        """Have the link polled for what it waits for; returns how long it has time, ns."""
+        link = self.link
+        if link is None:
+            return self._dialer.wait_ns(now)
+        listening = 0
+        if self._idle and (len(self.backlog) or self._asked):
+            wait_ns = 0
+        else:
+            wait_ns = self._probed_ns + _PROBE_NS - now
+            if self._pipelines:
+                patience_ns = _TIMEOUT_NS if self._pipelines[0].late else LOOKUP_DEADLINE_NS
+                wait_ns = min(wait_ns, patience_ns - self._silence_ns(now))
+            if self._pipelines and self._idle and not self._hurried:
+                # Only changes are under way of which nobody waits to hear, and the next can be sent all the same.
+                wait_ns = min(wait_ns, _UNHURRIED_NS)
+            else:
+                listening = select.POLLIN
+            if link.wants_to_send:
+                listening |= select.POLLOUT
+        if self._is_full:
+            wait_ns = min(wait_ns, MS_NS)
+        if listening != self._listening:
+            self._listening = listening
+            self._trade.by_descriptor[link.fileno()] = self
+            self._trade.poll.register(link, listening)
+        return wait_ns
+
+    def step(self) -> None:
+        """Do what there is to do; never blocks."""
+        readable, self.readable = self.readable, False
+        if self.link is None:
+            self._without_link()
+        else:
+            self._with_link(self.link, readable)
+
+    def make_room(self) -> None:
+        """Let the oldest changes go when there is no room for more."""
+        if self.backlog.is_full:
+            self._trade.answers.fail(self.backlog.take_lookups())
+            self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS // 2)
+
+    def ask(self, row: Rows) -> None:
+        """Send one row after ASKING: the server is about to get its bucket from another."""
+        self._asked.append(row)
+
+    def authenticate(self, credentials: tuple[str, ...]) -> None:
+        """Say another password on the link there is."""
+        self._credentials = credentials
+
+    def hang_up(self, reason: str) -> None:
+        """Give the link up; another follows."""
+        self._disconnect(reason)
+
+    def end(self) -> Rows:
+        """Hang up for good; returns the changes that were not made."""
+        self._dialer.close()
+        self._hang_up()
+        return self.backlog.take(len(self.backlog))
+
+    @property
+    def is_dialling(self) -> bool:
+        """Whether a helper thread is still at work."""
+        return self._dialer.is_busy
+
+    def join(self) -> bool:
+        """Wait for the helper thread of an ended one; whether it has ended."""
+        return self._dialer.join()
+
+    # Without a link -----------------------------------------------------------------------------------
+
+    def _without_link(self) -> None:
+        self._fail_waiting()
+        self.make_room()
+        arrival = self._dialer.result()
+        if arrival is None:
+            if self._dialer.is_due:
+                greeting = self.protocol.greeting() if self.leads else self.protocol.following()
+                self._dialer.begin(lambda: self._reach(greeting))
+        elif isinstance(arrival, Exception):
+            self._disconnect(describe(arrival))
+        else:
+            self._welcome(arrival)
+
+    def _welcome(self, arrival: Arrival) -> None:
+        try:
+            greeting = self.protocol.greet(arrival.replies) if self.leads else None
+            self.server = self.protocol.followed(arrival.replies) if greeting is None else greeting.server
+        except Exception as error:
+            arrival.link.close()
+            self._disconnect(describe(error))
+            return
+        self.link, self.rtt_ns, self.peer = arrival.link, arrival.rtt_ns, arrival.link.peer
+        self._dialer.succeeded()
+        self._heard_ns = self._probed_ns = time.monotonic_ns()
+        if greeting is not None:
+            self._trade.clock.set(greeting.time_ns, arrival.monotonic_ns)
+        if not self._replicas:
+            self._trade.clock.count_connection()
+        self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS)
+        if self.on_greeted is not None:
+            self.on_greeted(self)
+        self._with_link(arrival.link, False)
+
+    # With a link --------------------------------------------------------------------------------------
+
+    def _with_link(self, link: Link, readable: bool) -> None:
+        try:
+            if self._is_full or ((readable or self._pipelines) and link.receive()):
+                self._heard_ns = time.monotonic_ns()
+                self._take_replies(link)
+            else:
+                self._judge_silence()
+            if self._credentials is not None or self._asked:
+                self._send_rare(link)
+            while self._idle and len(self.backlog):
+                pipeline = self._idle.pop()
+                batch = pipeline.batch
+                rows, fields = batch.pipeline.rows, batch.pipeline.fields
+                batch.count = self._take(self.backlog.queue, rows, fields, len(rows))
+                self.protocol.encode(batch, self._trade.clock.seconds(time.monotonic_ns()))
+                if self._replicas:
+                    self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
+                self._send(link, pipeline)
+            if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
+                pipeline = self._idle.pop()
+                self.protocol.probe(pipeline.batch)
+                self._send(link, pipeline, probe=True)
+            if link.wants_to_send:
+                link.flush()
+        except Exception as error:
+            # Whatever a server says or does not say, this thread goes on.
+            self._disconnect(describe(error))
+
+    def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool = False, asking: bool = False) -> None:
+        pipeline.sent_ns, pipeline.probe, pipeline.late = time.monotonic_ns(), probe, 0
+        pipeline.asking = asking
+        pipeline.hurried = probe or asking or pipeline.batch.is_awaited
+        self._hurried += pipeline.hurried
+        if probe:
+            self._probed_ns = pipeline.sent_ns
+        self._pipelines.append(pipeline)
+        link.send(pipeline.batch.data)
+
+    def _send_rare(self, link: Link) -> None:
+        """What is sent by itself: a new password, a row that another server sent here."""
+        if self._credentials is not None and self._idle:
+            pipeline = self._idle.pop()
+            self.protocol.authenticate(pipeline.batch, self._credentials)
+            self._credentials = None
+            self._send(link, pipeline)
+        while self._asked and self._idle:
+            pipeline = self._idle.pop()
+            batch = pipeline.batch
+            batch.count = 1
+            batch.rows[0] = self._asked.popleft()
+            self.protocol.encode_asking(batch, self._trade.clock.seconds(time.monotonic_ns()))
+            self._send(link, pipeline, asking=True)
+
+    def _take_replies(self, link: Link) -> None:
+        pipelines, trade = self._pipelines, self._trade
+        answers, now_s = trade.answers, trade.clock.seconds(self._heard_ns)
+        while pipelines:
+            pipeline = pipelines[0]
+            batch = pipeline.batch
+            link.start, found, again = self._settle(
+                batch.pipeline,
+                batch.count,
+                pipeline.late,
+                link.buffer,
+                link.start,
+                link.end,
+                trade.keys,
+                now_s,
+                answers.ring,
+                answers.scratch,
+                answers.tally,
+            )
+            if again:
+                self.backlog.put_back(batch.rows[batch.outcomes == AGAIN])
+            if found == DONE:
+                if pipeline.hurried:
+                    self._take_time(pipeline)
+                if batch.redirects:
+                    self._redirect(pipeline)
+                self._idle.append(pipelines.popleft())
+            elif found == MORE or found == FULL:
+                self._is_full = found == FULL
+                return
+            else:
+                self.protocol.wonder(batch, link.buffer, link.start, link.end, found)
+                trade.note_error(str(batch.errors[-1]))
+        self._is_full = False
+        if link.start < link.end:
+            data = bytes(link.buffer[link.start : min(link.end, link.start + 80)])
+            raise ConnectionError(f"the server answered what nobody asked: {data!r}")
+
+    def _take_time(self, pipeline: _Pipeline) -> None:
+        """The answers of a pipeline for which somebody waited were read at once: they tell how far the server is."""
+        self._hurried -= 1
+        self.rtt_ns += (self._heard_ns - pipeline.sent_ns - self.rtt_ns) // 8
+        if pipeline.probe:
+            told_ns = pipeline.batch.told_ns
+            if not told_ns:
+                raise ProtocolError("TIME was answered by something else")
+            if self.leads:
+                self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._heard_ns) // 2, self.rtt_ns)
+
+    def _redirect(self, pipeline: _Pipeline) -> None:
+        redirects, pipeline.batch.redirects = pipeline.batch.redirects, []
+        if pipeline.late:
+            redirects = [(error, rows[rows[:, image.OP] != image.LOOKUP]) for error, rows in redirects]
+        if self.on_redirect is None:
+            raise ProtocolError(str(redirects[0][0]))  # one server is expected to have it all
+        self.on_redirect(self, redirects, pipeline.asking)
+
+    def _judge_silence(self) -> None:
+        """While the server is silent beyond the look-up deadline nobody waits for it any longer.
+
+        Only asked when the socket had nothing to read: time this thread was kept from the processor, or
+        took to read an answer, is no silence of the server.
+        """
+        if not self._pipelines:
+            return
+        silent_ns = self._silence_ns(time.monotonic_ns())
+        if silent_ns >= _TIMEOUT_NS:
+            raise ConnectionError(f"the server did not answer within {STORE_TIMEOUT_S:g} s")
+        if silent_ns < LOOKUP_DEADLINE_NS:
+            return
+        for pipeline in self._pipelines:
+            if not pipeline.late:
+                pipeline.late = 1
+                self._trade.answers.fail(pipeline.batch.lookups)
+        self._fail_waiting()
+
+    def _silence_ns(self, now: int) -> int:
+        return now - max(self._heard_ns, self._pipelines[0].sent_ns)
+
+    def _fail_waiting(self) -> None:
+        """Answer look-ups that were not sent yet."""
+        self._trade.answers.fail(self.backlog.take_lookups())
+        if self._asked:
+            asked = np.array(self._asked)
+            self._asked.clear()
+            self._trade.answers.fail(asked[asked[:, image.OP] == image.LOOKUP])
+            self.backlog.put_back(asked[asked[:, image.OP] != image.LOOKUP])
+
+    def _disconnect(self, reason: str) -> None:
+        """Give the link up, or an attempt at one; the next follows after a pause that grows."""
+        self._hang_up()
+        self._trade.note_error(reason)
+        self._dialer.pause()
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def _hang_up(self) -> None:
+        """Close the link; nobody knows what became of the pipelines under way."""
+        if self.link is not None:
+            if self._listening is not None:
+                self._trade.poll.unregister(self.link)
+                del self._trade.by_descriptor[self.link.fileno()]
+                self._listening = None
+            self.link.close()
+            self.link = None
+        for pipeline in reversed(self._pipelines):  # of two changes of a session the later one is kept
+            if not pipeline.late:
+                self._trade.answers.fail(pipeline.batch.lookups)
+            self.backlog.put_back(pipeline.batch.changes)
+            pipeline.batch.redirects = []
+        self._idle += self._pipelines
+        self._pipelines.clear()
+        self._is_full, self._hurried, self._credentials = False, 0, None
+        self._fail_waiting()
+
+
+def describe(error: Exception) -> str:
+    """An error as an operator reads it."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
