@@ -175,13 +175,14 @@ class Cluster(_Together):
         with server.client() as client:
             return str(client.execute_command("CLUSTER MYID").decode())
 
-    def owner(self, slot: int) -> RedisServer:
-        """The server that, as the first one says, serves a slot."""
+    def owners(self) -> dict[int, RedisServer]:
+        """The server that, as the first one says, serves each slot."""
+        by_port = {server.port: server for server in self.servers}
         with self.primaries[0].client() as client:
-            for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS"):
-                if first <= slot <= last:
-                    return next(server for server in self.servers if server.port == port)
-        raise AssertionError(f"nobody serves {slot}")
+            told = client.execute_command("CLUSTER SLOTS")
+        return {
+            slot: by_port[port] for first, last, (_, port, *_), *_ in told for slot in range(first, last + 1)
+        }
 
     def config(self, **changes: Any) -> StoreConfig:
         seeds = tuple(Address("127.0.0.1", server.port) for server in self.primaries[:2])

@@ -40,6 +40,7 @@ class Worker:
         self.requests, self.replies = make_ring(1 << 15, image.COLUMNS), make_ring(reply_rows, image.COLUMNS)
         self.wake_store, self.wake_worker = os.eventfd(0), os.eventfd(0)
         self.clock = make_clock()
+        self.prefix = config.prefix
         self.store = RedisStore(
             config, KEYS, self.requests, self.replies, self.wake_store, self.wake_worker, self.clock, 64
         )

@@ -218,7 +218,7 @@ class ClusterRouter:
             return
         del self._leaving[address]
         for link in shard.links:
-            self.lobby.put_back(compared(link.end()))
+            self.lobby.put_back(link.end())
             self.links.remove(link)
             self._ended = [ended for ended in self._ended if ended.is_dialling] + [link]
         self._numbered[self._numbered.index(shard)] = None

@@ -204,9 +204,10 @@ class Conversation:
         self._disconnect(reason)
 
     def end(self) -> Rows:
-        """Hang up for good; returns the changes that were not made."""
+        """Hang up for good; returns the changes that were not made and may be made elsewhere."""
         self._dialer.close()
         self._hang_up()
+        self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS)
         return self.backlog.take(len(self.backlog))
 
     @property

@@ -1,0 +1,323 @@
+"""The store's thread against a real Redis Cluster over TLS: slots that move, primaries that die."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from redis.crc import key_slot
+
+from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_TIMEOUT_S
+from everwall.session import image, record
+from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
+from everwall.store.protocol import Protocol
+from everwall.store.resp import bucket_of
+from everwall.store.slots import homes_of, slots_of_buckets
+from tests import needs
+from tests.store.stores import KEYS
+from tests.store.workers import Worker, eventually, sessions
+from tests.topologies import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    needs.binary("redis-server")
+    servers = Cluster()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def own():
+    """A cluster of the test's own."""
+    needs.binary("redis-server")
+    made: list[Cluster] = []
+
+    def make(**options: int) -> Cluster:
+        made.append(Cluster(**options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def worker():
+    made: list[Worker] = []
+
+    def make(config, **options: int) -> Worker:
+        made.append(Worker(config, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def slots_of(rows, prefix: str):
+    """The slot of each session, by redis-py's own arithmetic."""
+    slots = []
+    for i in range(len(rows)):
+        bucket = int(bucket_of(record.field_of(rows, i, KEYS), 64))
+        slots.append(key_slot(b"{%s:0:%x}" % (prefix.encode(), bucket)))
+    return np.array(slots)
+
+
+def meta_slot(where) -> int:
+    """The slot of the key on which nodes agree."""
+    return int(key_slot(("{" + where.prefix + "}:buckets").encode()))
+
+
+def test_the_slot_of_every_bucket_is_the_one_that_redis_py_works_out():
+    for prefix, buckets in (("everwall", 4099), ("a.b-c_d", 17)):
+        slots = slots_of_buckets(Protocol(KEYS, prefix, buckets))
+        keys = [b"{%s:0:%x}" % (prefix.encode(), bucket) for bucket in range(buckets)]
+        assert slots.tolist() == [key_slot(key) for key in keys]
+
+
+def test_a_field_is_at_home_where_its_bucket_is():
+    fields = np.array([random.Random(1).randrange(-(2**63), 2**63) for _ in range(100)], np.int64)
+    owners = np.arange(64, dtype=np.int64) % 3
+    assert homes_of(fields, owners).tolist() == [(int(field) % 2**64) % 64 % 3 for field in fields]
+
+
+# Ordinary days -----------------------------------------------------------------------------------
+
+
+def test_sessions_are_spread_over_the_shards_and_found_there_by_another_node(cluster, worker):
+    where = cluster.config()
+    one, other = worker(where).connected(), worker(where).connected()
+    rows = sessions(300)
+    assert one.outcome(rows, WRITE_FIRST) == [WRITTEN] * 300
+    assert one.outcome(rows, WRITE) == [WRITTEN] * 300, "scripts are loaded on every shard"
+    found = other.ask(rows, LOOKUP)
+    rows[:, [image.OP, image.CONFIRM]] = FOUND, 1
+    assert (found == rows).all()
+    for server in cluster.primaries:
+        with server.client() as client:
+            assert sum(client.hlen(key) for key in client.keys("{" + where.prefix + ":0:*")) > 50
+    assert one.outcome(rows[:100], DELETE) == [WRITTEN] * 100
+    assert other.outcome(rows, LOOKUP) == [MISSING] * 100 + [FOUND] * 200
+    for node in (one, other):
+        assert (node.status["errors"], node.status["shards"]) == (0, "3 of 3"), node.status
+
+
+def test_a_takeover_makes_the_former_owner_lose(cluster, worker):
+    where = cluster.config()
+    old, new = worker(where).connected(), worker(where).connected()
+    old.ask(sessions(20, OWNER=1), WRITE_FIRST)
+    assert new.outcome(sessions(20, OWNER=2, GENERATION=1), WRITE) == [WRITTEN] * 20
+    assert old.outcome(sessions(20, OWNER=1), WRITE) == [LOST] * 20
+
+
+def test_all_nodes_go_by_the_clock_of_the_shard_that_has_the_meta_key(cluster, worker):
+    where = cluster.config()
+    node = worker(where).connected()
+    leader = cluster.owners()[meta_slot(where)]
+    assert node.status["primary"] == f"127.0.0.1:{leader.port}"
+    store_ns = time.monotonic_ns() + int(node.clock[CLOCK_OFFSET])
+    assert abs(store_ns - time.time_ns()) < SECOND_NS
+    with leader.client() as client:
+        assert client.get("{" + where.prefix + "}:buckets") == b"64"
+
+
+def test_many_requests_at_once_are_all_answered_and_stopping_sends_what_waits(cluster, worker):
+    where = cluster.config()
+    node, reader = worker(where).connected(), worker(where).connected()
+    rows = sessions(4000)
+    node.ask(rows[::2], WRITE_FIRST)
+    assert node.outcome(rows, LOOKUP) == [FOUND, MISSING] * 2000
+    node.tell(rows[1::2], WRITE, confirm=False)
+    assert node.store.stop(10)
+    assert reader.outcome(rows, LOOKUP) == [FOUND] * 4000
+
+
+# Slots that move ----------------------------------------------------------------------------------
+
+
+def move(servers: Cluster, slot: int, target, pause=lambda: None) -> None:
+    """Give a slot to another primary, as redis-cli's reshard does it; ``pause`` runs with the slot half moved."""
+    source = servers.owners()[slot]
+    if source is target:
+        return
+    with source.client() as old, target.client() as new:
+        new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", servers.id(source))
+        old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", servers.id(target))
+        keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+        paused = len(keys) // 2
+        for number, key in enumerate(keys):
+            if number == paused:
+                pause()
+            old.execute_command(
+                *("MIGRATE", "127.0.0.1", target.port, key, 0, 1000, "AUTH", "correct horse battery staple")
+            )
+        pause()
+        owner = servers.id(target)
+        for client in (new, old):
+            client.execute_command("CLUSTER SETSLOT", slot, "NODE", owner)
+
+
+def test_a_slot_that_is_being_moved_is_asked_of_both_and_then_of_its_new_owner(own, worker):
+    servers = own()
+    node = worker(servers.config()).connected()
+    rows = sessions(400)
+    node.ask(rows, WRITE_FIRST)
+    slots = slots_of(rows, node.prefix)
+    slot = int(slots[0])
+    mine = rows[slots == slot]
+    target = next(server for server in servers.primaries if server is not servers.owners()[slot])
+    seen = []
+
+    def look() -> None:
+        seen.append(node.outcome(mine, LOOKUP) == [FOUND] * len(mine))
+        seen.append(node.outcome(mine, WRITE) == [WRITTEN] * len(mine))
+        seen.append(node.outcome(mine[:1], DELETE) == [WRITTEN])
+        seen.append(node.outcome(mine[:1], WRITE_FIRST) == [WRITTEN])
+
+    move(servers, slot, target, look)
+    look()
+    assert seen == [True] * 12, node.status
+    assert "ASK" in node.status["last_error"] or "MOVED" in node.status["last_error"]
+    with target.client() as client:
+        (key,) = client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10)
+        assert client.hlen(key) == len(mine)
+        assert client.ttl(key) > 0, "the bucket still cleans up after itself"
+    before = node.status["errors"]
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 400
+    assert node.status["errors"] == before, "the new owner is known by now"
+
+
+def test_resharding_under_traffic_loses_nothing(own, worker):
+    servers = own()
+    where = servers.config()
+    node, reader = worker(where).connected(), worker(where).connected()
+    rows = sessions(1000)
+    node.ask(rows, WRITE_FIRST)
+    slots = slots_of(rows, where.prefix)
+    done = threading.Event()
+    lost: list[str] = []
+
+    def traffic() -> None:
+        generation = 0
+        while not done.is_set():
+            generation += 1
+            rows[:, image.PACKETS] = generation
+            written = node.outcome(rows, WRITE)
+            found = reader.ask(rows, LOOKUP)
+            if written != [WRITTEN] * len(rows):
+                lost.append(f"written {np.unique(written, return_counts=True)}")
+            if (found[:, image.OP] != FOUND).any() or (found[:, image.PACKETS] != generation).any():
+                lost.append(f"found {np.unique(found[:, image.OP], return_counts=True)}")
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        target = servers.primaries[2]
+        for slot in sorted(set(slots.tolist())):
+            move(servers, slot, target)
+    finally:
+        done.set()
+        thread.join()
+    assert lost == []
+    assert (slots_of(rows, where.prefix) == slots).all()
+    with target.client() as client:
+        assert sum(client.hlen(key) for key in client.keys("{" + where.prefix + ":0:*")) == 1000
+
+
+# Bad days ----------------------------------------------------------------------------------------
+
+
+def by_owner(servers: Cluster, rows, prefix: str, server):
+    """The rows that a server has, and the others."""
+    owners = servers.owners()
+    mine = np.array([owners[int(slot)] is server for slot in slots_of(rows, prefix)])
+    return rows[mine], rows[~mine]
+
+
+def test_one_dead_shard_costs_only_its_own_sessions(own, worker):
+    servers = own(node_timeout_ms=60_000)
+    node = worker(servers.config()).connected()
+    rows = sessions(200)
+    node.ask(rows, WRITE_FIRST)
+    victim = servers.primaries[1]
+    gone, left = by_owner(servers, rows, node.prefix, victim)
+    victim.kill()
+    eventually(lambda: node.status["shards"] == "2 of 3", "the loss is noticed although nothing was asked")
+    assert not node.status["connected"]
+    assert node.outcome(gone, LOOKUP) == [FAILED] * len(gone)
+    assert node.outcome(left, LOOKUP) == [FOUND] * len(left)
+    assert node.outcome(left, WRITE) == [WRITTEN] * len(left)
+    node.tell(gone, WRITE)
+    victim.start()
+    assert node.answers(len(gone))[:, image.OP].tolist() == [WRITTEN] * len(gone), "kept until it is back"
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 200
+
+
+def test_one_hung_shard_holds_only_its_own_sessions_up(own, worker):
+    servers = own(node_timeout_ms=60_000)
+    node = worker(servers.config()).connected()
+    rows = sessions(200)
+    node.ask(rows, WRITE_FIRST)
+    victim = servers.primaries[1]
+    gone, left = by_owner(servers, rows, node.prefix, victim)
+    os.kill(victim.pid, signal.SIGSTOP)
+    try:
+        before = time.monotonic_ns()
+        node.tell(gone, LOOKUP)
+        node.tell(left, LOOKUP)
+        answers = node.answers(len(left))
+        assert answers[:, image.OP].tolist() == [FOUND] * len(left), "the others answer first"
+        assert node.answers(len(gone))[:, image.OP].tolist() == [FAILED] * len(gone)
+        assert LOOKUP_DEADLINE_NS <= time.monotonic_ns() - before < STORE_TIMEOUT_S * SECOND_NS
+        eventually(lambda: node.status["shards"] == "2 of 3", "the link is given up")
+        assert node.outcome(left, LOOKUP) == [FOUND] * len(left)
+    finally:
+        os.kill(victim.pid, signal.SIGCONT)
+    eventually(lambda: node.status["connected"], "a new link")
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 200
+
+
+def test_a_primary_dies_and_its_replica_takes_over(own, worker):
+    servers = own(replicas=1)
+    node = worker(servers.config()).connected()
+    rows = sessions(200)
+    node.ask(rows, WRITE_FIRST)
+    victim = servers.primaries[0]
+    gone, left = by_owner(servers, rows, node.prefix, victim)
+    for server in servers.primaries:
+        with server.client() as client:
+            client.wait(1, 1000)
+    connections = int(node.clock[CLOCK_CONNECTIONS])
+    victim.kill()
+    eventually(lambda: node.status["shards"] == "2 of 3", "the loss is noticed")
+    node.tell(gone[:10], DELETE)
+    node.tell(gone[10:20], WRITE)
+    assert node.outcome(left, LOOKUP) == [FOUND] * len(left)
+    eventually(lambda: node.status["connected"], f"the successor: {node.status}")
+    assert int(node.clock[CLOCK_CONNECTIONS]) > connections, "whoever watches offers the live sessions again"
+    assert node.answers(10)[:, image.OP].tolist() == [WRITTEN] * 10
+    assert node.status["dropped"] == 10, "deletes may be another's session by now"
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 200
+    assert node.outcome(rows, WRITE) == [WRITTEN] * 200, "the successor gets the scripts"
+
+
+def test_a_first_node_finds_the_cluster_by_any_seed_and_waits_for_the_shard_of_the_meta_key(own, worker):
+    servers = own(node_timeout_ms=60_000)
+    where = servers.config()
+    leader = servers.owners()[meta_slot(where)]
+    leader.kill()
+    node = worker(where)
+    row = sessions(1)
+    node.tell(row, WRITE_FIRST)
+    assert node.outcome(sessions(5), LOOKUP) == [FAILED] * 5
+    eventually(lambda: node.status["shards"] == "2 of 3", f"the others: {node.status}")
+    leader.start()
+    assert node.answers(1)[0, image.OP] == WRITTEN
+    assert node.status["connected"]
