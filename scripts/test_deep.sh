@@ -10,6 +10,8 @@ echo "=== kernel tests, the long campaigns"
 "$python" -m pytest -q -m "kernel and not lab" tests
 echo "=== all kernel tests with bounds checks, in a cache of their own"
 NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
+echo "=== the store in every topology"
+"$python" -m pytest -q tests/store
 echo "=== simulator, 2000 seeds"
 "$python" -m everwall.sim --seeds 2000
 echo "=== lab, full size"

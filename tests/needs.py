@@ -12,6 +12,10 @@ import subprocess
 
 import pytest
 
+DEEP = os.environ.get("EVERWALL_DEEP") == "1"
+"""The long campaigns were asked for (``make test-deep``)."""
+deep = pytest.mark.skipif(not DEEP, reason="takes its time: EVERWALL_DEEP=1")
+
 
 def need(there: bool, what: str) -> None:
     """Go on when ``there``; otherwise skip, or fail under CI, saying what is missing."""

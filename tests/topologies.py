@@ -38,12 +38,19 @@ class _Together:
     def __init__(self) -> None:
         self.authority = trustme.CA()
         self.servers: list[RedisServer] = []
+        self._admins: dict[RedisServer, redis.Redis] = {}
+
+    def admin(self, server: RedisServer) -> redis.Redis:
+        """A client of one server, kept."""
+        return self._admins.setdefault(server, server.client())
 
     def config(self, **changes: Any) -> StoreConfig:
         usual = {"password": PASSWORD, "ca_pem": self.authority.cert_pem.bytes()}
         return StoreConfig(**{**usual, "prefix": f"t{time.monotonic_ns()}", **changes})
 
     def close(self) -> None:
+        for client in self._admins.values():
+            client.close()
         for server in self.servers:
             server.close()
 
@@ -146,9 +153,8 @@ class Cluster(_Together):
             self._bus[server] = bus
             if number < shards:
                 first, last = SLOTS * number // shards, SLOTS * (number + 1) // shards - 1
-                with server.client() as client:
-                    client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
-                    client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+                self.admin(server).execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+                self.admin(server).execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         self.primaries, self.replicas = self.servers[:shards], self.servers[shards:]
         with self.servers[0].client() as client:
             for server in self.servers[1:]:
@@ -164,22 +170,25 @@ class Cluster(_Together):
                     "a cluster",
                 )
         for number, server in enumerate(self.replicas):
-            with server.client() as client:
-                client.execute_command("CLUSTER REPLICATE", self.id(self.primaries[number % shards]))
-                eventually(
-                    lambda client=client: client.info("replication").get("master_link_status") == "up", "it"
-                )
+            self.admin(server).execute_command("CLUSTER REPLICATE", self.id(self.primaries[number % shards]))
+        for server in self.replicas:
+            told = self.admin(server)
+            eventually(
+                lambda told=told: told.info("replication").get("master_link_status") == "up", "a replica"
+            )
+
+    def _is_whole(self, client: redis.Redis) -> bool:
+        nodes, info = client.execute_command("CLUSTER NODES"), client.execute_command("CLUSTER INFO")
+        return len(nodes) == len(self.servers) and info["cluster_state"] == "ok"
 
     def id(self, server: RedisServer) -> str:
         """By which the cluster knows a server."""
-        with server.client() as client:
-            return str(client.execute_command("CLUSTER MYID").decode())
+        return str(self.admin(server).execute_command("CLUSTER MYID").decode())
 
     def owners(self) -> dict[int, RedisServer]:
         """The server that, as the first one says, serves each slot."""
         by_port = {server.port: server for server in self.servers}
-        with self.primaries[0].client() as client:
-            told = client.execute_command("CLUSTER SLOTS")
+        told = self.admin(self.primaries[0]).execute_command("CLUSTER SLOTS")
         return {
             slot: by_port[port] for first, last, (_, port, *_), *_ in told for slot in range(first, last + 1)
         }

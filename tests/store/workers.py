@@ -54,7 +54,7 @@ class Worker:
         eventually(lambda: self.status["connected"], f"connection: {self.status}")
         return self
 
-    def tell(self, rows, operation: int, confirm: bool = True) -> None:
+    def tell(self, rows, operation: int, confirm: int = image.PRIMARY) -> None:
         """Push requests; no answer is waited for."""
         rows = asking(rows, operation)
         rows[:, image.CONFIRM] = confirm

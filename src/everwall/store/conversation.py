@@ -155,7 +155,7 @@ class Conversation:
         if link is None:
             return self._dialer.wait_ns(now)
         listening = 0
-        if self._idle and (len(self.backlog) or self._asked):
+        if self._idle and (len(self.backlog) or self._asked or self._credentials):
             wait_ns = 0
         else:
             wait_ns = self._probed_ns + _PROBE_NS - now
