@@ -25,7 +25,7 @@ FLOORS = [
     {"takeover"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},
-    {"dataplane", "worker", "gwlb_worker"},
+    {"dataplane", "worker", "gwlb_worker", "store_config"},
     {"workers"},
     {"node", "gwlb", "sim", "replay", "warm", "doctor"},
     {"lab"},

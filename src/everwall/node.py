@@ -22,6 +22,7 @@ import structlog
 
 from everwall import __version__
 from everwall.bootstrap.init_cfg import InitCfg, Resiliency
+from everwall.config import ConfigError
 from everwall.counters import Counter
 from everwall.dataplane import BOUNCED, BOUNCED_BYTES, Wish, find_data_interface, open_data_plane
 from everwall.engine import EngineConfig, describe_event
@@ -41,7 +42,7 @@ from everwall.policy.compile import Loaded, load_policy
 from everwall.session import state
 from everwall.session.record import derive_keys
 from everwall.store.protocol import buckets_for
-from everwall.store.redis import StoreConfig
+from everwall.store_config import store_config
 from everwall.verdict import Verdict
 from everwall.workers import Workers, choose_cores
 
@@ -112,21 +113,9 @@ class Node:
 
     def _connect_to_store(self) -> None:
         config = self.config
-        assert config.redis_endpoint is not None
         assert config.cluster_secret is not None
-        store = StoreConfig(
-            host=config.redis_endpoint.host,
-            port=config.redis_endpoint.port,
-            username=config.redis_user,
-            password=config.redis_auth.get_secret_value() if config.redis_auth else None,
-            tls=config.redis_tls,
-            ca_pem=config.redis_certificate,
-            server_name=config.redis_server_name,
-            prefix=config.redis_prefix,
-            owner=self._owner,
-        )
         keys = derive_keys(config.cluster_secret.get_secret_value())
-        self.workers.connect(store, keys, buckets_for(config.max_sessions))
+        self.workers.connect(store_config(config, self._owner), keys, buckets_for(config.max_sessions))
 
     # Life -----------------------------------------------------------------------------------------------
 
@@ -135,6 +124,7 @@ class Node:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self.renew_login)
         health = HealthListener(
             self._data.address,
             self.config.health_port,
@@ -340,6 +330,19 @@ class Node:
         self.workers.switch_resiliency(on)
         self.resiliency = self.config.store if on else Resiliency(False, "it was switched off")
         log.info(f"session resiliency is {'on' if on else 'off'}: {self.resiliency.why}")
+
+    def renew_login(self) -> None:
+        """SIGHUP: read the file with the store's password again, and say it on the connections there are."""
+        file = self.config.redis_auth_file
+        if file is None or not self.workers.connected:
+            log.info("no everwall-redis-auth-file is in use: there is no password to read again")
+            return
+        try:
+            self.workers.renew_login(self.config.redis_user, file)
+        except ConfigError as error:
+            log.error(f"the store's password stays as it is: {error}")
+        else:
+            log.info("the store's password was read again", file=str(file))
 
     def _resiliency(self) -> Answer:
         return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}

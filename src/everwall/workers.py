@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,11 @@ class Workers:
         ]
         if self.all[0].running:
             self._start_stores()
+
+    def renew_login(self, user: str | None, file: Path) -> None:
+        """Go into the store with the password that is in the file now. Raises ConfigError where there is none."""
+        for store in self._stores:
+            store.renew_login(user, None, file)
 
     @property
     def connected(self) -> bool:

@@ -37,12 +37,13 @@ from everwall.bootstrap.keys import (
     USED_KEYS,
     WORKERS_TOKEN,
 )
-from everwall.config import ConfigError, did_you_mean, read_text, shown
+from everwall.config import ConfigError, did_you_mean, read_password, read_text, shown
 from everwall.limits import (
     CLUSTER_SECRET_BYTES_MIN,
     HEALTH_PORT_DEFAULT,
     JOIN_GRACE_S_DEFAULT,
     JOIN_GRACE_S_MAX,
+    REPLICAS_MAX,
     SESSIONS_DEFAULT,
     SESSIONS_MAX,
     SESSIONS_MIN,
@@ -111,6 +112,18 @@ class InitCfg:
     """``aws-gwlb-inspect:enable`` was given; GENEVE is refused otherwise."""
     redis_endpoint: RedisEndpoint | None = None
     redis_auth: SecretStr | None = None
+    redis_auth_file: Path | None = None
+    """A file with the password instead, which may change while the node runs."""
+    redis_sentinels: tuple[RedisEndpoint, ...] = ()
+    """Sentinels that know the primary of ``redis_sentinel_service``, instead of ``redis_endpoint``."""
+    redis_sentinel_service: str | None = None
+    redis_sentinel_user: str | None = None
+    redis_sentinel_auth: SecretStr | None = None
+    """Of the Sentinels themselves, where it is not ``redis_auth``."""
+    redis_cluster: tuple[RedisEndpoint, ...] = ()
+    """Nodes of a Redis Cluster, instead of ``redis_endpoint``."""
+    wait_replicas: int = 0
+    """Replicas that must have a strict session before its first answer goes."""
     redis_user: str | None = None
     """The ACL user that ``redis_auth`` belongs to; None: the default user."""
     redis_certificate: bytes | None = field(default=None, repr=False)
@@ -153,12 +166,25 @@ class InitCfg:
     @property
     def store(self) -> Resiliency:
         """The same, asked for or not: what a node that is switched on while it runs has to have."""
-        if self.redis_endpoint is None:
+        if not self.redis_servers:
             return Resiliency(False, "redis-endpoint is not set")
         if self.cluster_secret is None:
             return Resiliency(False, "no everwall-cluster-secret: nothing is written or restored")
         how = "over TLS" if self.redis_tls else "without TLS"
-        return Resiliency(True, f"sessions are kept in {self.redis_endpoint} {how}")
+        return Resiliency(True, f"sessions are kept in {self._redis_where} {how}")
+
+    @property
+    def redis_servers(self) -> tuple[RedisEndpoint, ...]:
+        """Who is asked first: the one server, the Sentinels, or nodes of the cluster."""
+        single = () if self.redis_endpoint is None else (self.redis_endpoint,)
+        return single + self.redis_sentinels + self.redis_cluster
+
+    @property
+    def _redis_where(self) -> str:
+        servers = ", ".join(map(str, self.redis_servers))
+        if self.redis_sentinels:
+            return f"{self.redis_sentinel_service} (Sentinel: {servers})"
+        return f"the cluster of {servers}" if self.redis_cluster else servers
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -238,6 +264,13 @@ class _Parser:
             gwlb_inspect=bool(commands.get(INSPECT_TOKEN)),
             redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
             redis_auth=self._read("redis-auth", self._auth, None),
+            redis_auth_file=self._read("everwall-redis-auth-file", self._auth_file, None),
+            redis_sentinels=self._read("everwall-redis-sentinel", self._endpoints, ()),
+            redis_sentinel_service=self._read("everwall-redis-sentinel-service", self._service, None),
+            redis_sentinel_user=self._read("everwall-redis-sentinel-user", self._user, None),
+            redis_sentinel_auth=self._read("everwall-redis-sentinel-auth", self._auth, None),
+            redis_cluster=self._read("everwall-redis-cluster", self._endpoints, ()),
+            wait_replicas=self._read("everwall-wait-replicas", self._integer(0, REPLICAS_MAX), 0),
             redis_user=self._read("everwall-redis-user", self._user, None),
             redis_certificate=self._read("redis-certificate", self._certificate, None),
             redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
@@ -390,6 +423,27 @@ class _Parser:
         if not _is_host(entry.value):
             raise self._error(entry, "a host name")
         return entry.value
+
+    def _endpoints(self, entry: _Entry) -> tuple[RedisEndpoint, ...]:
+        words = [word for _, word in self._words(entry.key)]
+        found = tuple(self._endpoint(entry._replace(value=word)) for word in words)
+        if not found or len(set(found)) < len(found):
+            raise self._error(entry, "host:port of servers, each once, parted by commas")
+        return found
+
+    def _service(self, entry: _Entry) -> str:
+        if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
+            raise self._error(
+                entry, f"the name that Sentinels watch it by: no spaces, at most {STORE_NAME_MAX} characters"
+            )
+        return entry.value
+
+    def _auth_file(self, entry: _Entry) -> Path:
+        path = self._existing(entry)
+        if path.stat().st_mode & 0o077:
+            self._warn(entry.line, entry.key, f"{path} can be read by others than its owner")
+        read_password(path, entry.key)
+        return path
 
     def _endpoint(self, entry: _Entry) -> RedisEndpoint:
         bracketed = re.fullmatch(r"\[([^\]]*)\]:([0-9]{1,5})", entry.value)
@@ -554,10 +608,29 @@ class _Parser:
 
     # Keys that depend on one another ------------------------------------------------------------------
 
+    def _only_one_of(self, *keys: str) -> None:
+        given = [self.entries[key] for key in keys if key in self.entries and self.entries[key].value]
+        if len(given) > 1:
+            first, second = given[:2]
+            raise self._error(
+                second, f"only one of {first.key} (line {first.line}) and {second.key} (line {second.line})"
+            )
+
     def _look_over(self, cfg: InitCfg) -> None:
+        self._only_one_of("redis-endpoint", "everwall-redis-sentinel", "everwall-redis-cluster")
+        self._only_one_of("redis-auth", "everwall-redis-auth-file")
+        if cfg.redis_sentinels and cfg.redis_sentinel_service is None:
+            entry = self.entries["everwall-redis-sentinel"]
+            raise self._error(
+                entry, "everwall-redis-sentinel-service beside it: what Sentinels call the store"
+            )
+        for key in ("service", "user", "auth"):
+            name = f"everwall-redis-sentinel-{key}"
+            if name in self.entries and not cfg.redis_sentinels:
+                self._warn(self.entries[name].line, name, "not used: everwall-redis-sentinel is not set")
         if not cfg.redis_tls:
             entry = self.entries["everwall-redis-tls"]
-            if cfg.redis_endpoint is None or not cfg.redis_endpoint.loopback:
+            if not cfg.redis_servers or not all(server.loopback for server in cfg.redis_servers):
                 raise self._error(entry, "yes: only a redis-endpoint on loopback may do without TLS")
             for key in ("redis-certificate", "everwall-redis-server-name"):
                 if key in self.entries:

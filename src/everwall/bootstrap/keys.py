@@ -13,6 +13,13 @@ USED_KEYS = (
     "everwall-cluster-secret-file",
     "everwall-resiliency-mode",
     "everwall-redis-user",
+    "everwall-redis-auth-file",
+    "everwall-redis-sentinel",
+    "everwall-redis-sentinel-service",
+    "everwall-redis-sentinel-user",
+    "everwall-redis-sentinel-auth",
+    "everwall-redis-cluster",
+    "everwall-wait-replicas",
     "everwall-redis-tls",
     "everwall-redis-server-name",
     "everwall-redis-prefix",
@@ -57,7 +64,7 @@ UNUSED_KEYS = (
     "mgmt-interface-swap",
 )
 """The vendor's keys that mean nothing here yet."""
-SECRET_KEYS = ("redis-auth", "everwall-cluster-secret")
+SECRET_KEYS = ("redis-auth", "everwall-redis-sentinel-auth", "everwall-cluster-secret")
 
 UNUSED_TOKENS = (
     "sriov-access-mode-on",

@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint, load_init_cfg, parse_init_cfg
+from everwall.bootstrap.init_cfg import InitCfg, load_init_cfg, parse_init_cfg
 from everwall.cli.common import fail
 from everwall.config import ConfigError, read_password, read_text
-from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, store_facts
+from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, topology
 from everwall.doctor.findings import Finding, Level, count
 from everwall.doctor.sizing import size
 from everwall.store.connection import StoreConfig
+from everwall.store_config import store_config
 
 HOSTS_HINT = "TCP time-outs of the hosts must outlast a failover: docs/failover.md"
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
@@ -25,6 +26,13 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 
 def command(
     redis_endpoint: Annotated[str | None, typer.Option(help="The store, host:port.")] = None,
+    redis_sentinel: Annotated[
+        str | None, typer.Option(help="Or Sentinels that know it, host:port, parted by commas.")
+    ] = None,
+    redis_sentinel_service: Annotated[str | None, typer.Option(help="What they call it.")] = None,
+    redis_cluster: Annotated[
+        str | None, typer.Option(help="Or nodes of a cluster, host:port, parted by commas.")
+    ] = None,
     redis_auth: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +66,17 @@ def command(
     """
     try:
         cfg, warnings = load_init_cfg(init_cfg) if init_cfg is not None else (None, [])
-        given = _Given(redis_endpoint, _password(redis_auth, redis_auth_file), redis_user)
+        places = {
+            "redis-endpoint": redis_endpoint,
+            "everwall-redis-sentinel": redis_sentinel,
+            "everwall-redis-sentinel-service": redis_sentinel_service,
+            "everwall-redis-cluster": redis_cluster,
+        }
+        given = _Given(
+            {key: place for key, place in places.items() if place is not None},
+            _password(redis_auth, redis_auth_file),
+            redis_user,
+        )
         store = _store(given, cfg, _pem(redis_certificate), redis_server_name, not no_tls)
         found: list[Finding] = []
         if store is not None:
@@ -89,7 +107,8 @@ def command(
 class _Given:
     """What the command line says of the store."""
 
-    endpoint: str | None
+    places: dict[str, str]
+    """Where it is, as keys of init-cfg.txt."""
     password: str | None
     user: str | None
 
@@ -97,11 +116,13 @@ class _Given:
 def _look_at_store(store: StoreConfig, sessions: int | None, firewalls: int) -> list[Finding]:
     if sessions is not None:
         size(sessions, firewalls)  # refuses nonsense before anything is asked
-    facts = store_facts.collect(store)
-    wanted = store_checks.Wanted(
-        None if sessions is None else size(sessions, firewalls, server=store_checks.kind_of(facts))
-    )
-    return store_checks.findings(facts, wanted)
+
+    def wanted(kind: str, shards: int) -> store_checks.Wanted:
+        if sessions is None:
+            return store_checks.Wanted()
+        return store_checks.Wanted(size(-(-sessions // shards), firewalls, server=kind))
+
+    return topology.look(store, wanted)
 
 
 def _store(
@@ -109,29 +130,27 @@ def _store(
 ) -> StoreConfig | None:
     """Where the store is, from the options and the node's file; None when neither says."""
     cfg = cfg or InitCfg()
-    endpoint = _endpoint(given.endpoint) if given.endpoint is not None else cfg.redis_endpoint
-    if endpoint is None:
+    if given.places:
+        place, _ = parse_init_cfg(
+            "\n".join(f"{key}={value}" for key, value in given.places.items()), "options"
+        )
+        names = ("redis_endpoint", "redis_sentinels", "redis_sentinel_service", "redis_cluster")
+        cfg = replace(cfg, **{name: getattr(place, name) for name in names})
+    if not cfg.redis_servers:
         return None
-    password = given.password
-    if password is None and cfg.redis_auth is not None:
-        password = cfg.redis_auth.get_secret_value()
-    return StoreConfig(
-        host=endpoint.host,
-        port=endpoint.port,
-        username=given.user or cfg.redis_user,
+    known = store_config(cfg)
+    password = given.password or known.password
+    if password is None and known.password_file is not None:
+        password = read_password(known.password_file)
+    return replace(
+        known,
+        username=given.user or known.username,
         password=password,
-        tls=tls and cfg.redis_tls,
-        ca_pem=pem or cfg.redis_certificate,
-        server_name=server_name or cfg.redis_server_name,
-        prefix=cfg.redis_prefix,
+        password_file=None,
+        tls=tls and known.tls,
+        ca_pem=pem or known.ca_pem,
+        server_name=server_name or known.server_name,
     )
-
-
-def _endpoint(text: str) -> RedisEndpoint:
-    cfg, _ = parse_init_cfg(f"redis-endpoint={text}", "--redis-endpoint")
-    if cfg.redis_endpoint is None:
-        raise ConfigError("--redis-endpoint", "host:port")
-    return cfg.redis_endpoint
 
 
 def _password(word: str | None, file: Path | None) -> str | None:

@@ -37,7 +37,7 @@ def _resiliency(cfg: InitCfg) -> Iterator[Finding]:
         yield ok("cluster-secret", "present; that it is the same on all nodes cannot be seen from here")
     if enabled:
         yield ok("resiliency", why)
-    elif not cfg.session_resiliency or cfg.redis_endpoint is None:
+    elif not cfg.session_resiliency or not cfg.redis_servers:
         yield error(
             "resiliency", f"off: {why}", "plugin-op-commands=set-sess-ress:True, and a redis-endpoint"
         )

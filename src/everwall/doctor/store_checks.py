@@ -49,9 +49,11 @@ def findings(facts: StoreFacts, wanted: Wanted) -> list[Finding]:
         server = facts.server
         for check in _SERVER_CHECKS:
             found += check(server)
+        found += _cluster(server, bool(facts.config.cluster))
         found += _memory(server, wanted)
         found += _room(server, wanted)
-        found += _buckets(server, facts.config.prefix, wanted)
+        if not facts.config.cluster:
+            found += buckets(server, facts.config.prefix, wanted)
     return found
 
 
@@ -202,7 +204,9 @@ def _version(server: Server) -> Iterator[Finding]:
 def _role(server: Server) -> Iterator[Finding]:
     if server.info.get("redis_mode") == "sentinel":
         yield error(
-            "role", "a Sentinel, which holds no sessions", "name the endpoint of the primary it watches"
+            "role",
+            "a Sentinel, which holds no sessions",
+            "name it with everwall-redis-sentinel, and what it calls the store with everwall-redis-sentinel-service",
         )
         return
     role = server.info.get("role")
@@ -245,13 +249,14 @@ def _role(server: Server) -> Iterator[Finding]:
             yield ok("replication", f"replica {where} is online, lag {lag} s")
 
 
-def _cluster(server: Server) -> Iterator[Finding]:
+def _cluster(server: Server, wanted: bool) -> Iterator[Finding]:
     if server.info.get("cluster_enabled") == "1":
-        yield warning(
-            "cluster",
-            "a shard of a cluster: keys of others are answered with MOVED, and only this shard was looked at",
-            "switch cluster mode off, unless your nodes are told that the store is a cluster",
-        )
+        if not wanted:
+            yield error(
+                "cluster",
+                "a shard of a cluster, spoken to as if it were all of it: keys of others are answered with MOVED",
+                "name its nodes with everwall-redis-cluster instead of redis-endpoint, or switch cluster mode off",
+            )
     elif "cluster_enabled" in server.info:
         yield ok("cluster", "cluster mode is off")
 
@@ -381,7 +386,6 @@ _SERVER_CHECKS: tuple[Callable[[Server], Iterator[Finding]], ...] = (
     _permissions,
     _version,
     _role,
-    _cluster,
     _persistence,
     _compact,
     _clock,
@@ -392,7 +396,7 @@ _SERVER_CHECKS: tuple[Callable[[Server], Iterator[Finding]], ...] = (
 # What the cluster makes of it ---------------------------------------------------------------------
 
 
-def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
+def buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
     key = meta_key(prefix)
     if server.buckets_error:
         if "GET" not in server.refused:
@@ -402,8 +406,8 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
         yield ok("buckets", f"{key} is not set yet: the first node does that")
         return
     text = server.buckets
-    buckets = _whole(text)
-    if not 1 <= buckets <= BUCKETS_MAX:
+    agreed = _whole(text)
+    if not 1 <= agreed <= BUCKETS_MAX:
         yield error(
             "buckets",
             f"{key} holds no number of buckets: {text[:40]!r}",
@@ -411,9 +415,9 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
         )
         return
     if wanted.size is None:
-        yield ok("buckets", f"{buckets:,} agreed")
+        yield ok("buckets", f"{agreed:,} agreed")
         return
-    each = wanted.size.sessions / buckets
+    each = wanted.size.sessions / agreed
     advice = (
         f"{buckets_for(wanted.size.sessions):,} would fit; while no node runs, delete {key}, and start first "
         "a node whose everwall-max-sessions is the cluster's"
@@ -421,15 +425,15 @@ def _buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
     if each > BUCKET_SESSIONS_HIGH:
         yield warning(
             "buckets",
-            f"{buckets:,} agreed, {each:,.0f} sessions in each when full: long to search, at last not compact",
+            f"{agreed:,} agreed, {each:,.0f} sessions in each when full: long to search, at last not compact",
             advice,
         )
     elif each < BUCKET_SESSIONS_LOW:
         yield warning(
-            "buckets", f"{buckets:,} agreed, {each:,.1f} sessions in each when full: memory is lost", advice
+            "buckets", f"{agreed:,} agreed, {each:,.1f} sessions in each when full: memory is lost", advice
         )
     else:
-        yield ok("buckets", f"{buckets:,} agreed, {each:,.0f} sessions in each when full")
+        yield ok("buckets", f"{agreed:,} agreed, {each:,.0f} sessions in each when full")
 
 
 def _no_buckets(text: str, code: str) -> Finding:

@@ -117,8 +117,19 @@ def bucket_key(prefix: str, name: str) -> str:
     return f"{{{prefix}:0:{name}}}"
 
 
-def permission_probes(prefix: str) -> dict[str, tuple[Word, ...]]:
+def permission_probes(
+    prefix: str, *, clustered: bool = False, replicas: bool = False
+) -> dict[str, tuple[Word, ...]]:
     """Every command that nodes give, in a form that can do nothing, by the name a refusal is shown under."""
+    more: dict[str, tuple[Word, ...]] = {}
+    if clustered:
+        more |= {
+            "CLUSTER INFO": ("CLUSTER", "INFO"),
+            "CLUSTER SLOTS": ("CLUSTER", "SLOTS"),
+            "ASKING": ("ASKING",),
+        }
+    if replicas:
+        more["WAIT"] = ("WAIT", 0, 1)
     meta, bucket = meta_key(prefix), bucket_key(prefix, "doctor")
     nothing = hashlib.sha1(b"", usedforsecurity=False).hexdigest()
     return {
@@ -133,6 +144,7 @@ def permission_probes(prefix: str) -> dict[str, tuple[Word, ...]]:
         "INFO": ("INFO", "server"),
         "TIME": ("TIME",),
         "CLIENT SETNAME": ("CLIENT", "SETNAME", "everwall-doctor"),
+        **more,
     }
 
 
@@ -184,7 +196,7 @@ def collect(config: StoreConfig) -> StoreFacts:
         facts = replace(facts, login=login)
         if login.error:
             return facts
-        return replace(facts, server=_look_over(conversation, config.prefix))
+        return replace(facts, server=_look_over(conversation, config))
     except (OSError, hiredis.ProtocolError) as error:
         return replace(facts, broken=_why(error))
     finally:
@@ -286,9 +298,10 @@ def _log_in(conversation: _Conversation, config: StoreConfig) -> Login:
 # Looking over -------------------------------------------------------------------------------------
 
 
-def _look_over(conversation: _Conversation, prefix: str) -> Server:
-    ask = conversation.ask
-    refused = _refused(ask, prefix)
+def _look_over(conversation: _Conversation, config: StoreConfig) -> Server:
+    ask, prefix = conversation.ask, config.prefix
+    probes = permission_probes(prefix, clustered=bool(config.cluster), replicas=bool(config.wait_replicas))
+    refused = _refused(ask, probes)
     info = ask("INFO") if "INFO" not in refused else ErrorReply(refused["INFO"])
     if isinstance(info, ErrorReply):
         server = Server(info_error=str(info), refused=refused)
@@ -311,9 +324,9 @@ def _look_over(conversation: _Conversation, prefix: str) -> Server:
     return replace(server, round_trips_ns=trips, skew_ns=skew)
 
 
-def _refused(ask: Callable[..., Any], prefix: str) -> dict[str, str]:
+def _refused(ask: Callable[..., Any], probes: dict[str, tuple[Word, ...]]) -> dict[str, str]:
     refused = {}
-    for name, words in permission_probes(prefix).items():
+    for name, words in probes.items():
         reply = ask(*words)
         unknown = isinstance(reply, ErrorReply) and str(reply).startswith("ERR unknown")
         if isinstance(reply, ErrorReply) and (reply.code == "NOPERM" or unknown):

@@ -95,41 +95,64 @@ def find_primary(config: StoreConfig, context: ssl.SSLContext | None, login: Log
 
     Raises redis.ConnectionError when no Sentinel knows it, with what each said.
     """
-    own = options(config, context, login)
-    own["client_name"] = None
-    if config.sentinel_password is not None:
-        own["credential_provider"] = Login(config.sentinel_username, config.sentinel_password)
     said: list[str] = []
     for address in config.sentinels:
         # One by one, because one that refuses us shall not keep us from asking the next.
         try:
-            primary = _ask_sentinel(config, address, own)
+            state = ask_sentinel(config, context, login, address)
+            # redis-py's own asks one after the other and drops what the first ones said.
+            if not Sentinel([]).check_master_state(state, config.service):
+                raise MasterNotFoundError(f"knows no living primary of {config.service}")
         except (redis.RedisError, OSError) as error:
             said.append(f"{address}: {error}")
         else:
+            primary = Address(str(state["ip"]), int(state["port"]))
             require_private(config, primary)
             return primary
     raise redis.ConnectionError(f"no Sentinel names a primary of {config.service}: {'; '.join(said)}")
 
 
-def _ask_sentinel(config: StoreConfig, address: Address, own: dict[str, Any]) -> Address:
+def ask_sentinel(
+    config: StoreConfig, context: ssl.SSLContext | None, login: Login, address: Address
+) -> dict[str, Any]:
+    """What one Sentinel says of the service's primary. Raises redis.RedisError, also where it knows none."""
+    own = options(config, context, login)
+    own["client_name"] = None
+    if config.sentinel_password is not None:
+        own["credential_provider"] = Login(config.sentinel_username, config.sentinel_password)
     try:
-        return _primary_by(address, config.service, own)
+        masters = _masters(address, own)
     except AuthenticationError as error:
         # The server's password goes for its Sentinels as well, unless these know none.
         if config.sentinel_password is not None or "without any password configured" not in str(error):
             raise
-    return _primary_by(address, config.service, {**own, "credential_provider": None})
+        masters = _masters(address, {**own, "credential_provider": None})
+    if config.service not in masters:
+        raise MasterNotFoundError(f"knows no living primary of {config.service}")
+    return masters[config.service]
 
 
-def _primary_by(address: Address, service: str, own: dict[str, Any]) -> Address:
-    """What one Sentinel says."""
+def _masters(address: Address, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
     with _client(Connection, address, **own) as client:
-        state = client.sentinel_masters().get(service)
-    # redis-py's own asks one after the other and drops what the first ones said.
-    if not state or not Sentinel([]).check_master_state(state, service):
-        raise MasterNotFoundError(f"knows no living primary of {service}")
-    return Address(str(state["ip"]), int(state["port"]))
+        masters: dict[str, dict[str, Any]] = client.sentinel_masters()
+    return masters
+
+
+def ask_cluster(
+    config: StoreConfig, context: ssl.SSLContext | None, login: Login, address: Address
+) -> dict[str, str]:
+    """What one node says of its cluster, and of the settings that nodes of ours depend on, where it may be asked."""
+    with _client(Connection, address, **options(config, context, login)) as client:
+        told: dict[str, str] = client.execute_command("CLUSTER INFO")
+        try:
+            settings = client.config_get("cluster-require-full-coverage")
+        except redis.ResponseError:
+            return told
+    return {**told, **{_text(name): _text(value) for name, value in settings.items()}}
+
+
+def _text(word: Any) -> str:
+    return word.decode(errors="replace") if isinstance(word, bytes) else str(word)
 
 
 def find_slots(
