@@ -60,6 +60,7 @@ MAY_TOUCH_THE_SYSTEM = {
     "management",
     "warm",
     "doctor.store_facts",
+    "doctor.topology",
     "lab",
     "cli",
     "system",

@@ -478,3 +478,43 @@ def test_show_prints_what_the_node_knows(redis: RedisServer, start: Callable[...
     shown = json.loads(subprocess.run(command, capture_output=True, check=True, env=os.environ).stdout)
     assert shown["name"] == "fw8"
     assert shown["state"] == "active"
+
+
+def test_the_password_of_the_store_changes_while_the_node_runs(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
+    """The file is read again at SIGHUP; the connection stays, and the old password is of no use any more."""
+    needs.binary("redis-server")
+    server = RedisServer().start()
+    try:
+        secret = tmp_path / "redis-auth"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o600)
+        certificate = base64.b64encode(server.ca_pem).decode()
+        node = start(
+            18,
+            None,
+            extra=f"redis-endpoint=127.0.0.1:{server.port}\nredis-certificate={certificate}\n"
+            f"everwall-redis-auth-file={secret}",
+        ).ready()
+        until(lambda: node.ask("store")["connected"], START_S, "the store")
+        with server.client() as admin:
+            admin.config_set("requirepass", "another")
+        secret.write_text("another")
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: "was read again" in node.said(), ANSWER_S, "the new password")
+        with server.client(password="another") as admin:
+            names = [each for each in admin.client_list() if each["name"].startswith("everwall-")]
+            assert [each["cmd"] for each in names] != []
+            connections = node.ask("store")["connections"]
+            for each in names:
+                admin.client_kill(each["addr"])
+        until(
+            lambda: node.ask("store")["connections"] > connections, START_S, "a connection with the new one"
+        )
+        secret.write_text("two\nlines")
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: "one line with the password" in node.said(), ANSWER_S, "the refusal")
+        assert node.ask("store")["connected"]
+    finally:
+        server.close()

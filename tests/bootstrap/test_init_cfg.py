@@ -152,6 +152,26 @@ KEY = f"everwall-cluster-secret={SECRET}"
             True,
             "sessions are kept in [::1]:7000 without TLS",
         ),
+        (
+            [
+                ON,
+                KEY,
+                "everwall-redis-sentinel=a:26379,[2001:db8::5]:26379",
+                "everwall-redis-sentinel-service=fw",
+            ],
+            True,
+            "sessions are kept in fw (Sentinel: a:26379, [2001:db8::5]:26379) over TLS",
+        ),
+        (
+            [ON, KEY, "everwall-redis-cluster=10.0.0.1:7000,10.0.0.2:7000"],
+            True,
+            "sessions are kept in the cluster of 10.0.0.1:7000, 10.0.0.2:7000 over TLS",
+        ),
+        (
+            [ON, KEY, "everwall-redis-cluster=127.0.0.1:7000,localhost:7001", "everwall-redis-tls=no"],
+            True,
+            "sessions are kept in the cluster of 127.0.0.1:7000, localhost:7001 without TLS",
+        ),
     ],
 )
 def test_resiliency_is_on_or_off_for_a_reason(lines: list[str], enabled: bool, why: str) -> None:
@@ -403,3 +423,39 @@ def test_the_page_names_every_key_word_and_default() -> None:
         key = f"everwall-{name.removesuffix('_s').replace('_', '-')}"
         row = next(row for row in rows if row.startswith(f"| `{key}`"))
         assert f"| {default:g} |" in row, row
+
+
+def test_the_topology_of_the_store_is_told() -> None:
+    cfg, warnings = parse(
+        "everwall-redis-sentinel=a:26379, b:26380\n"
+        "everwall-redis-sentinel-service=sessions\n"
+        "everwall-redis-sentinel-user=watch\n"
+        "everwall-redis-sentinel-auth=guess me\n"
+        "everwall-wait-replicas=2"
+    )
+    assert warnings == []
+    assert [str(server) for server in cfg.redis_sentinels] == ["a:26379", "b:26380"]
+    assert (cfg.redis_sentinel_service, cfg.redis_sentinel_user, cfg.wait_replicas) == (
+        "sessions",
+        "watch",
+        2,
+    )
+    assert cfg.redis_sentinel_auth is not None
+    assert cfg.redis_sentinel_auth.get_secret_value() == "guess me"
+    assert "guess me" not in repr(cfg)
+
+
+def test_what_belongs_to_sentinels_is_named_where_there_are_none() -> None:
+    (warning,) = parse("redis-endpoint=a:1\neverwall-redis-sentinel-service=x")[1]
+    assert warning.endswith("everwall-redis-sentinel-service: not used: everwall-redis-sentinel is not set")
+
+
+def test_a_password_may_be_in_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
+    file = tmp_path / "redis-auth"
+    file.write_text("open sesame\n")
+    file.chmod(0o600)
+    cfg, warnings = parse_init_cfg("everwall-redis-auth-file=redis-auth", tmp_path / "init-cfg.txt")
+    assert (cfg.redis_auth_file, warnings) == (file, [])
+    file.chmod(0o644)
+    (warning,) = parse_init_cfg("everwall-redis-auth-file=redis-auth", tmp_path / "init-cfg.txt")[1]
+    assert "can be read by others" in warning

@@ -81,7 +81,7 @@ def test_every_command_that_nodes_give_is_tried(server: RedisServer) -> None:
     protocol = Protocol(KEYS)
     rows = np.concatenate([sessions(1) for _ in range(4)])
     rows[:, image.OP] = [image.WRITE_FIRST, image.WRITE, image.DELETE, image.LOOKUP]
-    said = protocol.greeting() + protocol.encoded(rows, 0).commands
+    said = protocol.greeting() + protocol.following() + protocol.encoded(rows, 0).commands
     tried = {words[0] for words in store_facts.permission_probes("everwall").values()}
     assert {command[0].decode() for command in said} <= tried
     for script in (WRITE_SCRIPT, DELETE_SCRIPT):
@@ -234,7 +234,7 @@ def test_a_shard_of_a_cluster_that_serves_nothing() -> None:
     arguments = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", str(free_port()))
     with running(*arguments) as shard:
         found = seen(to(shard))
-    assert found["cluster"].level is Level.WARNING
+    assert found["cluster"].level is Level.ERROR
     assert found["permissions"].level is Level.OK
     assert "CLUSTERDOWN" in found["buckets"].text
 

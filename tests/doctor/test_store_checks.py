@@ -151,8 +151,8 @@ def test_replication_wants_a_replica_that_is_online_and_heard_of(replica: str | 
     assert informed("replication", slave0=replica).level is level
 
 
-def test_cluster_mode_is_a_warning() -> None:
-    assert informed("cluster", cluster_enabled="1").level is Level.WARNING
+def test_a_shard_is_not_the_whole_store() -> None:
+    assert informed("cluster", cluster_enabled="1").level is Level.ERROR
 
 
 def test_a_snapshot_that_failed_stops_writes() -> None:

@@ -620,18 +620,17 @@ class _Parser:
         self._only_one_of("redis-endpoint", "everwall-redis-sentinel", "everwall-redis-cluster")
         self._only_one_of("redis-auth", "everwall-redis-auth-file")
         if cfg.redis_sentinels and cfg.redis_sentinel_service is None:
-            entry = self.entries["everwall-redis-sentinel"]
-            raise self._error(
-                entry, "everwall-redis-sentinel-service beside it: what Sentinels call the store"
-            )
+            sentinels = self.entries["everwall-redis-sentinel"]
+            expected = "everwall-redis-sentinel-service beside it: what Sentinels call the store"
+            raise self._error(sentinels, expected)
         for key in ("service", "user", "auth"):
-            name = f"everwall-redis-sentinel-{key}"
-            if name in self.entries and not cfg.redis_sentinels:
-                self._warn(self.entries[name].line, name, "not used: everwall-redis-sentinel is not set")
+            entry = self._read(f"everwall-redis-sentinel-{key}", lambda entry: entry, None)
+            if entry is not None and not cfg.redis_sentinels:
+                self._warn(entry.line, entry.key, "not used: everwall-redis-sentinel is not set")
         if not cfg.redis_tls:
-            entry = self.entries["everwall-redis-tls"]
+            tls = self.entries["everwall-redis-tls"]
             if not cfg.redis_servers or not all(server.loopback for server in cfg.redis_servers):
-                raise self._error(entry, "yes: only a redis-endpoint on loopback may do without TLS")
+                raise self._error(tls, "yes: only a redis-endpoint on loopback may do without TLS")
             for key in ("redis-certificate", "everwall-redis-server-name"):
                 if key in self.entries:
                     self._warn(self.entries[key].line, key, "not used: everwall-redis-tls is no")

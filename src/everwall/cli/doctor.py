@@ -131,6 +131,9 @@ def _store(
     """Where the store is, from the options and the node's file; None when neither says."""
     cfg = cfg or InitCfg()
     if given.places:
+        for key, value in given.places.items():
+            if not value:
+                raise ConfigError(f"--{key.removeprefix('everwall-')}", "host:port")
         place, _ = parse_init_cfg(
             "\n".join(f"{key}={value}" for key, value in given.places.items()), "options"
         )
