@@ -480,6 +480,7 @@ def test_show_prints_what_the_node_knows(redis: RedisServer, start: Callable[...
     assert shown["state"] == "active"
 
 
+@needs.deep
 def test_the_password_of_the_store_changes_while_the_node_runs(
     tmp_path: Path, start: Callable[..., Process]
 ) -> None:

@@ -196,3 +196,26 @@ class Cluster(_Together):
     def config(self, **changes: Any) -> StoreConfig:
         seeds = tuple(Address("127.0.0.1", server.port) for server in self.primaries[:2])
         return super().config(**{"cluster": seeds, **changes})
+
+    def take_over(self, replica: RedisServer) -> None:
+        """Let a replica of a dead primary have its slots, whatever the others think; all know in the end."""
+        dead = self.primaries[self.replicas.index(replica)]
+        self.admin(replica).execute_command("CLUSTER FAILOVER", "TAKEOVER")
+        place = self.primaries.index(dead)
+        self.primaries[place], self.replicas[self.replicas.index(replica)] = replica, dead
+        for server in self.primaries:
+            told = self.admin(server)
+            eventually(lambda told=told: replica.port in _owners(told), "a take-over that all know")
+
+    def settle(self) -> None:
+        """Wait until every replica follows its primary again."""
+        for server in self.replicas:
+            told = self.admin(server)
+            eventually(
+                lambda told=told: told.info("replication").get("master_link_status") == "up", "a replica"
+            )
+
+
+def _owners(client: redis.Redis) -> set[int]:
+    """Ports of those that have slots, as one server says."""
+    return {owner[1] for _, _, owner, *_ in client.execute_command("CLUSTER SLOTS")}

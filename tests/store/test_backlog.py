@@ -2,11 +2,14 @@
 
 import random
 
+import numpy as np
+
 from everwall.limits import STORE_QUEUE_ROWS
 from everwall.rings import make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.image import DELETE, LOOKUP, WRITE, WRITE_FIRST
-from everwall.store.backlog import Backlog
+from everwall.session.record import field_of
+from everwall.store.backlog import Backlog, waits_behind
 from tests.store.stores import KEYS, asking, sessions
 
 
@@ -105,3 +108,25 @@ def test_a_ring_is_emptied_as_far_as_there_is_room():
     ring_push(ring, rows, len(rows))
     assert backlog.collect(ring) == STORE_QUEUE_ROWS % 1000
     assert ring_length(ring) == 1000 - STORE_QUEUE_ROWS % 1000, "the worker sees how full it is"
+
+
+def test_what_waits_for_replicas_takes_later_changes_of_its_session_with_it():
+    backlog = Backlog(KEYS)
+    rows = asking(sessions(4), WRITE)
+    backlog.put(rows[1:2])
+    rows[3, image.CONFIRM] = image.REPLICATED
+    lookups = asking(sessions(2), LOOKUP)
+    asked = np.concatenate([rows, lookups])
+    fields = np.array([int(field_of(asked, i, KEYS)) for i in range(len(asked))])
+    behind = np.zeros(len(asked), np.bool_)
+    assert waits_behind(backlog.queue, asked, fields, behind) == 2
+    assert behind.tolist() == [False, True, False, True, False, False]
+
+
+def test_the_stricter_confirmation_outlives_what_takes_the_place_of_its_change():
+    backlog = Backlog(KEYS)
+    backlog.put(asking(sessions(1, CONFIRM=image.REPLICATED), WRITE))
+    later = asking(sessions(1, CONFIRM=image.PRIMARY, PACKETS=9), WRITE)
+    later[:, image.TAG] = 5
+    backlog.put(later)
+    assert backlog.take(9)[0, [image.CONFIRM, image.TAG, image.PACKETS]].tolist() == [image.REPLICATED, 0, 9]

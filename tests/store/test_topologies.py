@@ -47,7 +47,7 @@ def pair():
 @pytest.fixture
 def watched():
     needs.binary("redis-server")
-    servers = Watched()
+    servers = Watched(sentinels=3 if needs.DEEP else 1)
     yield servers
     servers.close()
 
@@ -126,7 +126,8 @@ def test_sentinels_lead_to_the_primary_and_after_its_death_to_the_replica(watche
     rows = sessions(20)
     node.ask(rows, WRITE_FIRST)
     watched.admin(watched.primary).wait(1, 1000)
-    watched.sentinels[0].kill()
+    if needs.DEEP:
+        watched.sentinels[0].kill()
     watched.primary.kill()
     eventually(lambda: not node.status["connected"], "the loss is noticed")
     node.tell(rows[:5], WRITE)

@@ -1,0 +1,128 @@
+"""What a server of a cluster says that has not, or not any more, what it was asked; and WAIT. No I/O."""
+
+from __future__ import annotations
+
+import hiredis
+import numpy as np
+import pytest
+
+from everwall.rings import make_ring, ring_pop
+from everwall.session import image
+from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WRITTEN
+from everwall.store import replies
+from everwall.store.memory import MemoryStore
+from everwall.store.protocol import ErrorReply, Protocol, reply_bytes
+from tests.store.stores import KEYS, NOW, asking, sessions
+
+pytestmark = pytest.mark.kernel
+
+
+class Asking(MemoryStore):
+    """A server that is about to get a slot: it answers what comes after ASKING, and nothing else with a key."""
+
+    KEYLESS = (b"SCRIPT", b"ASKING", b"WAIT")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
+
+    def execute(self, command, now=0.0):
+        if command[0] == b"ASKING":
+            self.asked = True
+            return b"OK"
+        if command[0] not in self.KEYLESS and not self.asked:
+            return ErrorReply("MOVED 7 10.0.0.9:6379")
+        self.asked = False
+        return super().execute(command, now)
+
+
+def read(protocol, batch, answers) -> None:
+    data = np.frombuffer(b"".join(map(reply_bytes, answers)), np.uint8)
+    assert protocol.read(batch, data, 0, len(data), NOW) == (len(data), True)
+
+
+def commands_of(data) -> list[tuple[bytes, ...]]:
+    reader = hiredis.Reader()
+    reader.feed(bytes(data))
+    commands = []
+    while (command := reader.gets()) is not False:
+        commands.append(tuple(command))
+    return commands
+
+
+def test_each_command_in_a_cluster_names_one_key():
+    """All keys of a script call have to be in one slot."""
+    protocol = Protocol(KEYS, "test", 8, clustered=True)
+    rows = np.concatenate([asking(sessions(40), WRITE), asking(sessions(9, seed=2), DELETE)])
+    batch = protocol.encoded(rows, NOW)
+    calls = [command for command in batch.commands if command[0] == b"EVALSHA"]
+    assert [call[2] for call in calls] == [b"1"] * 49
+    assert sorted(row for rows in batch.spoken_for() for row in rows) == list(range(49))
+    store = MemoryStore()
+    read(protocol, batch, [store.execute(command, NOW) for command in batch.commands])
+    assert batch.outcomes.tolist() == [WRITTEN] * 49
+
+
+def test_what_was_moved_is_told_with_its_rows_and_the_rest_is_answered():
+    protocol = Protocol(KEYS, "test", 64, clustered=True)
+    rows = np.concatenate([asking(sessions(3), WRITE_FIRST), asking(sessions(3, seed=2), LOOKUP)])
+    batch = protocol.encoded(rows, NOW)
+    moved, ask = ErrorReply("MOVED 5 10.0.0.1:7000"), ErrorReply("ASK 6 10.0.0.2:7000")
+    answers = [1, moved, 1, None, ask, None]
+    answers += [moved] * (len(batch.commands) - len(answers))
+    read(protocol, batch, answers)
+    elsewhere, missing = replies.ELSEWHERE, image.MISSING
+    assert batch.outcomes.tolist() == [WRITTEN, elsewhere, WRITTEN, missing, elsewhere, missing]
+    assert [(str(error), len(rows)) for error, rows in batch.redirects] == [(str(moved), 1), (str(ask), 1)]
+    assert (batch.redirects[0][1][0] == batch.rows[1]).all()
+
+
+@pytest.mark.parametrize("operation", [WRITE_FIRST, WRITE, DELETE, LOOKUP])
+def test_a_row_is_asked_of_the_server_that_is_about_to_get_its_bucket(operation):
+    protocol, store = Protocol(KEYS, "test", 8, clustered=True), Asking()
+    batch = protocol.room()
+    for expected in ((WRITE_FIRST, WRITTEN), (operation, FOUND if operation == LOOKUP else WRITTEN)):
+        batch.count = 1
+        batch.rows[:] = asking(sessions(1), expected[0])
+        protocol.encode_asking(batch, NOW)
+        commands = commands_of(batch.data)
+        read(protocol, batch, [store.execute(command, NOW) for command in commands])
+        assert batch.outcomes.tolist() == [expected[1]]
+    assert batch.errors == []
+
+
+@pytest.mark.parametrize(("holders", "told"), [(2, True), (3, True), (1, False), (0, False)])
+def test_a_write_counts_when_as_many_replicas_have_it_as_are_waited_for(holders, told):
+    protocol, store, answers = Protocol(KEYS, "test", 8), MemoryStore(), make_ring(8, image.COLUMNS)
+    rows = np.concatenate([asking(sessions(1), WRITE_FIRST), asking(sessions(1, seed=2), WRITE_FIRST)])
+    rows[:, image.CONFIRM] = image.REPLICATED, image.PRIMARY
+    batch = protocol.encoded(rows, NOW)
+    protocol.wait_for_replicas(batch, 2, 80)
+    *commands, wait = commands_of(batch.data)
+    assert wait == (b"WAIT", b"2", b"80")
+    data = [store.execute(command, NOW) for command in commands]
+    buffer = np.frombuffer(b"".join(map(reply_bytes, [*data, holders])), np.uint8)
+    scratch, tally = np.zeros((1, image.COLUMNS), np.int64), np.zeros(replies.TALLY, np.int64)
+    _, found, _ = replies.settle(
+        batch.pipeline, 2, 0, buffer, 0, len(buffer), KEYS, NOW, answers, scratch, tally
+    )
+    assert found == replies.DONE
+    out = np.zeros((8, image.COLUMNS), np.int64)
+    heard = out[: ring_pop(answers, out), image.CONFIRM].tolist()
+    assert heard == ([image.REPLICATED] if told else []) + [image.PRIMARY], (
+        "the other waits for the primary only"
+    )
+    assert tally[replies.UNREPLICATED] == (not told)
+
+
+def test_a_wait_that_is_refused_counts_for_nobody():
+    """The number before it is the answer to something else."""
+    protocol, store = Protocol(KEYS, "test", 8), MemoryStore()
+    rows = asking(sessions(1), WRITE_FIRST)
+    batch = protocol.encoded(rows, NOW)
+    protocol.wait_for_replicas(batch, 1, 80)
+    *commands, _ = commands_of(batch.data)
+    refused = ErrorReply("NOPERM this user has no permissions to run the 'wait' command")
+    read(protocol, batch, [*(store.execute(command, NOW) for command in commands), refused])
+    assert batch.pipeline.cursor[replies.HOLDERS] == 0
+    assert [error.code for error in batch.errors] == ["NOPERM"]
