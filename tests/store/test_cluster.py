@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,6 +201,17 @@ def test_resharding_under_traffic_loses_nothing(cluster, worker):
     assert lost == []
     assert (slots_of(rows, where.prefix) == slots).all()
     assert node.status["errors"] > 0, "some went where their slot was not any more"
+
+
+def test_a_shard_that_is_taken_for_the_whole_store_says_so_and_every_look_up_is_answered(cluster, worker):
+    where = cluster.config()
+    leader = cluster.owners()[meta_slot(where)]
+    node = worker(replace(where, cluster=(), host="localhost", port=leader.port)).connected()
+    rows = sessions(60)
+    node.tell(rows, WRITE_FIRST, confirm=0)
+    eventually(lambda: node.status["written"] + node.status["dropped"] == 60, "what is its own is written")
+    assert "MOVED" in node.status["last_error"]
+    assert set(node.outcome(rows, LOOKUP)) == {FOUND, FAILED}
 
 
 # Bad days ----------------------------------------------------------------------------------------

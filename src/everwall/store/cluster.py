@@ -90,9 +90,12 @@ class ClusterRouter:
     def connected(self) -> bool:
         """Whether all of the store can be spoken to."""
         owners = np.unique(self._owners)
-        return self._is_agreed and all(
-            number != _NOBODY and self._shard(number).ordinary.link is not None for number in owners.tolist()
-        )
+        return self._is_agreed and all(map(self._has_link, owners.tolist()))
+
+    def _has_link(self, number: int) -> bool:
+        """May be asked by any thread."""
+        shard = self._numbered[number] if number != _NOBODY else None
+        return shard is not None and shard.ordinary.link is not None
 
     @property
     def is_idle(self) -> bool:
@@ -106,9 +109,9 @@ class ClusterRouter:
 
     def status(self) -> dict[str, Any]:
         """What an operator sees beside sums."""
-        owners = [self._shard(number) for number in np.unique(self._owners).tolist() if number != _NOBODY]
-        linked = sum(shard.ordinary.link is not None for shard in owners)
-        leader = next((link for link in self.links if link.leads), None)
+        owners = [number for number in np.unique(self._owners).tolist() if number != _NOBODY]
+        linked = sum(map(self._has_link, owners))
+        leader = next((link for link in list(self.links) if link.leads), None)
         return {"primary": leader and leader.peer, "shards": f"{linked} of {len(owners)}"}
 
     def end(self) -> None:
@@ -246,13 +249,10 @@ class ClusterRouter:
         self._survey_wanted = True
         for error, rows in redirects:
             try:
-                kind, slot_text, where = str(error).split(" ")[:3]
-                host, _, port = where.rpartition(":")
-                slot, address = int(slot_text), Address(host or self._address_of(link).host, int(port))
-                if not 0 <= slot < SLOTS:
-                    raise ValueError
+                kind, slot, address = self._read_redirect(link, error)
             except ValueError:
-                raise ConnectionError(f"the server sends us to nowhere: {str(error)!r}") from None
+                self._postpone(rows)  # sent to nowhere; the error is noted
+                continue
             if kind == "ASK" and not asked:
                 shard = self._shard(self._number(address))
                 for row in rows:
@@ -262,6 +262,14 @@ class ClusterRouter:
                 self._forward(compared(rows))
             else:
                 self._postpone(rows)
+
+    def _read_redirect(self, link: Conversation, error: ErrorReply) -> tuple[str, int, Address]:
+        """(MOVED or ASK, slot, where to). Raises ValueError."""
+        kind, slot, where, *_ = str(error).split(" ")
+        host, _, port = where.rpartition(":")
+        if not 0 <= int(slot) < SLOTS:
+            raise ValueError(slot)
+        return kind, int(slot), Address(host or self._address_of(link).host, int(port))
 
     def _believe(self, link: Conversation, slot: int, address: Address) -> bool:
         """Follow a server that says who has a slot, but not two that send each other's requests back."""

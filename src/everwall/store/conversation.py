@@ -362,9 +362,13 @@ class Conversation:
         redirects, pipeline.batch.redirects = pipeline.batch.redirects, []
         if pipeline.late:
             redirects = [(error, rows[rows[:, image.OP] != image.LOOKUP]) for error, rows in redirects]
-        if self.on_redirect is None:
-            raise ProtocolError(str(redirects[0][0]))  # one server is expected to have it all
-        self.on_redirect(self, redirects, pipeline.asking)
+        if self.on_redirect is not None:
+            self.on_redirect(self, redirects, pipeline.asking)
+            return
+        for _, rows in redirects:  # one server was expected to have it all
+            lookups = rows[:, image.OP] == image.LOOKUP
+            self._trade.answers.fail(rows[lookups])
+            self._trade.dropped += int((~lookups).sum())
 
     def _judge_silence(self) -> None:
         """While the server is silent beyond the look-up deadline nobody waits for it any longer.
