@@ -268,6 +268,34 @@ def test_one_hung_shard_holds_only_its_own_sessions_up(cluster, worker):
     assert node.outcome(rows, LOOKUP) == [FOUND] * 200
 
 
+def test_a_cluster_that_is_down_is_asked_at_growing_pauses_until_it_is_up(cluster, worker):
+    """As when one shard is gone and cluster-require-full-coverage is on: everybody refuses, without hanging up."""
+    servers = cluster
+    node = worker(servers.config()).connected()
+    rows = sessions(60)
+    node.ask(rows, WRITE_FIRST)
+    for server in servers.servers:
+        servers.admin(server).config_set("cluster-require-full-coverage", "yes")
+        servers.admin(server).execute_command("CLUSTER DELSLOTS", 0)
+    admins = [servers.admin(server) for server in servers.primaries]
+    eventually(lambda: {state(admin) for admin in admins} == {"fail"}, "all refuse")
+    eventually(lambda: FOUND not in node.outcome(rows, LOOKUP), "nobody answers any more")
+    eventually(lambda: "CLUSTERDOWN" in (node.status["last_error"] or ""), "and says why")
+    eventually(lambda: node.status["shards"] == "0 of 3", f"nobody is spoken to: {node.status}")
+    node.tell(rows, WRITE)
+    for server in servers.servers:
+        servers.admin(server).config_set("cluster-require-full-coverage", "no")
+    servers.admin(servers.primaries[0]).execute_command("CLUSTER ADDSLOTS", 0)
+    assert node.answers(60)[:, image.OP].tolist() == [WRITTEN] * 60
+    eventually(lambda: node.status["connected"], "all of it")
+    eventually(lambda: {state(admin) for admin in admins} == {"ok"}, "the cluster is whole")
+
+
+def state(admin) -> str:
+    """What a server says of its cluster."""
+    return str(admin.execute_command("CLUSTER INFO")["cluster_state"])
+
+
 def test_a_primary_dies_and_its_replica_takes_over(cluster, worker):
     """The others do not notice; strict writes wait for the replicas of each shard."""
     servers = cluster

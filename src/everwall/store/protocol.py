@@ -251,13 +251,16 @@ class Protocol:
         """What to send first on a connection that only follows."""
         self._load_scripts = True
         self._wording.lives_until[:] = 0
-        return [(b"INFO", b"server")]
+        state: list[Command] = [(b"CLUSTER", b"INFO")] if self._clustered else []
+        return [(b"INFO", b"server"), *state]
 
     def followed(self, answers: Sequence[Any]) -> str:
         """Take the answers to ``following``: the server's name and version. Raises ErrorReply with its error."""
         for reply in answers:
             if isinstance(reply, ErrorReply):
                 raise reply
+        if self._clustered and b"cluster_state:ok" not in answers[1]:
+            raise ErrorReply("CLUSTERDOWN the server says that its cluster is down")
         return _server_name(answers[0])
 
     def greet(self, answers: Sequence[Any]) -> Greeting:
