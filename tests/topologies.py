@@ -197,6 +197,20 @@ class Cluster(_Together):
         seeds = tuple(Address("127.0.0.1", server.port) for server in self.primaries[:2])
         return super().config(**{"cluster": seeds, **changes})
 
+    def orphan(self, slot: int) -> Callable[[], None]:
+        """Let nobody have a slot; returns what gives it back."""
+        owner = self.owners()[slot]
+        for server in self.servers:
+            self.admin(server).execute_command("CLUSTER DELSLOTS", slot)
+
+        def give_back() -> None:
+            self.admin(owner).execute_command("CLUSTER ADDSLOTS", slot)
+            for server in self.primaries:
+                told = self.admin(server)
+                eventually(lambda told=told: owner.port in _owners(told, slot), "all know who has the slot")
+
+        return give_back
+
     def take_over(self, replica: RedisServer) -> None:
         """Let a replica of a dead primary have its slots, whatever the others think; all know in the end."""
         dead = self.primaries[self.replicas.index(replica)]
@@ -216,6 +230,10 @@ class Cluster(_Together):
             )
 
 
-def _owners(client: redis.Redis) -> set[int]:
-    """Ports of those that have slots, as one server says."""
-    return {owner[1] for _, _, owner, *_ in client.execute_command("CLUSTER SLOTS")}
+def _owners(client: redis.Redis, slot: int | None = None) -> set[int]:
+    """Ports of those that have slots, or a certain one, as one server says."""
+    return {
+        owner[1]
+        for first, last, owner, *_ in client.execute_command("CLUSTER SLOTS")
+        if slot is None or first <= slot <= last
+    }

@@ -278,7 +278,7 @@ def test_a_cluster_that_is_down_is_asked_at_growing_pauses_until_it_is_up(cluste
     node.ask(rows, WRITE_FIRST)
     for server in servers.servers:
         servers.admin(server).config_set("cluster-require-full-coverage", "yes")
-        servers.admin(server).execute_command("CLUSTER DELSLOTS", 0)
+    give_back = servers.orphan(0)
     admins = [servers.admin(server) for server in servers.primaries]
     eventually(lambda: {state(admin) for admin in admins} == {"fail"}, "all refuse")
     eventually(lambda: FOUND not in node.outcome(rows, LOOKUP), "nobody answers any more")
@@ -287,7 +287,7 @@ def test_a_cluster_that_is_down_is_asked_at_growing_pauses_until_it_is_up(cluste
     node.tell(rows, WRITE)
     for server in servers.servers:
         servers.admin(server).config_set("cluster-require-full-coverage", "no")
-    servers.admin(servers.primaries[0]).execute_command("CLUSTER ADDSLOTS", 0)
+    give_back()
     assert node.answers(60)[:, image.OP].tolist() == [WRITTEN] * 60
     eventually(lambda: node.status["connected"], "all of it")
     eventually(lambda: {state(admin) for admin in admins} == {"ok"}, "the cluster is whole")
