@@ -258,10 +258,7 @@ class Conversation:
 
     def _with_link(self, link: Link, readable: bool) -> None:
         try:
-            if self._is_full or ((readable or self._pipelines) and link.receive()):
-                self._heard_ns = time.monotonic_ns()
-                self._take_replies(link)
-            else:
+            if not self._listen(link, readable):
                 self._judge_silence()
             if self._credentials is not None or self._asked:
                 self._send_rare(link)
@@ -283,6 +280,20 @@ class Conversation:
         except Exception as error:
             # Whatever a server says or does not say, this thread goes on.
             self._disconnect(describe(error))
+
+    def _listen(self, link: Link, readable: bool) -> bool:
+        """Take all replies that have come; whether there were any.
+
+        All, so that their pipelines are used again next, while they are in the cache.
+        """
+        heard = self._is_full
+        while self._is_full or ((readable or self._pipelines) and link.receive()):
+            heard, readable = True, False
+            self._heard_ns = time.monotonic_ns()
+            self._take_replies(link)
+            if self._is_full:
+                break
+        return heard
 
     def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool = False, asking: bool = False) -> None:
         pipeline.sent_ns, pipeline.probe, pipeline.late = time.monotonic_ns(), probe, 0
