@@ -270,6 +270,7 @@ def test_one_hung_shard_holds_only_its_own_sessions_up(cluster, worker):
     assert node.outcome(rows, LOOKUP) == [FOUND] * 200
 
 
+@needs.deep
 def test_a_cluster_that_is_down_is_asked_at_growing_pauses_until_it_is_up(cluster, worker):
     """As when one shard is gone and cluster-require-full-coverage is on: everybody refuses, without hanging up."""
     servers = cluster
