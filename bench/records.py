@@ -20,7 +20,7 @@ def _seal_all(rows, keys, out):  # type: ignore[no-untyped-def]
 @kernel
 def _open_all(rows, keys, data):  # type: ignore[no-untyped-def]
     for i in range(rows.shape[0]):
-        record.open_record(rows, i, keys, data, i * record.RECORD_BYTES)
+        record.open_record(rows, i, keys, 0, data, i * record.RECORD_BYTES)
 
 
 def measure(seconds: float) -> dict[str, float]:

@@ -55,6 +55,7 @@ MAY_TOUCH_THE_SYSTEM = {
     "store.dialer",
     "store.link",
     "store.redis",
+    "store.relayout",
     "balancer.probes",
     "bootstrap.sources",
     "management",

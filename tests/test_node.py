@@ -342,6 +342,86 @@ def test_resiliency_is_switched_on_and_off_while_the_node_runs(
     assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"went on in time"))
 
 
+def command(node: Process, *words: str) -> str:
+    """An operator's command, which has to end well."""
+    words = (sys.executable, "-m", "everwall", *words, "--control", str(node.control))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_cluster_secret_is_rotated_while_the_nodes_run_and_a_connection_survives_that_as_well(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    first, second = (
+        start(19, redis, extra="everwall-redis-prefix=rotated"),
+        start(20, redis, extra="everwall-redis-prefix=rotated"),
+    )
+    first.ready()
+    second.ready()
+    handshake(balancer, first)
+    until(lambda: first.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    told = []
+    for secrets in ((SECRET, "6a" * 32), ("6a" * 32, SECRET), ("6a" * 32, "")):
+        for node in (first, second):
+            text = (node.folder / "init-cfg.txt").read_text()
+            kept = [line for line in text.splitlines() if "cluster-secret" not in line]
+            lines = [f"everwall-cluster-secret={secrets[0]}", f"everwall-cluster-secret-second={secrets[1]}"]
+            (node.folder / "init-cfg.txt").write_text("\n".join(kept + lines) + "\n")
+            told.append(command(node, "store", "secrets"))
+        until(lambda: whole(first) and whole(second), ANSWER_S, "both to have written what they have")
+    assert [len(set(told[k : k + 2])) for k in (0, 2, 4)] == [1, 1, 1], "the nodes agree after each step"
+    assert "read with" in told[0]
+    assert "read with" not in told[4]
+    (first.folder / "init-cfg.txt").write_text("hostname=first\n")
+    assert "no everwall-cluster-secret" in first.ask("secrets")["error"]
+    first.process.kill()
+    first.process.wait()
+    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"with the new one"))
+    assert second.counters()["sessions-restored"] == 1
+    assert second.counters()["records-refused"] == 0
+
+
+def test_records_that_somebody_spoilt_are_logged_with_their_number(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    first, second = (start(number, redis, extra="everwall-redis-prefix=spoilt") for number in (21, 22))
+    first.ready()
+    second.ready()
+    handshake(balancer, first)
+    until(lambda: first.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    with client(redis) as admin:
+        (key,) = admin.keys("{spoilt:0:*")
+        (field,) = admin.hkeys(key)
+        admin.hset(key, field, b"\x10" * 52)
+    assert not balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"x"), seconds=0.5)
+    until(lambda: "records in the store were refused" in second.said(), ANSWER_S, "a line in the log")
+    assert second.ask("store")["refused"] == 1
+
+
+@pytest.mark.skipif(os.environ.get("EVERWALL_DEEP") != "1", reason="twenty seconds: a campaign's")
+def test_the_number_of_buckets_is_changed_while_nodes_run_and_their_sessions_move(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    first, second = (start(number, redis, extra="everwall-redis-prefix=grown") for number in (23, 24))
+    first.ready()
+    second.ready()
+    handshake(balancer, first)
+    until(lambda: first.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    refused = second.ask("buckets", buckets=0)
+    assert (refused["ok"], "buckets must be" in refused["error"]) == (False, True)
+    said = command(first, "store", "buckets", "50000")
+    assert "settled" in said.splitlines()[-1]
+    until(lambda: second.ask("store")["layout"] == "v1 epoch 1 buckets 50000", ANSWER_S, "the other to hear")
+    with client(redis) as admin:
+        assert admin.keys("{grown:0:*") == []
+        assert len(admin.keys("{grown:1:*")) == 1
+    first.process.kill()
+    first.process.wait()
+    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"in another bucket"))
+    assert second.counters()["sessions-restored"] == 1
+
+
 def client(server: RedisServer) -> Redis:
     ca_pem = server.ca_pem.decode()
     return Redis(port=server.port, password=PASSWORD, ssl=True, ssl_ca_data=ca_pem, protocol=2)

@@ -115,6 +115,19 @@ STORE_NAME_MAX = 64
 SESSIONS_PER_BUCKET = 64
 BUCKET_TTL_S = 2 * 3600 + 600
 """Expiry of a store bucket, renewed while it is written to."""
+BUCKETS_MAX = 1 << 24
+LAYOUT_LEASE_NS = 3 * SECOND_NS
+"""What a node knows of the layout is good for so long; then it asks again before it asks or writes anything else."""
+LAYOUT_NOTICE_S = 10
+"""Between the announcement of another number of buckets and the first write to them: by then every node knows, or
+asks before it does anything."""
+MOVED_BUCKETS_PER_S = 2000
+"""Buckets of a former epoch that are looked through, and emptied, in a second."""
+REFUSED_LOG_S = 10.0
+"""Records that were refused are logged at most this often, with how many there were."""
+CLUSTER_SECRETS_MAX = 2
+STORE_PLACES_MAX = 2 * CLUSTER_SECRETS_MAX
+"""Places in which a record may lie: two epochs, two secrets."""
 CLUSTER_SECRET_BYTES_MIN = 32
 MIN_AGE_S_MAX = 3600
 """Greatest age that a rule may ask of a session before it is written."""
@@ -298,6 +311,10 @@ assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
 assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
+assert LAYOUT_LEASE_NS > 2 * STORE_TIMEOUT_S * SECOND_NS, (
+    "it is asked for once a second, and the answer may take one"
+)
+assert LAYOUT_NOTICE_S * SECOND_NS > 2 * LAYOUT_LEASE_NS
 assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS

@@ -15,13 +15,14 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from everwall import __version__
-from everwall.bootstrap.init_cfg import InitCfg, Resiliency
+from everwall.bootstrap.init_cfg import InitCfg, Resiliency, load_init_cfg
 from everwall.config import ConfigError
 from everwall.counters import Counter
 from everwall.dataplane import BOUNCED, BOUNCED_BYTES, Wish, find_data_interface, open_data_plane
@@ -32,6 +33,7 @@ from everwall.limits import (
     INNER_MTU_MAX,
     JUMBO_MTU_MIN,
     MAINTENANCE_S,
+    REFUSED_LOG_S,
     SECOND_NS,
     frame_bytes_for,
 )
@@ -40,8 +42,9 @@ from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
 from everwall.policy.compile import Loaded, load_policy
 from everwall.session import state
-from everwall.session.record import derive_keys
+from everwall.session.record import derive_keys, fingerprints
 from everwall.store.protocol import buckets_for
+from everwall.store.relayout import Relayout
 from everwall.store_config import store_config
 from everwall.verdict import Verdict
 from everwall.workers import Workers, choose_cores
@@ -110,12 +113,14 @@ class Node:
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
+        self._relayout: Relayout | None = None
+        self._refused, self._refused_said_ns = (0, 0), 0
 
     def _connect_to_store(self) -> None:
-        config = self.config
-        assert config.cluster_secret is not None
-        keys = derive_keys(config.cluster_secret.get_secret_value())
-        self.workers.connect(store_config(config, self._owner), keys, buckets_for(config.max_sessions))
+        keys = derive_keys(*self.config.cluster_secrets)
+        self.workers.connect(
+            store_config(self.config, self._owner), keys, buckets_for(self.config.max_sessions)
+        )
 
     # Life -----------------------------------------------------------------------------------------------
 
@@ -224,6 +229,7 @@ class Node:
             await asyncio.sleep(MAINTENANCE_S)
             self._log_events()
             now = time.monotonic_ns()
+            self._log_refused(now)
             if not self.workers.running:
                 log.error("a worker has stopped")
                 self._stopping.set()
@@ -243,7 +249,21 @@ class Node:
         ended = [event for event in self.workers.events() if event[state.EVENT_KIND] == state.EVENT_ENDED]
         self._traffic_log.write([self._named(describe_event(event)) for event in ended])
 
+    def _log_refused(self, now: int) -> None:
+        """Somebody writes to the store who should not, or nodes do not have the same secrets or releases."""
+        refused = self.workers.refused
+        if refused != self._refused and now - self._refused_said_ns > REFUSED_LOG_S * SECOND_NS:
+            altered, foreign = (new - old for new, old in zip(refused, self._refused, strict=True))
+            log.warning(
+                "records in the store were refused",
+                altered_or_of_another_secret=altered,
+                of_another_version=foreign,
+            )
+            self._refused, self._refused_said_ns = refused, now
+
     def _close(self) -> None:
+        if self._relayout is not None:
+            self._relayout.stop()
         self.workers.stop()
         self._log_events()
         self._traffic_log.close()
@@ -262,6 +282,8 @@ class Node:
             "store": lambda _: self._store(),
             "drain": self._drain_command,
             "resiliency": self._resiliency_command,
+            "buckets": self._buckets_command,
+            "secrets": lambda _: self.renew_secrets(),
         }
 
     def status(self) -> Answer:
@@ -343,6 +365,56 @@ class Node:
             log.error(f"the store's password stays as it is: {error}")
         else:
             log.info("the store's password was read again", file=str(file))
+
+    async def _buckets_command(self, arguments: Answer) -> Answer:
+        buckets = arguments.get("buckets")
+        if buckets is not None:
+            if not isinstance(buckets, int):
+                raise ValueError(f"buckets must be a whole number, got {buckets!r}")
+            try:
+                await asyncio.to_thread(self.change_buckets, buckets)
+            except OSError as error:
+                raise ValueError(str(error)) from error
+        facts = self._store()
+        told = {name: facts.get(name) for name in ("connected", "layout", "resync_percent")}
+        return {**told, "change": self._relayout.status() if self._relayout else None}
+
+    def change_buckets(self, buckets: int) -> None:
+        """Begin to change the number of the store's buckets, or go on with that; the nodes of the cluster do the rest.
+
+        Blocks until it is announced. Raises ValueError where that cannot be, with the reason, and ConnectionError when
+        the store does not answer.
+        """
+        if not self.resiliency.enabled:
+            raise ValueError(f"session resiliency is off: {self.resiliency.why}")
+        if self._relayout is not None and self._relayout.running:
+            raise ValueError(f"this node carries out a change already: {self._relayout.status()}")
+        relayout = Relayout(store_config(self.config, self._owner))
+        try:
+            layout = relayout.begin(buckets)
+        except (ValueError, OSError):
+            relayout.stop()
+            raise
+        self._relayout = relayout
+        log.info("the number of the store's buckets changes", layout=str(layout))
+
+    def renew_secrets(self) -> Answer:
+        """Read the cluster's secrets again and use them from now on; nothing else in the file is looked at.
+
+        Raises ConfigError when the file is wrong, ValueError when there is no secret in it; then nothing has changed.
+        """
+        fresh, _ = load_init_cfg(self.config.file)
+        if not fresh.cluster_secrets:
+            raise ValueError(f"{self.config.file}: no everwall-cluster-secret")
+        self.config = replace(
+            self.config,
+            cluster_secret=fresh.cluster_secret,
+            cluster_secret_second=fresh.cluster_secret_second,
+        )
+        keys = derive_keys(*fresh.cluster_secrets)
+        self.workers.use_keys(keys)
+        log.info("the cluster's secrets were read again", secrets=fingerprints(keys))
+        return {"secrets": fingerprints(keys)}
 
     def _resiliency(self) -> Answer:
         return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}

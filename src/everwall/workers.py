@@ -123,6 +123,17 @@ class Workers:
         for store in self._stores:
             store.renew_login(user, None, file)
 
+    def use_keys(self, keys: Rows) -> None:
+        """Name and seal records by other keys from now on, those of other secrets."""
+        for store in self._stores:
+            store.use_keys(keys)
+
+    @property
+    def refused(self) -> tuple[int, int]:
+        """Records that did not open, and genuine ones of another version."""
+        each = [store.refused for store in self._stores]
+        return sum(altered for altered, _ in each), sum(foreign for _, foreign in each)
+
     @property
     def connected(self) -> bool:
         """Whether ``connect`` was called; ``store_status`` says whether a store answers."""

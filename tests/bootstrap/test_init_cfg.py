@@ -322,6 +322,21 @@ def test_the_cluster_secret_may_stand_in_a_file_of_its_own(tmp_path: Path) -> No
         parse_init_cfg(text, tmp_path / "init-cfg.txt")
 
 
+def test_a_second_secret_is_read_beside_the_first_in_whatever_form(tmp_path: Path) -> None:
+    place = tmp_path / "second"
+    place.write_text("ab" * 16 + SECRET[:32] + "\n")
+    place.chmod(0o600)
+    first = bytes.fromhex(SECRET)
+    assert read(KEY).cluster_secrets == (first,)
+    assert read("").cluster_secrets == ()
+    text = f"{KEY}\neverwall-cluster-secret-second-file=second\n"
+    cfg, _ = parse_init_cfg(text, tmp_path / "init-cfg.txt")
+    assert cfg.cluster_secrets == (first, bytes.fromhex(place.read_text()))
+    other = SECRET[2:] + SECRET[:2]
+    assert read(f"{KEY}\neverwall-cluster-secret-second={other}").cluster_secrets[1] == bytes.fromhex(other)
+    assert other not in str(parse(f"{KEY}\neverwall-cluster-secret-second={other}"))
+
+
 def test_a_secret_that_does_not_look_random_is_warned_of() -> None:
     (warning,) = parse(f"everwall-cluster-secret={'00' * 32}")[1]
     assert "does not look random" in warning

@@ -230,8 +230,11 @@ def test_round_trips(trips: tuple[int, ...], level: Level, hint: str) -> None:
         ("1024", Level.OK, "64 sessions in each"),
         ("128", Level.WARNING, "512 sessions in each"),
         ("65536", Level.WARNING, "1.0 sessions in each"),
-        ("0", Level.ERROR, "no number of buckets"),
-        ("a lot", Level.ERROR, "no number of buckets"),
+        ("0", Level.ERROR, "no bucket count"),
+        ("a lot", Level.ERROR, "no bucket count"),
+        ("v1 epoch 3 buckets 1024", Level.OK, "64 sessions in each"),
+        ("v1 epoch 1 buckets 128 from 5; epoch 0 buckets 9 until 9", Level.WARNING, "512 sessions in each"),
+        ("v2 epoch 3 buckets 1024", Level.ERROR, "layout of version 2, and this release knows version 1"),
     ],
 )
 def test_the_agreed_number_of_buckets_fits_the_sessions(buckets: str | None, level: Level, text: str) -> None:

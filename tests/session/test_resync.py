@@ -70,6 +70,28 @@ def test_a_store_that_came_back_empty_is_made_whole_silent_sessions_included() -
     assert set(cluster.records()) == set(before)
 
 
+def test_where_records_have_other_places_every_session_is_written_again_and_none_is_in_doubt() -> None:
+    node = Cluster().node()
+    connections(node, 20)
+    node.serve()
+    node.tick(1)
+    sessions = node.engine.sessions_state
+    gap_before = int(sessions.words[state.GAP])
+    sessions.clock[state.CLOCK_LAYOUT] += 1
+    assert told(node) == (0, 20)
+    node.tick(0.02)
+    rows = node.engine.outbox()
+    assert set(rows[:, image.OP]) == {image.WRITE}
+    assert len(rows) == 20
+    assert told(node) == (99, 20)
+    node.answer(rows)
+    node.tick()
+    assert told(node) == (100, 0)
+    assert sessions.words[state.GAP] == gap_before, "the node was never without a store"
+    node.tick(1)
+    assert len(node.engine.outbox()) == 0, "once is enough"
+
+
 def test_how_long_it_took_is_told_when_it_is_over() -> None:
     node = Cluster().node()
     connections(node, 20)

@@ -61,6 +61,13 @@ class Memory:
     def send(self, commands):
         return [self.store.execute(command, NOW) for command in commands]
 
+    def ask(self, command):
+        """One command, as ``relayout`` sends it: errors are raised."""
+        reply = self.store.execute(command, NOW)
+        if isinstance(reply, ErrorReply):
+            raise reply
+        return reply
+
     def close(self) -> None:
         pass
 
@@ -82,6 +89,13 @@ class Real:
             return [self._reply(connection) for _ in commands]
         finally:
             self.client.connection_pool.release(connection)
+
+    def ask(self, command):
+        """One command, as ``relayout`` sends it: errors are raised."""
+        (reply,) = self.send([command])
+        if isinstance(reply, ErrorReply):
+            raise reply
+        return reply
 
     @staticmethod
     def _reply(connection):

@@ -7,9 +7,9 @@ import numpy as np
 from everwall.limits import STORE_QUEUE_ROWS
 from everwall.rings import make_ring, ring_length, ring_push
 from everwall.session import image
-from everwall.session.image import DELETE, LOOKUP, WRITE, WRITE_FIRST
-from everwall.session.record import field_of
-from everwall.store.backlog import Backlog, waits_behind
+from everwall.session.image import CLEAR, DELETE, LOOKUP, WRITE, WRITE_FIRST
+from everwall.session.record import derive_keys, field_of
+from everwall.store.backlog import Backlog, take, waits_behind
 from tests.store.stores import KEYS, asking, sessions
 
 
@@ -117,7 +117,7 @@ def test_what_waits_for_replicas_takes_later_changes_of_its_session_with_it():
     rows[3, image.CONFIRM] = image.REPLICATED
     lookups = asking(sessions(2), LOOKUP)
     asked = np.concatenate([rows, lookups])
-    fields = np.array([int(field_of(asked, i, KEYS)) for i in range(len(asked))])
+    fields = np.array([int(field_of(asked, i, KEYS, 0)) for i in range(len(asked))])
     behind = np.zeros(len(asked), np.bool_)
     assert waits_behind(backlog.queue, asked, fields, behind) == 2
     assert behind.tolist() == [False, True, False, True, False, False]
@@ -130,3 +130,41 @@ def test_the_stricter_confirmation_outlives_what_takes_the_place_of_its_change()
     later[:, image.TAG] = 5
     backlog.put(later)
     assert backlog.take(9)[0, [image.CONFIRM, image.TAG, image.PACKETS]].tolist() == [image.REPLICATED, 0, 9]
+
+
+def test_lookups_that_are_asked_once_more_wait_with_the_others_and_find_room():
+    backlog, ring = Backlog(KEYS), make_ring(STORE_QUEUE_ROWS, image.COLUMNS)
+    rows = asking(sessions(STORE_QUEUE_ROWS // 16), LOOKUP)
+    for _ in range(16):
+        ring_push(ring, rows, len(rows))
+    backlog.collect(ring)
+    again = asking(sessions(100, seed=2), LOOKUP)
+    backlog.put_back(again)
+    assert len(backlog) == STORE_QUEUE_ROWS + 100
+    found = backlog.take_lookups()
+    assert (found[:1, image.KEY2] == rows[:1, image.KEY2]).all(), "nothing was overwritten"
+    assert (found[-100:] == again).all()
+
+
+def test_whoever_waits_for_a_change_that_comes_back_hears_of_the_newer_one_instead():
+    backlog = Backlog(KEYS)
+    newer, older = asking(sessions(1, PACKETS=9), WRITE), asking(sessions(1), CLEAR)
+    older[0, [image.CONFIRM, image.TAG]] = 1, 77
+    backlog.put(newer)
+    backlog.put_back(older)
+    (row,) = backlog.take(10)
+    assert row[[image.OP, image.PACKETS, image.CONFIRM, image.TAG]].tolist() == [WRITE, 9, 1, 77]
+
+
+def test_with_another_secret_what_waits_has_other_fields_and_still_one_change_a_session():
+    other = derive_keys(bytes(range(32)))
+    backlog, rows = Backlog(KEYS), sessions(50)
+    backlog.put(asking(rows, WRITE))
+    backlog.put(asking(rows[:3], LOOKUP))
+    backlog.use_keys(other)
+    backlog.put(asking(rows[:10], DELETE))
+    assert len(backlog) == 53
+    taken_rows, fields = np.zeros((60, image.COLUMNS), np.int64), np.zeros(60, np.int64)
+    count = take(backlog.queue, taken_rows, fields, 60)
+    assert taken_rows[:count, image.OP].tolist() == [LOOKUP] * 3 + [DELETE] * 10 + [WRITE] * 40
+    assert all(fields[i] == field_of(taken_rows, i, other, 0) for i in range(count))

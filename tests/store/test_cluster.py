@@ -56,7 +56,7 @@ def slots_of(rows, prefix: str):
     """The slot of each session, by redis-py's own arithmetic."""
     slots = []
     for i in range(len(rows)):
-        bucket = int(bucket_of(record.field_of(rows, i, KEYS), 64))
+        bucket = int(bucket_of(record.field_of(rows, i, KEYS, 0), 64))
         slots.append(key_slot(b"{%s:0:%x}" % (prefix.encode(), bucket)))
     return np.array(slots)
 

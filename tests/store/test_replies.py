@@ -171,5 +171,5 @@ def test_a_record_is_opened_under_its_own_flow_only() -> None:
     value = protocol.encoded(asking(rows[:1], WRITE_FIRST), NOW).commands[0][3]
     data = np.frombuffer(b"xx" + value, np.uint8)
     for i, outcome in ((0, FOUND), (1, REFUSED)):
-        open_record(rows, i, KEYS, data, 2)
+        open_record(rows, i, KEYS, 0, data, 2)
         assert rows[i, image.OP] == outcome

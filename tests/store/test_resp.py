@@ -9,11 +9,13 @@ import pytest
 from everwall.session import image
 from everwall.session.record import derive_keys
 from everwall.store import resp
+from everwall.store.layout import Epoch, Layout
 from everwall.store.protocol import DELETE_SCRIPT, WRITE_SCRIPT, Protocol, script_sha
 from tests.naive import resp as naive
 from tests.store.stores import NOW, sessions
 
 SECRET = b"a cluster secret of 32 bytes ..."
+OTHER_SECRET = b"another cluster secret, 32 bytes"
 SHAS = {image.WRITE: script_sha(WRITE_SCRIPT), image.DELETE: script_sha(DELETE_SCRIPT)}
 OPERATIONS = [image.LOOKUP, image.WRITE_FIRST, image.WRITE, image.DELETE]
 
@@ -33,6 +35,23 @@ def test_a_pipeline_is_what_plain_python_would_send(count: int, buckets: int) ->
         assert sent == expected
         assert bytes(batch.data).endswith(b"".join(map(hiredis.pack_command, expected)))
         assert len(batch.spoken_for()) == len(batch.commands)
+
+
+@pytest.mark.parametrize("count", [1, 33, 100])
+def test_a_pipeline_to_several_places_is_what_plain_python_would_send(count: int) -> None:
+    protocol = Protocol(derive_keys(SECRET, OTHER_SECRET), "wall", 17)
+    protocol.hear(str(Layout(Epoch(10, 40), Epoch(9, 17), NOW, NOW + 9999)).encode())
+    protocol.move(NOW)
+    assert protocol.places == 4
+    others = [(SECRET, b"{wall:9:", 17), (OTHER_SECRET, b"{wall:10:", 40), (OTHER_SECRET, b"{wall:9:", 17)]
+    lives_until, dice = [0] * 40, np.random.default_rng(count)
+    rows = sessions(count)
+    rows[:, image.OP] = dice.choice([*OPERATIONS, image.CLEAR], count)
+    batch = protocol.encoded(rows, NOW)
+    expected = naive.commands(rows, SECRET, b"{wall:10:", SHAS, lives_until, NOW, others)
+    sent = batch.commands[2:] if batch.loads_scripts else batch.commands
+    assert sent == expected
+    assert len(batch.spoken_for()) == len(batch.commands)
 
 
 def test_the_widest_rows_fit_the_room_made_for_them() -> None:

@@ -134,6 +134,8 @@ class InitCfg:
     redis_prefix: str = STORE_PREFIX_DEFAULT
     """Names the cluster in the store; clusters that share a server have different ones."""
     cluster_secret: SecretBytes | None = None
+    cluster_secret_second: SecretBytes | None = None
+    """Another secret whose records are believed, while nothing is written with it."""
     resiliency_mode: int = ASYNC
     """Of rules that say nothing about it (``everwall.modes``)."""
     geneve_sources: tuple[ipaddress.IPv4Network, ...] | None = None
@@ -185,6 +187,12 @@ class InitCfg:
         if self.redis_sentinels:
             return f"{self.redis_sentinel_service} (Sentinel: {servers})"
         return f"the cluster of {servers}" if self.redis_cluster else servers
+
+    @property
+    def cluster_secrets(self) -> tuple[bytes, ...]:
+        """All that records are believed by; the first is what they are written with."""
+        both = (self.cluster_secret, self.cluster_secret_second)
+        return tuple(secret.get_secret_value() for secret in both if secret is not None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -276,7 +284,8 @@ class _Parser:
             redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
             redis_server_name=self._read("everwall-redis-server-name", self._host, None),
             redis_prefix=self._read("everwall-redis-prefix", self._prefix, STORE_PREFIX_DEFAULT),
-            cluster_secret=self._cluster_secret(),
+            cluster_secret=self._cluster_secret("everwall-cluster-secret"),
+            cluster_secret_second=self._cluster_secret("everwall-cluster-secret-second"),
             resiliency_mode=self._read("everwall-resiliency-mode", self._mode, ASYNC),
             geneve_sources=self._read("everwall-geneve-sources", self._sources, None),
             health_port=self._read("everwall-health-port", self._integer(1, PORT_MAX), HEALTH_PORT_DEFAULT),
@@ -582,9 +591,9 @@ class _Parser:
             raise self._error(entry, f"a path of at most {UNIX_PATH_MAX} bytes")
         return path
 
-    def _cluster_secret(self) -> SecretBytes | None:
-        given = self._read("everwall-cluster-secret", lambda entry: entry, None)
-        named = self._read("everwall-cluster-secret-file", lambda entry: entry, None)
+    def _cluster_secret(self, key: str) -> SecretBytes | None:
+        given = self._read(key, lambda entry: entry, None)
+        named = self._read(f"{key}-file", lambda entry: entry, None)
         if given is not None and named is not None:
             raise self._error(
                 named, f"only one of {given.key} (line {given.line}) and {named.key} (line {named.line})"
@@ -627,6 +636,17 @@ class _Parser:
             entry = self._read(f"everwall-redis-sentinel-{key}", lambda entry: entry, None)
             if entry is not None and not cfg.redis_sentinels:
                 self._warn(entry.line, entry.key, "not used: everwall-redis-sentinel is not set")
+        if cfg.cluster_secret_second is not None:
+            entry = self._read("everwall-cluster-secret-second", lambda entry: entry, None)
+            entry = entry or self.entries["everwall-cluster-secret-second-file"]
+            if cfg.cluster_secret is None:
+                raise self._error(entry, "everwall-cluster-secret beside it, which is what is written with")
+            if cfg.cluster_secret == cfg.cluster_secret_second:
+                raise self._error(entry, "another secret than everwall-cluster-secret")
+            if cfg.redis_cluster:
+                raise self._error(
+                    entry, "no second secret with everwall-redis-cluster: a record has one place there"
+                )
         if not cfg.redis_tls:
             tls = self.entries["everwall-redis-tls"]
             if not cfg.redis_servers or not all(server.loopback for server in cfg.redis_servers):

@@ -11,6 +11,8 @@ USED_KEYS = (
     "redis-certificate",
     "everwall-cluster-secret",
     "everwall-cluster-secret-file",
+    "everwall-cluster-secret-second",
+    "everwall-cluster-secret-second-file",
     "everwall-resiliency-mode",
     "everwall-redis-user",
     "everwall-redis-auth-file",
@@ -64,7 +66,12 @@ UNUSED_KEYS = (
     "mgmt-interface-swap",
 )
 """The vendor's keys that mean nothing here yet."""
-SECRET_KEYS = ("redis-auth", "everwall-redis-sentinel-auth", "everwall-cluster-secret")
+SECRET_KEYS = (
+    "redis-auth",
+    "everwall-redis-sentinel-auth",
+    "everwall-cluster-secret",
+    "everwall-cluster-secret-second",
+)
 
 UNUSED_TOKENS = (
     "sriov-access-mode-on",

@@ -26,6 +26,7 @@ COMMANDS = {
     "resiliency": "Switch session resiliency of a running firewall on or off.",
     "show": "Look into a running firewall or load balancer.",
     "size": "How much memory do sessions need?",
+    "store": "Change the session store under a running cluster.",
     "warm": "Compile everything once, so that nodes start at once.",
 }
 

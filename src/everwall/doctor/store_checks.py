@@ -22,7 +22,8 @@ from everwall.limits import (
     SKEW_NS_MAX,
 )
 from everwall.store.connection import StoreConfig
-from everwall.store.protocol import BUCKETS_MAX, buckets_for
+from everwall.store.layout import LayoutError, parse
+from everwall.store.protocol import buckets_for
 
 _DAY_S = 86_400
 _REDIS_MIN, _VALKEY_MIN = 7, 8
@@ -405,22 +406,23 @@ def buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
     if server.buckets is None:
         yield ok("buckets", f"{key} is not set yet: the first node does that")
         return
-    text = server.buckets
-    agreed = _whole(text)
-    if not 1 <= agreed <= BUCKETS_MAX:
+    try:
+        layout = parse(server.buckets.encode())
+    except LayoutError as wrong:
         yield error(
             "buckets",
-            f"{key} holds no number of buckets: {text[:40]!r}",
-            "nodes refuse this store: delete the key and the buckets beside it",
+            f"{key} {wrong}",
+            "nodes refuse this store: give them one release, or delete the key and the buckets beside it",
         )
         return
+    agreed = layout.current.buckets
     if wanted.size is None:
         yield ok("buckets", f"{agreed:,} agreed")
         return
     each = wanted.size.sessions / agreed
     advice = (
-        f"{buckets_for(wanted.size.sessions):,} would fit; while no node runs, delete {key}, and start first "
-        "a node whose everwall-max-sessions is the cluster's"
+        f"{buckets_for(wanted.size.sessions):,} would fit: everwall store buckets "
+        f"{buckets_for(wanted.size.sessions)}, on one of the nodes"
     )
     if each > BUCKET_SESSIONS_HIGH:
         yield warning(

@@ -28,6 +28,7 @@ EXPIRY = 19  # seconds of store time
 PACKETS = 20  # both directions, previous owners included; saturates at 2**40 - 1
 BYTES = 21  # inner IP bytes; saturates at 2**48 - 1
 CONFIRM = 22  # of a change: whether the engine waits for WRITTEN, below; else it hears only of a loss
+ASKED = 23  # of a look-up: 1 = the store was asked already, and the record may have been moving then
 
 COLUMNS = 24
 
@@ -36,14 +37,16 @@ LOOKUP = 1
 WRITE_FIRST = 2  # a session of our own that the store cannot know: no comparison
 WRITE = 3  # loses against a newer start or a higher generation
 DELETE = 4  # as WRITE: only what is not newer is deleted
+CLEAR = 5  # what follows a WRITE while there are other places: deleted there, and answered as the write
 
 # Replies
 FOUND = 11
 MISSING = 12
-REFUSED = 13  # a record that does not open: forged, altered, of a foreign version
+REFUSED = 13  # a record that does not open: forged, altered, moved, of another cluster, of another version
 FAILED = 14  # the store could not be asked
 WRITTEN = 15
 LOST = 16  # the comparison was lost: somebody else owns the session now
+FOREIGN = 17  # a genuine record of another version; the engine is told REFUSED
 
 # Values of CONFIRM
 PRIMARY = 1  # once the server has it

@@ -21,8 +21,12 @@ bytes        size   meaning (numbers are big-endian)
 ===========  =====  =========================================================================
 
 Start and generation stand side by side, so that bytes 21 to 28 are one number that orders all records of a
-session; owner stands before them. The store's scripts read these three, which is why they keep their
-places in every later version.
+session; owner stands before them.
+
+What every later version keeps, so that two releases can share a store during an upgrade: 52 bytes, the version in the
+first four bits, owner, start, generation and expiry in their places, and the tag at the end, over everything before it.
+So a release can tell a genuine record that it cannot read from a forged one: it does not restore it, and gives way to
+it as to any other (``open_record`` says FOREIGN).
 
 The field is SipHash-2-4 of the flow key under one key, the tag SipHash-2-4 of the flow key and bytes 0 to
 43 under another (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012). So a record opens
@@ -40,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import inlined, kernel
-from everwall.limits import CLUSTER_SECRET_BYTES_MIN, FIELD_BYTES, RECORD_BYTES_MAX
+from everwall.limits import CLUSTER_SECRET_BYTES_MIN, CLUSTER_SECRETS_MAX, FIELD_BYTES, RECORD_BYTES_MAX
 from everwall.session import image
 
 VERSION = 1
@@ -50,6 +54,9 @@ OWNER_OFFSET = 17
 ORDER_OFFSET = 21
 """Start and generation: eight bytes that order the records of one session."""
 ORDER_BYTES = 8
+EXPIRY_OFFSET = 29
+KEY_WORDS = 4
+"""Of each secret: two for fields, two for tags."""
 
 assert RECORD_BYTES == TAG_OFFSET + 8 <= RECORD_BYTES_MAX
 assert FIELD_BYTES == 8
@@ -79,8 +86,8 @@ _KEY_COLUMNS = np.array(
     [image.ENDPOINT, image.LOWER_HIGH, image.LOWER_LOW, image.UPPER_HIGH, image.UPPER_LOW, image.KEY2],
     np.int64,
 )
-_KEY_WORDS = len(_KEY_COLUMNS)
-_TAG_LENGTH = (8 * _KEY_WORDS + TAG_OFFSET) << 56
+_FLOW_WORDS = len(_KEY_COLUMNS)
+_TAG_LENGTH = (8 * _FLOW_WORDS + TAG_OFFSET) << 56
 """SipHash's last word has the number of bytes above those that are left over."""
 assert TAG_OFFSET & 7 == 4
 assert _TAG_LENGTH < 1 << 63
@@ -92,11 +99,20 @@ _V2 = 0x6C7967656E657261
 _V3 = 0x7465646279746573
 
 
-def derive_keys(secret: bytes) -> npt.NDArray[np.int64]:
+def derive_keys(*secrets: bytes) -> npt.NDArray[np.int64]:
     """The keys of field and tag, two words each, from the cluster secret.
 
-    Raises ValueError when the secret is shorter than 32 bytes.
+    With two secrets, those of the second follow: it is read, while the first one is read and written
+    (``secret`` of the functions below counts them from 0).
+
+    Raises ValueError when a secret is shorter than 32 bytes, for none and for more than two.
     """
+    if not 1 <= len(secrets) <= CLUSTER_SECRETS_MAX:
+        raise ValueError(f"a cluster has one secret, or two of them, not {len(secrets)}")
+    return np.concatenate([_derive(secret) for secret in secrets])
+
+
+def _derive(secret: bytes) -> npt.NDArray[np.int64]:
     if len(secret) < CLUSTER_SECRET_BYTES_MIN:
         raise ValueError(
             f"the cluster secret must have at least {CLUSTER_SECRET_BYTES_MIN} bytes, got {len(secret)}"
@@ -106,6 +122,14 @@ def derive_keys(secret: bytes) -> npt.NDArray[np.int64]:
         for purpose in (b"everwall field", b"everwall tag")
     )
     return np.frombuffer(keys, "<i8").astype(np.int64)
+
+
+def fingerprints(keys: npt.NDArray[np.int64]) -> list[str]:
+    """What people compare secrets by, the one that is written first: 32 bits that tell nothing else about them."""
+    return [
+        hashlib.blake2b(each.tobytes(), digest_size=4, person=b"everwall name").hexdigest()
+        for each in keys.reshape(-1, KEY_WORDS)
+    ]
 
 
 @inlined
@@ -188,24 +212,26 @@ def siphash24(k0, k1, data, size):
 
 @inlined
 def _absorb_flow(v0, v1, v2, v3, rows, i):
-    for j in range(_KEY_WORDS):
+    for j in range(_FLOW_WORDS):
         v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, rows[i, _KEY_COLUMNS[j]])
     return v0, v1, v2, v3
 
 
 @kernel
-def field_of(rows, i, keys):
+def field_of(rows, i, keys, secret):
     """The store's name of the session in row ``i``: 64 bits."""
-    v0, v1, v2, v3 = _begin(keys[0], keys[1])
+    first = KEY_WORDS * secret
+    v0, v1, v2, v3 = _begin(keys[first], keys[first + 1])
     v0, v1, v2, v3 = _absorb_flow(v0, v1, v2, v3, rows, i)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, np.int64(8 * _KEY_WORDS) << 56)
+    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, np.int64(8 * _FLOW_WORDS) << 56)
     return _finish(v0, v1, v2, v3)
 
 
 @kernel
-def _tag_of(rows, i, keys, data, at):
+def _tag_of(rows, i, keys, secret, data, at):
     """The tag over the flow key of row ``i`` and the 44 bytes from ``at`` on."""
-    v0, v1, v2, v3 = _begin(keys[2], keys[3])
+    first = KEY_WORDS * secret + 2
+    v0, v1, v2, v3 = _begin(keys[first], keys[first + 1])
     v0, v1, v2, v3 = _absorb_flow(v0, v1, v2, v3, rows, i)
     for j in range(TAG_OFFSET >> 3):
         v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, _little_endian(data, at + 8 * j, 8))
@@ -243,7 +269,7 @@ def _quantity(rows, i, column, bits):
 
 @kernel
 def seal(rows, i, keys, out, at):
-    """Write the 52 bytes of row ``i`` into uint8[] ``out`` from ``at`` on.
+    """Write the 52 bytes of row ``i`` into uint8[] ``out`` from ``at`` on, under the first secret.
 
     The numbers are put together in words of eight bytes, so that none has to be read back for the tag.
     """
@@ -275,17 +301,33 @@ def seal(rows, i, keys, out, at):
 
 
 @kernel
-def open_record(rows, i, keys, data, at):
+def open_record(rows, i, keys, secret, data, at):
     """Read the 52 bytes of uint8[] ``data`` from ``at`` on into row ``i``, whose flow key is already there.
 
-    ``OP`` becomes FOUND, or REFUSED where the record is not of this version, was altered, or was written
-    for another flow or with another secret; a refused row is left as it was otherwise.
+    ``OP`` becomes FOUND; REFUSED where the record was altered, or written for another flow or with another secret; or
+    FOREIGN where all that is well and it is of another version. Only what is found changes anything else in the row.
     """
-    sealed = _get(data, at + TAG_OFFSET, 8) == _tag_of(rows, i, keys, data, at)
-    if not sealed or data[at] >> 4 != VERSION:
+    if _get(data, at + TAG_OFFSET, 8) != _tag_of(rows, i, keys, secret, data, at):
         rows[i, image.OP] = image.REFUSED
+        return
+    if data[at] >> 4 != VERSION:
+        rows[i, image.OP] = image.FOREIGN
         return
     rows[i, image.OP] = image.FOUND
     rows[i, image.STATE] = np.int64(data[at]) & 0xF
     for j in range(_LAYOUT.shape[0]):
         rows[i, _LAYOUT[j, 0]] = _get(data, at + _LAYOUT[j, 1], _LAYOUT[j, 2])
+
+
+@inlined
+def expiry_in(data, at):
+    """When the record from ``at`` on ends to be true, in seconds of store time; of any version, and not believed."""
+    return _get(data, at + EXPIRY_OFFSET, 4)
+
+
+@inlined
+def is_later(rows, i, others, k):
+    """Whether the record read into row ``i`` comes after that in row ``k`` of ``others``, of the same flow."""
+    if rows[i, image.START] != others[k, image.START]:
+        return rows[i, image.START] > others[k, image.START]
+    return rows[i, image.GENERATION] > others[k, image.GENERATION]

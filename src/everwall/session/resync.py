@@ -3,7 +3,8 @@
 After a *gap* (the loop stood still, or there was no connection to the store) every session is unconfirmed until it
 has been written again: always by comparison, and a lost comparison ends it here. After a gap of the loop the
 ageing hand does that with those that had packets since. A new connection may lead to a store that knows nothing,
-so a hand of its own passes over the whole table once and offers every session worth it, silent ones too.
+so a hand of its own passes over the whole table once and offers every session worth it, silent ones too. The same hand
+rewrites them where records have other places from now on: another number of buckets, or another secret.
 
 Both keep to one rate, and never fill the request ring beyond half: what packets ask for goes before. Every write of
 the resync hand is confirmed, so that its end means that the store has them all.
@@ -59,13 +60,17 @@ def take_turn(sessions, now):
 
 @kernel
 def resync(sessions, now):
-    """Move the hand as far as rate and ring allow, after a new connection and when resiliency is switched on."""
+    """Move the hand as far as rate and ring allow: after a new connection, when records have other places, and when
+    resiliency is switched on."""
     words = sessions.words
     if words[state.RESILIENCY] == 0:
         words[state.CONNECTIONS] = -1  # whatever is connected when it is switched on, the store lacks all
         words[state.RESYNC] = RESTING
         return
     if sessions.clock[state.CLOCK_CONNECTIONS] != words[state.CONNECTIONS]:
+        words[state.GAP] = now
+        _begin(sessions, now)
+    elif sessions.clock[state.CLOCK_LAYOUT] != words[state.LAYOUT]:
         _begin(sessions, now)
     if words[state.RESYNC] == PASSING:
         _pass(sessions, now)
@@ -78,7 +83,6 @@ def resync(sessions, now):
 @kernel
 def _begin(sessions, now):
     words = sessions.words
-    words[state.GAP] = now
     words[state.RESYNC_ROUND] += 1
     words[state.RESYNC_BEGAN] = now
     words[state.RESYNC_DONE] = 0
@@ -88,6 +92,7 @@ def _begin(sessions, now):
     words[state.RESYNC_HEARD] = now
     words[state.RESYNC] = PASSING
     words[state.CONNECTIONS] = sessions.clock[state.CLOCK_CONNECTIONS]
+    words[state.LAYOUT] = sessions.clock[state.CLOCK_LAYOUT]
 
 
 @kernel
@@ -157,7 +162,8 @@ def progress(sessions: Sessions) -> dict[str, Any]:
     done, total = int(words[state.RESYNC_DONE]), int(words[state.RESYNC_TOTAL])
     began = int(words[state.RESYNC_BEGAN])
     missing = max(int(words[state.RESYNC_ASKED] - words[state.RESYNC_ANSWERED]), 0)
-    if sessions.clock[state.CLOCK_CONNECTIONS] != words[state.CONNECTIONS]:
+    clock = sessions.clock[[state.CLOCK_CONNECTIONS, state.CLOCK_LAYOUT]].tolist()
+    if clock != words[[state.CONNECTIONS, state.LAYOUT]].tolist():
         done, began, missing, running = 0, np.iinfo(np.int64).max, 0, True  # the worker has not seen it yet
     else:
         running = bool(words[state.RESYNC] != RESTING)

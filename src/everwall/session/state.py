@@ -61,11 +61,13 @@ RESYNC_REFILLED = 35  # ns
 RESYNC_RATE = 36  # sessions a second
 HOLD_HEAD = 37  # cursors of ``holds``
 HOLD_TAIL = 38
+LAYOUT = 40  # moves of the records that were noticed
 WORDS = 48
 
 # Indices of ``clock``
 CLOCK_OFFSET = 0  # store time minus local time, ns
 CLOCK_CONNECTIONS = 1  # connections to the store made so far
+CLOCK_LAYOUT = 2  # so many times records were to be written to other places than before
 
 # Columns of ``pending``, look-ups and flows that strict mode holds: a key as in the table, then
 PENDING_DEADLINE = 3  # ns

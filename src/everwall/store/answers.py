@@ -10,7 +10,7 @@ import numpy.typing as npt
 from everwall.limits import MS_NS, SECOND_NS
 from everwall.rings import Ring, ring_push
 from everwall.session import image
-from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT, CLOCK_OFFSET
 from everwall.store.protocol import Rows
 from everwall.store.replies import GIVEN_ANSWERS, TALLY
 
@@ -89,3 +89,7 @@ class StoreClock:
 
     def count_connection(self) -> None:
         self._words[CLOCK_CONNECTIONS] += 1
+
+    def count_move(self) -> None:
+        """Records are written to another place from now on: the live sessions are offered again."""
+        self._words[CLOCK_LAYOUT] += 1

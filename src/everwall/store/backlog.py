@@ -20,8 +20,9 @@ from everwall.session.record import field_of
 
 Rows = npt.NDArray[np.int64]
 
-_CHANGES = 2 * STORE_QUEUE_ROWS
-_PLACES = 4 * _CHANGES
+_ROWS = 2 * STORE_QUEUE_ROWS
+"""Of each queue: the second half is for what comes back to be sent again."""
+_PLACES = 4 * _ROWS
 _PLACES_FEW = 1024
 
 # Indices of ``words``: cursors that only grow
@@ -37,10 +38,10 @@ class Queue(NamedTuple):
     It uses few of its places while few changes wait, so that it stays in the cache.
     """
 
-    changes: Rows  # int64[_CHANGES, COLUMNS]
+    changes: Rows  # int64[_ROWS, COLUMNS]
     fields: Rows  # of each change
     places: Rows  # position in ``changes`` + 1, 0 = free
-    lookups: Rows  # int64[STORE_QUEUE_ROWS, COLUMNS]
+    lookups: Rows  # int64[_ROWS, COLUMNS]
     words: Rows
     keys: Rows
 
@@ -92,18 +93,27 @@ def _replace(queue, at, rows, i):
     """A newer change of the same session; whoever waits for the older one's answer gets this one's."""
     confirm, tag = queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG]
     _copy(rows, i, queue.changes, at)
-    if confirm > rows[i, image.CONFIRM]:
+    _let_hear(queue, at, confirm, tag)
+
+
+@inlined
+def _let_hear(queue, at, confirm, tag):
+    """Whoever waited for the answer to an older change hears of this one's."""
+    if confirm > queue.changes[at, image.CONFIRM]:
         queue.changes[at, image.CONFIRM], queue.changes[at, image.TAG] = confirm, tag
 
 
 @kernel
 def _put_change(queue, rows, i, newer):
     """Queue change ``i``; one of the same session that waits is replaced if this one is ``newer``."""
-    field = field_of(rows, i, queue.keys)
+    field = field_of(rows, i, queue.keys, 0)
     place = _place_of(queue, field)
     if queue.places[place] != 0:
+        at = (queue.places[place] - 1) & (queue.changes.shape[0] - 1)
         if newer:
-            _replace(queue, (queue.places[place] - 1) & (queue.changes.shape[0] - 1), rows, i)
+            _replace(queue, at, rows, i)
+        else:
+            _let_hear(queue, at, rows[i, image.CONFIRM], rows[i, image.TAG])
         return
     words = queue.words
     if 2 * (words[_END] - words[_FIRST]) > words[_LAST]:
@@ -124,10 +134,15 @@ def _put(queue, rows, first, count):
     for k in range(first, first + count):
         i = k & last
         if rows[i, image.OP] == image.LOOKUP:
-            _copy(rows, i, queue.lookups, queue.words[_END_LOOKUP] & (queue.lookups.shape[0] - 1))
-            queue.words[_END_LOOKUP] += 1
+            _put_lookup(queue, rows, i)
         else:
             _put_change(queue, rows, i, True)
+
+
+@inlined
+def _put_lookup(queue, rows, i):
+    _copy(rows, i, queue.lookups, queue.words[_END_LOOKUP] & (queue.lookups.shape[0] - 1))
+    queue.words[_END_LOOKUP] += 1
 
 
 @inlined
@@ -144,8 +159,7 @@ def _put_all(queue, rows):
     _begin_anew(queue.words)
     for i in range(rows.shape[0]):
         if rows[i, image.OP] == image.LOOKUP:
-            _copy(rows, i, queue.lookups, queue.words[_END_LOOKUP] & (queue.lookups.shape[0] - 1))
-            queue.words[_END_LOOKUP] += 1
+            _put_lookup(queue, rows, i)
         else:
             _put_change(queue, rows, i, True)
 
@@ -165,11 +179,10 @@ def waits_behind(queue, rows, fields, out):
 
 @inlined
 def _room(queue):
-    """Rows of whatever kind for which there is room, with some left for changes that come back unsent."""
+    """Rows of whatever kind for which there is room, with some left for what comes back to be sent again."""
     words = queue.words
-    lookups = queue.lookups.shape[0] - (words[_END_LOOKUP] - words[_FIRST_LOOKUP])
-    changes = queue.changes.shape[0] - (words[_END] - words[_FIRST])
-    return min(lookups, changes - queue.lookups.shape[0])
+    lookups, changes = words[_END_LOOKUP] - words[_FIRST_LOOKUP], words[_END] - words[_FIRST]
+    return STORE_QUEUE_ROWS - max(lookups, changes)
 
 
 @kernel
@@ -192,7 +205,7 @@ def take(queue, rows, fields, most):
     taken = np.int64(0)
     while taken < most and words[_FIRST_LOOKUP] < words[_END_LOOKUP]:
         _copy(queue.lookups, words[_FIRST_LOOKUP] & (queue.lookups.shape[0] - 1), rows, taken)
-        fields[taken] = field_of(rows, taken, queue.keys)
+        fields[taken] = field_of(rows, taken, queue.keys, 0)
         words[_FIRST_LOOKUP] += 1
         taken += 1
     while taken < most and words[_FIRST] < words[_END]:
@@ -208,7 +221,10 @@ def take(queue, rows, fields, most):
 @kernel
 def _put_back(queue, rows, count):
     for i in range(count):
-        _put_change(queue, rows, i, False)
+        if rows[i, image.OP] == image.LOOKUP:
+            _put_lookup(queue, rows, i)
+        else:
+            _put_change(queue, rows, i, False)
 
 
 class Backlog:
@@ -216,10 +232,10 @@ class Backlog:
 
     def __init__(self, keys: Rows) -> None:
         self.queue = Queue(
-            changes=np.zeros((_CHANGES, image.COLUMNS), np.int64),
-            fields=np.zeros(_CHANGES, np.int64),
+            changes=np.zeros((_ROWS, image.COLUMNS), np.int64),
+            fields=np.zeros(_ROWS, np.int64),
             places=np.zeros(_PLACES, np.int64),
-            lookups=np.zeros((STORE_QUEUE_ROWS, image.COLUMNS), np.int64),
+            lookups=np.zeros((_ROWS, image.COLUMNS), np.int64),
             words=np.zeros(_WORDS, np.int64),
             keys=keys,
         )
@@ -254,8 +270,14 @@ class Backlog:
         return self.take(int(self._words[_END_LOOKUP] - self._words[_FIRST_LOOKUP]))
 
     def put_back(self, rows: Rows) -> None:
-        """Queue changes that did not get through, unless a later one of the same session waits."""
+        """Queue what did not get through; of changes only those for which no later one of the same session waits."""
         _put_back(self.queue, rows, len(rows))
+
+    def use_keys(self, keys: Rows) -> None:
+        """Tell sessions apart by other keys from now on: those of another secret."""
+        waiting = self.take(len(self))
+        self.queue = self.queue._replace(keys=keys)
+        self.put_back(waiting)
 
     def keep_writes(self, count: int) -> int:
         """Keep what outlives a lost connection, the newest ``count`` writes; returns how many were dropped.

@@ -48,7 +48,7 @@ class ClusterRouter:
     ) -> None:
         self.lobby = Backlog(trade.keys)
         self.links: list[Conversation] = []
-        self._trade, self._protocol = trade, protocol
+        self._trade, self.protocol = trade, protocol
         self._config, self._context, self._login = config, context, login
         self._distributor = Distributor(self.lobby)
         self._shards: dict[Address, Shard] = {}
@@ -85,6 +85,14 @@ class ClusterRouter:
             return
         while self._distributor.take():
             self._deliver(self._distributor.rows, self._distributor.fields)
+
+    def use_keys(self, keys: Rows) -> None:
+        """Have all links name and seal records by other keys, each as soon as nothing is under way there."""
+        self.protocol.move(0, keys)
+        self._trade.keys = keys
+        self.lobby.use_keys(keys)
+        for link in self.links:
+            link.use_keys(keys)
 
     @property
     def connected(self) -> bool:
@@ -179,7 +187,7 @@ class ClusterRouter:
         shard = self._shards.get(address)
         if shard is not None:
             return self._numbered.index(shard)
-        protocol = self._protocol.another()
+        protocol = self.protocol.another()
         shard = Shard(
             self._trade,
             protocol,
@@ -189,7 +197,7 @@ class ClusterRouter:
         )
         for link in shard.links:
             if self._is_agreed:
-                link.protocol.follow(self._protocol)
+                link.protocol.follow(self.protocol)
             link.on_greeted, link.on_lost, link.on_redirect = self._greeted, self._lost, self._redirect
         self._shards[address] = shard
         self._leaving[address] = time.monotonic_ns()
@@ -232,13 +240,13 @@ class ClusterRouter:
     def _greeted(self, link: Conversation) -> None:
         if not link.leads:
             return
-        if self._is_agreed and link.protocol.agrees_with(self._protocol):
+        if self._is_agreed and link.protocol.agrees_with(self.protocol):
             return
-        self._protocol.follow(link.protocol)
+        self.protocol.follow(link.protocol)
         for other in self.links:
             if other is not link:
                 other.protocol.follow(link.protocol)
-        self._bucket_slots = slots_of_buckets(self._protocol)
+        self._bucket_slots = slots_of_buckets(self.protocol)
         self._is_agreed = True
         self._settle_in()
 

@@ -8,6 +8,10 @@ Nothing that the server does or fails to do holds anybody up:
   last), deletes are dropped, for somebody else may own the session by then.
 
 While only changes are under way whose answers nobody waits for, these are read when there is something else to do.
+
+Once a second the server is asked for its time and for the layout (``layout.py``). Where records have other places from
+now on, or other secrets, what is under way is waited for and what follows goes there. A link that did not hear of the
+layout for LAYOUT_LEASE_NS, because its process stood still, asks again before it sends anything else.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import numpy as np
 
 from everwall.kernels import bound
 from everwall.limits import (
+    LAYOUT_LEASE_NS,
     LOOKUP_DEADLINE_NS,
     MS_NS,
     SECOND_NS,
@@ -129,6 +134,13 @@ class Conversation:
         """To be said on this link."""
         self._heard_ns = 0
         self._probed_ns = 0
+        self._confirmed_ns = 0
+        """When the layout was asked for that is known now."""
+        self._is_due = False
+        """Records have other places than those that are spoken of."""
+        self._new_keys: Rows | None = None
+        self._held = False
+        """Nothing but probes may be sent."""
 
         pipeline, buffer = self._idle[0].batch.pipeline, np.zeros(1, np.uint8)
         answers = trade.answers
@@ -155,14 +167,14 @@ class Conversation:
         if link is None:
             return self._dialer.wait_ns(now)
         listening = 0
-        if self._idle and (len(self.backlog) or self._asked or self._credentials):
+        if self._idle and ((len(self.backlog) and not self._held) or self._asked or self._credentials):
             wait_ns = 0
         else:
             wait_ns = self._probed_ns + _PROBE_NS - now
             if self._pipelines:
                 patience_ns = _TIMEOUT_NS if self._pipelines[0].late else LOOKUP_DEADLINE_NS
                 wait_ns = min(wait_ns, patience_ns - self._silence_ns(now))
-            if self._pipelines and self._idle and not self._hurried:
+            if self._pipelines and self._idle and not self._hurried and not self._held:
                 # Only changes are under way of which nobody waits to hear, and the next can be sent all the same.
                 wait_ns = min(wait_ns, _UNHURRIED_NS)
             else:
@@ -198,6 +210,10 @@ class Conversation:
     def authenticate(self, credentials: tuple[str, ...]) -> None:
         """Say another password on the link there is."""
         self._credentials = credentials
+
+    def use_keys(self, keys: Rows) -> None:
+        """Name and seal records by other keys, once nothing is under way."""
+        self._new_keys = keys
 
     def hang_up(self, reason: str) -> None:
         """Give the link up; another follows."""
@@ -245,7 +261,10 @@ class Conversation:
         self.link, self.rtt_ns, self.peer = arrival.link, arrival.rtt_ns, arrival.link.peer
         self._dialer.succeeded()
         self._heard_ns = self._probed_ns = time.monotonic_ns()
-        if greeting is not None:
+        if greeting is None:
+            self._confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
+        else:
+            self._confirmed_ns = arrival.monotonic_ns
             self._trade.clock.set(greeting.time_ns, arrival.monotonic_ns)
         if not self._replicas:
             self._trade.clock.count_connection()
@@ -262,7 +281,12 @@ class Conversation:
                 self._judge_silence()
             if self._credentials is not None or self._asked:
                 self._send_rare(link)
-            while self._idle and len(self.backlog):
+            if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
+                pipeline = self._idle.pop()
+                self.protocol.probe(pipeline.batch)
+                self._send(link, pipeline, probe=True)
+            self._held = not self._may_send()
+            while self._idle and len(self.backlog) and not self._held:
                 pipeline = self._idle.pop()
                 batch = pipeline.batch
                 rows, fields = batch.pipeline.rows, batch.pipeline.fields
@@ -271,10 +295,6 @@ class Conversation:
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
                 self._send(link, pipeline)
-            if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
-                pipeline = self._idle.pop()
-                self.protocol.probe(pipeline.batch)
-                self._send(link, pipeline, probe=True)
             if link.wants_to_send:
                 link.flush()
         except Exception as error:
@@ -294,6 +314,25 @@ class Conversation:
             if self._is_full:
                 break
         return heard
+
+    def _may_send(self) -> bool:
+        """Whether it is known where records lie; moves to their new places once nothing is under way."""
+        if self.protocol.watches and time.monotonic_ns() - self._confirmed_ns > LAYOUT_LEASE_NS:
+            return False
+        if self._is_due or self._new_keys is not None:
+            if self._pipelines:
+                return False
+            self._move()
+        return True
+
+    def _move(self) -> None:
+        keys, self._new_keys = self._new_keys, None
+        if keys is not None:
+            self.backlog.use_keys(keys)
+        moved = self.protocol.move(self._trade.clock.seconds(time.monotonic_ns()), keys)
+        if moved and self.leads:
+            self._trade.clock.count_move()
+        self._is_due = False
 
     def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool = False, asking: bool = False) -> None:
         pipeline.sent_ns, pipeline.probe, pipeline.late = time.monotonic_ns(), probe, 0
@@ -333,14 +372,15 @@ class Conversation:
                 link.buffer,
                 link.start,
                 link.end,
-                trade.keys,
+                self.protocol.keys,
                 now_s,
                 answers.ring,
                 answers.scratch,
                 answers.tally,
             )
             if again:
-                self.backlog.put_back(batch.rows[batch.outcomes == AGAIN])
+                rows = batch.rows[batch.outcomes == AGAIN]
+                self.backlog.put_back(rows[rows[:, image.OP] != image.LOOKUP] if pipeline.late else rows)
             if found == DONE:
                 if pipeline.hurried:
                     self._take_time(pipeline)
@@ -368,6 +408,10 @@ class Conversation:
                 raise ProtocolError("TIME was answered by something else")
             if self.leads:
                 self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._heard_ns) // 2, self.rtt_ns)
+            if self.protocol.watches:
+                self.protocol.hear(pipeline.batch.said)
+                self._confirmed_ns = pipeline.sent_ns
+                self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._heard_ns))
 
     def _redirect(self, pipeline: _Pipeline) -> None:
         redirects, pipeline.batch.redirects = pipeline.batch.redirects, []

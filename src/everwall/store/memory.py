@@ -11,9 +11,18 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from everwall.session.record import ORDER_BYTES, ORDER_OFFSET, OWNER_OFFSET
-from everwall.store.protocol import DELETE_SCRIPT, WRITE_SCRIPT, Command, ErrorReply, script_sha
+from everwall.session.record import EXPIRY_OFFSET, ORDER_BYTES, ORDER_OFFSET, OWNER_OFFSET, RECORD_BYTES
+from everwall.store.protocol import (
+    DELETE_SCRIPT,
+    MOVE_SCRIPT,
+    REPLACE_SCRIPT,
+    WRITE_SCRIPT,
+    Command,
+    ErrorReply,
+    script_sha,
+)
 
+Words = tuple[bytes, ...]
 _ORDER_END = ORDER_OFFSET + ORDER_BYTES
 
 
@@ -101,26 +110,56 @@ class MemoryStore:
         self.scripts.add(sha)
         return sha
 
+    def _hkeys(self, now: float, key: bytes) -> list[bytes]:
+        return list(self._hash(key))
+
     def _evalsha(self, now: float, sha: bytes, count: bytes, *rest: bytes) -> Any:
         if sha not in self.scripts:
             return ErrorReply("NOSCRIPT No matching script. Please use EVAL.")
-        apply = _SCRIPTS[sha]
-        keys, arguments = rest[: int(count)], rest[int(count) :]
-        return [apply(self, now, key, arguments[2 * i], arguments[2 * i + 1]) for i, key in enumerate(keys)]
+        return _SCRIPTS[sha](self, now, rest[: int(count)], rest[int(count) :])
 
-    def _write_newer(self, now: float, key: bytes, field: bytes, new: bytes) -> int | bytes:
-        old = self._hash(key).get(field)
-        if not _wins(new, old):
-            return old or b""
-        self._hset(now, key, field, new)
+    def _write_newer(self, now: float, keys: Words, arguments: Words) -> list[int | bytes]:
+        answers: list[int | bytes] = []
+        for key, field, new in zip(keys, arguments[::2], arguments[1::2], strict=True):
+            old = self._hash(key).get(field)
+            if _wins(new, old):
+                self._hset(now, key, field, new)
+            answers.append(1 if _wins(new, old) else old or b"")
+        return answers
+
+    def _delete_older(self, now: float, keys: Words, arguments: Words) -> list[int | bytes]:
+        answers: list[int | bytes] = []
+        for key, field, gone in zip(keys, arguments[::2], arguments[1::2], strict=True):
+            old = self._hash(key).get(field)
+            if _wins(gone, old):
+                self._hdel(now, key, field)
+            answers.append(1 if _wins(gone, old) else old or b"")
+        return answers
+
+    def _move(self, now: float, keys: Words, arguments: Words) -> int:
+        source, life = keys[0], max(self.expiries.get(keys[0], now) - now, int(arguments[-1]))
+        moved = 0
+        for key, field in zip(keys[1:], arguments[:-1], strict=True):
+            record, there = self._hash(source).get(field), self._hash(key).get(field)
+            if record and len(record) == RECORD_BYTES and _expiry(record) >= int(now):
+                if there is None or len(there) < _ORDER_END or not _wins(there, record):
+                    self._hset(now, key, field, record)
+                    for condition in (b"NX", b"GT"):
+                        self._expire(now, key, b"%d" % life, condition)
+                    moved += 1
+            self._hdel(now, source, field)
+        return moved
+
+    def _replace(self, now: float, keys: Words, arguments: Words) -> int:
+        if self._get(now, keys[0]) != arguments[0]:
+            return 0
+        self._set(now, keys[0], arguments[1])
         return 1
 
-    def _delete_older(self, now: float, key: bytes, field: bytes, gone: bytes) -> int | bytes:
-        old = self._hash(key).get(field)
-        if not _wins(gone, old):
-            return old or b""
-        self._hdel(now, key, field)
-        return 1
+
+def _expiry(record: bytes) -> int:
+    (seconds,) = struct.unpack_from(">I", record, EXPIRY_OFFSET)
+    return int(seconds)
 
 
 def _wins(new: bytes, old: bytes | None) -> bool:
@@ -141,11 +180,14 @@ _COMMANDS: dict[bytes, Callable[..., Any]] = {
     b"HGET": MemoryStore._hget,
     b"HSET": MemoryStore._hset,
     b"HDEL": MemoryStore._hdel,
+    b"HKEYS": MemoryStore._hkeys,
     b"EXPIRE": MemoryStore._expire,
     b"SCRIPT": MemoryStore._script,
     b"EVALSHA": MemoryStore._evalsha,
 }
-_SCRIPTS: dict[bytes, Callable[..., int | bytes]] = {
+_SCRIPTS: dict[bytes, Callable[..., Any]] = {
     script_sha(WRITE_SCRIPT): MemoryStore._write_newer,
     script_sha(DELETE_SCRIPT): MemoryStore._delete_older,
+    script_sha(MOVE_SCRIPT): MemoryStore._move,
+    script_sha(REPLACE_SCRIPT): MemoryStore._replace,
 }

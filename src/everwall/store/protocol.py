@@ -4,13 +4,19 @@ Requests are rows of ``session.image``; ``encode`` turns those of a batch into t
 commands, the caller sends these, and ``read`` says what the bytes that come back mean for each. The layout, for
 cluster ``prefix``:
 
-* ``{prefix}:buckets``: how many buckets there are, agreed by whoever comes first;
+* ``{prefix}:buckets``: how many buckets there are, agreed by whoever comes first, and which epoch of them it is
+  (``layout.py``);
 * ``{prefix:epoch:bucket}``: a hash with the records of about 64 sessions; the bucket, in hexadecimal, is the
   record's field modulo the number of buckets. So few fields of so few bytes keep Redis's compact encoding.
 
 Order within one pipeline: first writes, then compared writes, deletes, look-ups. The comparison makes the
 order of writes and deletes of one session immaterial; look-ups come last so that a session deleted in
 the same breath is not found again.
+
+A record lies in one of up to four *places*: an epoch, and a secret that names and seals it. Outside a change of the
+number of buckets and the rotation of the secret there is one. The first place is written to. Look-ups ask all of them
+and take the latest record; what is written is then cleared from the others, by comparison, so that records move as they
+are refreshed; a delete goes to all (``resp.py``, ``replies.py``).
 """
 
 from __future__ import annotations
@@ -26,17 +32,23 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import bound
-from everwall.limits import BUCKETS_DEFAULT, SESSIONS_PER_BUCKET, STORE_BATCH_RECORDS, STORE_PREFIX_DEFAULT
+from everwall.limits import (
+    BUCKETS_DEFAULT,
+    BUCKETS_MAX,
+    SECOND_NS,
+    SESSIONS_PER_BUCKET,
+    STORE_BATCH_RECORDS,
+    STORE_PREFIX_DEFAULT,
+)
 from everwall.session import image
+from everwall.session.record import KEY_WORDS
 from everwall.store import replies, resp
+from everwall.store.layout import Epoch, Layout, LayoutError, meta_key, parse
 
 Command = tuple[bytes, ...]
 Rows = npt.NDArray[np.int64]
 Buffer = npt.NDArray[np.uint8]
 _pack = cast(Callable[[Command], bytes], hiredis.pack_command)
-
-EPOCH = 0
-BUCKETS_MAX = 1 << 24
 
 
 class ErrorReply(Exception):
@@ -52,9 +64,9 @@ class ProtocolError(Exception):
     """The server answered something that no Redis answers, or another layout is in use there."""
 
 
-def _script(name: str) -> bytes:
+def _script(*names: str) -> bytes:
     folder = resources.files("everwall.store") / "scripts"
-    return (folder / "order.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return b"".join((folder / f"{name}.lua").read_bytes() for name in names)
 
 
 def script_sha(script: bytes) -> bytes:
@@ -62,12 +74,15 @@ def script_sha(script: bytes) -> bytes:
     return hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
 
 
-WRITE_SCRIPT = _script("write")
-DELETE_SCRIPT = _script("delete")
+WRITE_SCRIPT = _script("order", "write")
+DELETE_SCRIPT = _script("order", "delete")
+MOVE_SCRIPT = _script("order", "move")
+REPLACE_SCRIPT = _script("replace")
 _LOAD_SCRIPTS: list[Command] = [(b"SCRIPT", b"LOAD", WRITE_SCRIPT), (b"SCRIPT", b"LOAD", DELETE_SCRIPT)]
 _LOAD_SCRIPTS_DATA = b"".join([_pack(command) for command in _LOAD_SCRIPTS])
 _TIME = _pack((b"TIME",))
 _ASKING = _pack((b"ASKING",))
+_EPOCH_DIGITS = 11  # and a colon
 RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"}
 """Errors of a server that is not, or no longer, the one to speak to: the name is resolved anew."""
 _SHAS = np.array([list(script_sha(WRITE_SCRIPT)), list(script_sha(DELETE_SCRIPT))], np.uint8)
@@ -117,7 +132,12 @@ class StoreBatch:
     def told_ns(self) -> int:
         """The answer to ``probe``: store time, ns; 0 when there is none."""
         seconds, microseconds = self.pipeline.cursor[replies.SECONDS : replies.MICROSECONDS + 1].tolist()
-        return int(seconds) * 1_000_000_000 + int(microseconds) * 1000
+        return int(seconds) * SECOND_NS + int(microseconds) * 1000
+
+    @property
+    def said(self) -> bytes | None:
+        """The rest of the answer to ``probe``: what is under the key of the layout; None when nothing is."""
+        return bytes(self.pipeline.said[: self.pipeline.cursor[replies.SAID]]) or None
 
     @property
     def loads_scripts(self) -> bool:
@@ -137,14 +157,16 @@ class StoreBatch:
     def spoken_for(self) -> list[list[int]]:
         """For each command the rows it speaks for."""
         each: list[list[int]] = [[] for _ in _LOAD_SCRIPTS] if self.loads_scripts else []
-        counts = self.pipeline.counts.tolist()
-        order, at = self.pipeline.order[: self.count].tolist(), 0
+        counts, others = self.pipeline.counts.tolist(), int(self.pipeline.cursor[resp.OTHERS])
+        order, at = self.pipeline.order.tolist(), 0
         most = int(self.pipeline.cursor[resp.CALL_RECORDS])
-        sizes = (1, most, most, 1)
-        for count, size in zip(counts[: resp.HOUSEKEEPING], sizes, strict=True):
-            end = at + count
-            each += [order[k : min(k + size, end)] for k in range(at, end, size)]
-            at = end
+        for kind, count in enumerate(counts[: resp.HOUSEKEEPING]):
+            size = most if kind in (resp.WRITES, resp.DELETES, resp.CLEARS) else 1
+            parts = others if kind == resp.CLEARS else 1
+            for _ in range(parts):
+                end = at + count // parts
+                each += [order[k : min(k + size, end)] for k in range(at, end, size)]
+                at = end
         return each + [[] for _ in range(counts[resp.HOUSEKEEPING])]
 
 
@@ -156,7 +178,8 @@ class Decoded:
     """Reply rows: each is its request's row, ``OP`` says the outcome; FOUND rows carry the stored session.
     FAILED is the answer to look-ups only."""
     again: Rows
-    """Requests to encode once more: the server had lost the scripts, or a forged record was in the way."""
+    """Requests to encode once more: the server had lost the scripts, a forged record was in the way, or other places
+    are to be cleared or asked."""
     unwritten: Rows
     """Writes and deletes that the server refused; refreshing tries again in its time."""
     errors: list[ErrorReply]
@@ -176,6 +199,7 @@ class Greeting:
     time_ns: int
     """Store time: the server's clock, nanoseconds since the Unix epoch."""
     buckets: int
+    """Of the epoch that is written to."""
     server: str
     """Name and version, for example ``redis 7.0.15``."""
 
@@ -191,7 +215,8 @@ class Protocol:
         *,
         clustered: bool = False,
     ) -> None:
-        """``clustered``: keys are parted among servers, so that a script call may name one only.
+        """``buckets``: how many there shall be where no node has said so yet. ``clustered``: keys are parted among
+        servers, so that a script call may name one only, and a record has one place.
 
         Raises ValueError for a prefix that could not stand in a key, or a bucket count out of range.
         """
@@ -201,19 +226,68 @@ class Protocol:
             )
         if not 1 <= buckets <= BUCKETS_MAX:
             raise ValueError(f"buckets must be 1 to {BUCKETS_MAX}, got {buckets}")
-        self.buckets = buckets
+        self.layout = Layout(Epoch(0, buckets))
+        """What the cluster has agreed on, as far as this node has heard."""
+        self.keys = keys
+        """Of the secrets, the one that is written first."""
+        self.meta_key = meta_key(prefix)
         self._prefix, self._clustered = prefix, clustered
-        self.meta_key = b"{%s}:buckets" % prefix.encode()
-        self._wording = resp.Wording(
-            keys=keys,
-            prefix=np.array(list(b"{%s:%d:" % (prefix.encode(), EPOCH)), np.uint8),
-            shas=_SHAS,
-            lives_until=np.zeros(buckets, np.int64),
-            call_records=np.int64(1 if clustered else resp.SCRIPT_RECORDS),
-        )
+        self._stem = np.array(list(b"{%s:" % prefix.encode()), np.uint8)
+        self._epochs: tuple[Epoch, ...] = ()
+        self._wording = self._worded(self.layout.epochs(0))
+        # The layout's key is on one server of several; there nobody changes it under running nodes.
+        self._probe = _TIME if clustered else _TIME + _pack((b"GET", self.meta_key))
         self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
         self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._load_scripts = True
+
+    # Places ----------------------------------------------------------------------------------------
+
+    @property
+    def buckets(self) -> int:
+        """Of the epoch that is written to."""
+        return self._epochs[0].buckets
+
+    @property
+    def places(self) -> int:
+        """How many places a record may lie in."""
+        return 1 + len(self._wording.others)
+
+    def is_due(self, now_s: int) -> bool:
+        """Whether at ``now_s`` of store time records have other places than those this protocol speaks of."""
+        return self.layout.epochs(now_s) != self._epochs
+
+    def move(self, now_s: int, keys: Rows | None = None) -> bool:
+        """Speak of the places that hold at ``now_s``, and of other ``keys``, those of other secrets, if there are any.
+
+        To be called while no batch is under way. Returns whether something else is written to than before: then the
+        live sessions have to be written once more.
+        """
+        before, written = self._epochs[0], self.keys[:KEY_WORDS].tolist()
+        if keys is not None:
+            self.keys = keys
+        self._wording = self._worded(self.layout.epochs(now_s))
+        return self._epochs[0] != before or self.keys[:KEY_WORDS].tolist() != written
+
+    def _worded(self, epochs: tuple[Epoch, ...]) -> resp.Wording:
+        current = epochs[0]
+        secrets = range(len(self.keys) // KEY_WORDS)
+        places = [(secret, epoch.number, epoch.buckets) for secret in secrets for epoch in epochs]
+        if self._clustered:
+            places = places[:1]
+        lives_until = np.zeros(current.buckets, np.int64)
+        if self._epochs and self._epochs[0] == current:
+            lives_until = self._wording.lives_until
+        self._epochs = epochs
+        return resp.Wording(
+            keys=self.keys,
+            prefix=np.array([*self._stem.tolist(), *b"%d:" % current.number], np.uint8),
+            shas=_SHAS,
+            lives_until=lives_until,
+            stem=self._stem,
+            others=np.array(places[1:], np.int64).reshape(-1, 3),
+            call_records=np.int64(1 if self._clustered else resp.SCRIPT_RECORDS),
+        )
 
     # Connecting ------------------------------------------------------------------------------------
 
@@ -223,7 +297,7 @@ class Protocol:
         self._load_scripts = True
         self._wording.lives_until[:] = 0
         return [
-            (b"SET", self.meta_key, b"%d" % self.buckets, b"NX"),
+            (b"SET", self.meta_key, str(self.layout).encode(), b"NX"),
             (b"GET", self.meta_key),
             (b"INFO", b"server"),
             (b"TIME",),
@@ -231,7 +305,12 @@ class Protocol:
 
     def another(self) -> Protocol:
         """The same for another connection: what one of them learns, the other does not know."""
-        return Protocol(self._wording.keys, self._prefix, self.buckets, clustered=self._clustered)
+        return Protocol(self.keys, self._prefix, self.buckets, clustered=self._clustered)
+
+    @property
+    def watches(self) -> bool:
+        """Whether ``probe`` asks for the layout as well: what is known of it holds for a while only."""
+        return not self._clustered
 
     @property
     def bucket_prefix(self) -> Buffer:
@@ -240,12 +319,13 @@ class Protocol:
 
     def agrees_with(self, other: Protocol) -> bool:
         """Whether both put a session into the same bucket."""
-        return self.buckets == other.buckets
+        return self._epochs[0] == other._epochs[0]
 
     def follow(self, leader: Protocol) -> None:
-        """Use the buckets that another connection has agreed on."""
-        self.buckets = leader.buckets
-        self._wording = self._wording._replace(lives_until=np.zeros(self.buckets, np.int64))
+        """Use the places that another connection has agreed on."""
+        self.layout = leader.layout
+        self._wording = self._worded(leader._epochs)
+        self._wording.lives_until[:] = 0
 
     def following(self) -> list[Command]:
         """What to send first on a connection that only follows."""
@@ -264,41 +344,50 @@ class Protocol:
         return _server_name(answers[0])
 
     def greet(self, answers: Sequence[Any]) -> Greeting:
-        """Take the answers to ``greeting``; from here on the cluster's own bucket count is used.
+        """Take the answers to ``greeting``; from here on the cluster's own layout is used.
 
-        Raises ErrorReply with the server's error, ProtocolError when the answers make no sense.
+        Raises ErrorReply with the server's error, ProtocolError when the answers make no sense, or the layout is of
+        another version.
         """
         for reply in answers:
             if isinstance(reply, ErrorReply):
                 raise reply
         _, agreed, info, time = answers
+        time_ns = store_time_ns(time)
+        self.hear(agreed)
+        self.move(time_ns // SECOND_NS)
+        return Greeting(time_ns, self.buckets, _server_name(info))
+
+    def hear(self, agreed: bytes | None) -> None:
+        """Take what is under the key of the layout. Raises ProtocolError when that is no layout of this version.
+
+        Nothing is there where the server has lost everything: what this node knows holds, and with its next connection
+        it says so.
+        """
+        if agreed is None:
+            return
         try:
-            buckets = int(agreed)
-        except (TypeError, ValueError):
-            buckets = 0
-        if not 1 <= buckets <= BUCKETS_MAX:
-            raise ProtocolError(f"{self.meta_key.decode()} holds no bucket count: {agreed!r}")
-        if buckets != self.buckets:
-            self.buckets = buckets
-            self._wording = self._wording._replace(lives_until=np.zeros(buckets, np.int64))
-        return Greeting(store_time_ns(time), buckets, _server_name(info))
+            self.layout = parse(agreed)
+        except LayoutError as error:
+            raise ProtocolError(f"{self.meta_key.decode()} {error}") from error
 
     def room(self, count: int = STORE_BATCH_RECORDS) -> StoreBatch:
         """An empty batch for so many requests; it may be used again once it is answered."""
-        return StoreBatch(count, len(self._wording.prefix))
+        return StoreBatch(count, len(self._stem) + _EPOCH_DIGITS)
 
     # Requests --------------------------------------------------------------------------------------
 
     def probe(self, batch: StoreBatch) -> None:
-        """Fill a batch with a question that changes nothing: the server's time."""
+        """Fill a batch with questions that change nothing: the server's time, and the layout."""
         batch.count, batch.errors = 0, []
         resp.encode(batch.pipeline, 0, self._wording, 0)
-        batch.pipeline.counts[resp.HOUSEKEEPING] = 1
-        batch.data = memoryview(_TIME)
+        batch.pipeline.counts[resp.HOUSEKEEPING] = 2 if self.watches else 1
+        batch.data = memoryview(self._probe)
 
     def authenticate(self, batch: StoreBatch, credentials: Sequence[str]) -> None:
         """Fill a batch with a password, or user and password."""
         self.probe(batch)
+        batch.pipeline.counts[resp.HOUSEKEEPING] = 1
         batch.data = memoryview(_pack((b"AUTH", *(word.encode() for word in credentials))))
 
     def encode_asking(self, batch: StoreBatch, now_s: int) -> None:
@@ -329,7 +418,8 @@ class Protocol:
         if size < 0:
             raise ValueError("rows that are no requests")
         batch.data = batch.room[:size]
-        if self._load_scripts and pipeline.counts[resp.WRITES] + pipeline.counts[resp.DELETES]:
+        counts = pipeline.counts
+        if self._load_scripts and counts[resp.WRITES] + counts[resp.DELETES] + counts[resp.CLEARS]:
             batch.data = memoryview(_LOAD_SCRIPTS_DATA + bytes(batch.data))
             pipeline.cursor[replies.LOADS] = len(_LOAD_SCRIPTS)
             self._load_scripts = False
@@ -373,11 +463,13 @@ class Protocol:
         self._wording.lives_until[:] = 0  # a bucket that could not be written has no expiry either
         batch.errors.append(error)
         pipeline = batch.pipeline
-        kind, first, count = (int(number) for number in replies.command(pipeline))
+        kind, first, count, _ = (int(number) for number in replies.command(pipeline))
+        rows = pipeline.order[first : first + count]
         outcome = replies.UNWRITTEN
-        if kind == resp.LOOKUPS:
+        if kind in (resp.LOOKUPS, resp.LOOKUPS_ELSEWHERE):
             outcome = image.FAILED
-        elif kind in (resp.WRITES, resp.DELETES) and error.code == "NOSCRIPT":
+            rows = rows[pipeline.outcomes[rows] != image.FOUND]
+        elif kind in (resp.WRITES, resp.DELETES, resp.CLEARS) and error.code == "NOSCRIPT":
             self._load_scripts = True
             if not batch.loads_scripts:
                 outcome = replies.AGAIN
@@ -385,8 +477,8 @@ class Protocol:
             pipeline.cursor[replies.HOLDERS] = 0
         elif error.code in ("MOVED", "ASK"):
             outcome = replies.ELSEWHERE
-            batch.redirects.append((error, pipeline.rows[pipeline.order[first : first + count]]))
-        pipeline.outcomes[pipeline.order[first : first + count]] = outcome
+            batch.redirects.append((error, pipeline.rows[rows]))
+        pipeline.outcomes[rows] = outcome
         replies.advance(pipeline, count)
 
     def decode(self, batch: StoreBatch, data: bytes, now_s: int) -> Decoded:
@@ -396,6 +488,7 @@ class Protocol:
         if not complete or behind != len(buffer):
             raise ProtocolError(f"{len(data)} bytes are no replies to {len(batch.commands)} commands")
         outcomes, rows = batch.outcomes, batch.rows.copy()
+        outcomes[outcomes == image.FOREIGN] = image.REFUSED
         again, unwritten = outcomes == replies.AGAIN, outcomes == replies.UNWRITTEN
         repeated, refused = rows[again], rows[unwritten]
         rows[:, image.OP] = outcomes
@@ -422,7 +515,7 @@ def store_time_ns(reply: Any) -> int:
     """The answer to TIME, seconds and microseconds, as nanoseconds. Raises ProtocolError."""
     try:
         seconds, microseconds = reply
-        return int(seconds) * 1_000_000_000 + int(microseconds) * 1000
+        return int(seconds) * SECOND_NS + int(microseconds) * 1000
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"TIME was answered by {reply!r}") from error
 

@@ -25,7 +25,7 @@ from everwall.kernels import bound
 from everwall.limits import CLUSTER_SECRET_BYTES_MIN, MS_NS, SECOND_NS, STORE_TIMEOUT_S
 from everwall.rings import Ring, make_ring, ring_length, ring_push
 from everwall.session import image
-from everwall.session.record import derive_keys
+from everwall.session.record import derive_keys, fingerprints
 from everwall.store.answers import Answers, StoreClock
 from everwall.store.backlog import Backlog, collect, take
 from everwall.store.clients import find_primary
@@ -34,15 +34,15 @@ from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade
 from everwall.store.link import Arrival, connect
 from everwall.store.protocol import Command, Protocol, Rows
-from everwall.store.replies import TALLY, UNREPLICATED, UNWRITTEN, settle
+from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNREPLICATED, UNWRITTEN, settle
 from everwall.store.router import Router
 
 __all__ = ["RedisStore", "StoreConfig", "make_clock", "warm"]
 
 
 def make_clock() -> npt.NDArray[np.int64]:
-    """The array in which the thread tells store time and the number of connections made."""
-    return np.zeros(2, np.int64)
+    """The array in which the thread tells store time, connections made, and moves to other places of records."""
+    return np.zeros(3, np.int64)
 
 
 class RedisStore:
@@ -73,6 +73,8 @@ class RedisStore:
         self._router = self._make_router(keys, buckets)
         self._credentials: tuple[str, ...] | None = None
         """A new password that was not said on the links yet."""
+        self._new_keys: Rows | None = None
+        """Those of other secrets, which the links do not use yet."""
         self._looked_up = self._dropped = 0
         self._collect: Any = bound(collect, self._router.lobby.queue, requests)
 
@@ -114,6 +116,17 @@ class RedisStore:
             self._credentials = self._login.get_credentials()
             os.eventfd_write(self._wake_fd, 1)
 
+    def use_keys(self, keys: Rows) -> None:
+        """Name and seal records by other keys from now on, those of other secrets; may be called from any thread."""
+        self._new_keys = keys
+        os.eventfd_write(self._wake_fd, 1)
+
+    @property
+    def refused(self) -> tuple[int, int]:
+        """Records that did not open, and genuine ones of another version."""
+        tally = self._answers.tally
+        return int(tally[image.REFUSED]), int(tally[image.FOREIGN])
+
     def status(self) -> dict[str, Any]:
         """What the operator sees; may be called from any thread."""
         tally, router, trade = self._answers.tally.tolist(), self._router, self._trade
@@ -127,13 +140,17 @@ class RedisStore:
             "auth": self._login.is_needed,
             "rtt_ms": round(max((link.rtt_ns for link in links), default=0) / MS_NS, 3),
             "skew_ms": round(self._clock.skew_ns(time.time_ns(), time.monotonic_ns()) / MS_NS, 1),
+            "layout": str(self._router.protocol.layout),
+            "secrets": ", ".join(fingerprints(self._router.protocol.keys)),
             "connections": self._clock.connections,
             "queue": router.waiting + int(ring_length(self._requests)),
             "pipelines": sum(link.pipelines for link in links),
             "looked_up": self._looked_up,
             "found": tally[image.FOUND],
             "missing": tally[image.MISSING],
+            "found_elsewhere": tally[FROM_ELSEWHERE],
             "refused": tally[image.REFUSED],
+            "refused_version": tally[image.FOREIGN],
             "failed": tally[image.FAILED],
             "unwritten": tally[UNWRITTEN],
             "unreplicated": tally[UNREPLICATED],
@@ -152,6 +169,9 @@ class RedisStore:
         try:
             while not self._finished():
                 self._wait()
+                if self._new_keys is not None:
+                    keys, self._new_keys = self._new_keys, None
+                    router.use_keys(keys)
                 self._looked_up += self._collect(router.lobby.queue, self._requests)
                 router.step()
                 for link in router.links:

@@ -4,6 +4,12 @@ Replies come in the order of the commands of a pipeline (``resp.py``): the loadi
 writes, writes, deletes, look-ups and housekeeping. A reply is read once it is there as a whole. What
 the server sends is not believed: nothing beyond the received bytes is read, and a reply of another kind than was
 asked for ends the conversation.
+
+While a record may lie in several places, a look-up is answered by the latest of the records found: of its start and
+generation, whatever the place. A write that was made is sent AGAIN as what clears the other places: not together with
+it, because a server that is out of memory refuses the one and carries out the other. So a record that moves is in two
+places for a moment and never in none; but a look-up may ask for it here before it comes and there after it went, so one
+that finds nothing is sent AGAIN as well, once.
 """
 
 from __future__ import annotations
@@ -13,7 +19,19 @@ import numpy as np
 from everwall.kernels import inlined, kernel
 from everwall.rings import ring_push
 from everwall.session import image, record
-from everwall.store.resp import CALL_RECORDS, DELETES, FIRSTS, HOUSEKEEPING, LOOKUPS, WRITES
+from everwall.store.resp import (
+    CALL_RECORDS,
+    CLEARS,
+    DELETES,
+    ENTRIES,
+    FIRSTS,
+    HOUSEKEEPING,
+    LOOKUPS,
+    LOOKUPS_ELSEWHERE,
+    OTHERS,
+    SECRET,
+    WRITES,
+)
 
 # Indices of a pipeline's ``cursor``
 NEXT = 0  # index into ``order`` of the first row without an outcome
@@ -23,10 +41,14 @@ TEXT, TEXT_END = 3, 4  # where an error's text lies in the buffer
 SECONDS, MICROSECONDS = 5, 6  # the answer to TIME
 GIVEN = 7  # rows whose answers the worker has
 REPLICAS, HOLDERS = 9, 10  # how many replicas are waited for, and how many have it, as WAIT says last of all
+SAID = 14  # bytes of ``said``
+FOUND_ELSEWHERE = 15  # look-ups that were answered from another place than the one that is written to
+AGAINS = 16  # rows that were given as AGAIN
 
 # What became of a row beside the replies of ``image``
 AGAIN = 1
-"""To be sent once more: the scripts were lost, or what stood against a write was no valid record."""
+"""To be sent once more: the scripts were lost, what stood against a write was no valid record, or the other places are
+to be cleared or asked once more."""
 UNWRITTEN = 2
 """The server refused; refreshing tries again in its time."""
 
@@ -49,7 +71,9 @@ FULL = 4
 
 GIVEN_ANSWERS = 0
 """Index into the tally of outcomes: answers handed to the worker."""
-TALLY = image.LOST + 1
+FROM_ELSEWHERE = image.FOREIGN + 1
+"""Index into the tally: look-ups that were answered from another place."""
+TALLY = FROM_ELSEWHERE + 1
 
 _NOT_YET = -1
 _BROKEN = -2
@@ -115,26 +139,37 @@ def _whole(data, at, end):
 
 @inlined
 def command(pipeline):
-    """(kind, first, count): whose turn it is; rows are ``order[first : first + count]``."""
+    """(kind, first, count, place): whose turn it is; rows are ``order[first : first + count]``.
+
+    The place is 0 for the one that is written to, else 1 more than an index into ``others``.
+    """
     cursor, counts = pipeline.cursor, pipeline.counts
     first = cursor[NEXT]
     if cursor[LOADS] > 0:
-        return HOUSEKEEPING, first, np.int64(0)
+        return HOUSEKEEPING, first, np.int64(0), np.int64(0)
     end = np.int64(0)
     for kind in range(HOUSEKEEPING):
         end += counts[kind]
         if first < end:
+            if kind == CLEARS or kind == LOOKUPS_ELSEWHERE:
+                each, passed = counts[kind] // cursor[OTHERS], first - (end - counts[kind])
+                size = min(cursor[CALL_RECORDS], each - passed % each) if kind == CLEARS else np.int64(1)
+                return kind, first, size, passed // each + 1
             compared = kind == WRITES or kind == DELETES
-            return kind, first, min(cursor[CALL_RECORDS], end - first) if compared else np.int64(1)
-    return HOUSEKEEPING, first, np.int64(0)
+            size = min(cursor[CALL_RECORDS], end - first) if compared else np.int64(1)
+            return kind, first, size, np.int64(0)
+    return HOUSEKEEPING, first, np.int64(0), np.int64(0)
 
 
 @inlined
 def is_answered(pipeline):
     """Whether every command has its reply."""
-    cursor, counts = pipeline.cursor, pipeline.counts
-    rows = counts[FIRSTS] + counts[WRITES] + counts[DELETES] + counts[LOOKUPS]
-    return cursor[LOADS] == 0 and cursor[NEXT] == rows and cursor[KEPT] == counts[HOUSEKEEPING]
+    cursor = pipeline.cursor
+    return (
+        cursor[LOADS] == 0
+        and cursor[NEXT] == cursor[ENTRIES]
+        and cursor[KEPT] == pipeline.counts[HOUSEKEEPING]
+    )
 
 
 @kernel
@@ -150,30 +185,49 @@ def advance(pipeline, count):
 
 
 @inlined
-def _copy_flow(rows, i, scratch):
+def _copy_row(rows, i, target, k):
     for column in range(image.COLUMNS):
-        scratch[0, column] = rows[i, column]
+        target[k, column] = rows[i, column]
 
 
 @kernel
-def _take_kept(pipeline, i, data, at, size, keys, scratch, now_s):
-    """A compared change was not made because of the record at ``at``: the session is lost, if that is a valid one."""
-    rows = pipeline.rows
-    if rows[i, image.OP] != image.WRITE:
-        pipeline.outcomes[i] = image.LOST
+def _take_kept(pipeline, i, kind, secret, data, at, size, keys, scratch, now_s):
+    """A compared change was not made because of the record at ``at``: the session is lost, if that is a valid one.
+
+    A genuine record of another version counts, although nobody here can read it.
+    """
+    rows, outcomes = pipeline.rows, pipeline.outcomes
+    if kind == DELETES:
+        outcomes[i] = image.LOST
         return
     valid = False
     if size == record.RECORD_BYTES:
-        _copy_flow(rows, i, scratch)
-        record.open_record(scratch, 0, keys, data, at)
-        valid = scratch[0, image.OP] == image.FOUND and scratch[0, image.EXPIRY] >= now_s
-    pipeline.outcomes[i] = image.LOST if valid else AGAIN
-    if not valid:
+        _copy_row(rows, i, scratch, 0)
+        record.open_record(scratch, 0, keys, secret, data, at)
+        genuine = scratch[0, image.OP] == image.FOUND or scratch[0, image.OP] == image.FOREIGN
+        valid = genuine and record.expiry_in(data, at) >= now_s
+    if valid:
+        outcomes[i] = image.LOST
+    elif kind == WRITES:
+        outcomes[i] = AGAIN
         rows[i, image.OP] = image.WRITE_FIRST
+    elif outcomes[i] == 0:
+        outcomes[i] = image.WRITTEN  # what cannot be cleared there is no record
+
+
+@inlined
+def _take_made(pipeline, i, kind):
+    """A compared change was made: a write is to be followed by the clearing of the other places, if there are any."""
+    outcomes = pipeline.outcomes
+    if kind == WRITES and pipeline.cursor[OTHERS] > 0:
+        outcomes[i] = AGAIN
+        pipeline.rows[i, image.OP] = image.CLEAR
+    elif outcomes[i] == 0:
+        outcomes[i] = image.WRITTEN
 
 
 @kernel
-def _take_array(pipeline, first, count, data, at, keys, scratch, now_s):
+def _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, now_s):
     """The reply of a script: for each record 1, or the record that stays instead. Returns whether it is one."""
     stop = at
     while data[stop] != 13:
@@ -188,9 +242,9 @@ def _take_array(pipeline, first, count, data, at, keys, scratch, now_s):
             stop += 1
         number = _number(data, at + 1, stop)
         if data[at] == _COLON and number == 1:
-            pipeline.outcomes[i] = image.WRITTEN
+            _take_made(pipeline, i, kind)
         elif data[at] == _DOLLAR and number >= 0:
-            _take_kept(pipeline, i, data, stop + 2, number, keys, scratch, now_s)
+            _take_kept(pipeline, i, kind, secret, data, stop + 2, number, keys, scratch, now_s)
             stop += number + 2
         else:
             return False
@@ -198,40 +252,64 @@ def _take_array(pipeline, first, count, data, at, keys, scratch, now_s):
     return True
 
 
+@inlined
+def _open(rows, i, keys, secret, data, at, size, now_s):
+    """Read the record of so many bytes into row ``i``, -1 = there is none; returns what it is. OP is LOOKUP again."""
+    if size < 0:
+        return image.MISSING
+    if size != record.RECORD_BYTES:
+        return image.REFUSED
+    record.open_record(rows, i, keys, secret, data, at)
+    outcome = rows[i, image.OP]
+    rows[i, image.OP] = image.LOOKUP
+    if outcome == image.FOUND and rows[i, image.EXPIRY] < now_s:
+        return image.MISSING
+    return outcome
+
+
 @kernel
 def _take_lookup(pipeline, i, data, at, keys, now_s):
-    """The reply to HGET. Returns whether it is one."""
+    """The reply to HGET in the place that is written to. Returns whether it is one."""
     stop = at
     while data[stop] != 13:
         stop += 1
     if data[at] != _DOLLAR:
         return False
     size = _number(data, at + 1, stop)
-    if size < 0:
-        pipeline.outcomes[i] = image.MISSING
-        return True
-    if size != record.RECORD_BYTES:
-        pipeline.outcomes[i] = image.REFUSED
-        return True
-    rows = pipeline.rows
-    record.open_record(rows, i, keys, data, stop + 2)
-    outcome = rows[i, image.OP]
-    rows[i, image.OP] = image.LOOKUP
-    if outcome == image.FOUND and rows[i, image.EXPIRY] < now_s:
-        outcome = image.MISSING
-    pipeline.outcomes[i] = outcome
+    pipeline.outcomes[i] = _open(pipeline.rows, i, keys, np.int64(0), data, stop + 2, size, now_s)
     return True
 
 
 @kernel
-def _take_housekeeping(pipeline, data, at):
-    """The reply to TIME, two bulk strings, or to WAIT, a number after which nothing comes; others are let be."""
-    if data[at] == _COLON:
-        stop = at
-        while data[stop] != 13:
-            stop += 1
-        pipeline.cursor[HOLDERS] = _number(data, at + 1, stop)
-    if data[at] != _STAR or data[at + 1] != 50:
+def _take_elsewhere(pipeline, i, place, data, at, keys, scratch, now_s):
+    """The reply to HGET in another place. Returns whether it is one."""
+    stop = at
+    while data[stop] != 13:
+        stop += 1
+    if data[at] != _DOLLAR:
+        return False
+    size = _number(data, at + 1, stop)
+    rows, outcomes, cursor = pipeline.rows, pipeline.outcomes, pipeline.cursor
+    _copy_row(rows, i, scratch, 0)
+    found = _open(scratch, 0, keys, pipeline.others[place - 1, SECRET], data, stop + 2, size, now_s)
+    if found == image.FOUND:
+        first = outcomes[i] != image.FOUND
+        if first or record.is_later(scratch, 0, rows, i):
+            _copy_row(scratch, 0, rows, i)
+            outcomes[i] = image.FOUND
+            cursor[FOUND_ELSEWHERE] += first
+    elif outcomes[i] == image.MISSING:
+        outcomes[i] = found
+    if place == cursor[OTHERS] and outcomes[i] == image.MISSING and rows[i, image.ASKED] == 0:
+        rows[i, image.ASKED] = 1
+        outcomes[i] = AGAIN
+    return True
+
+
+@kernel
+def _take_time(pipeline, data, at):
+    """The reply to TIME, two bulk strings."""
+    if data[at + 1] != 50:
         return
     at += 4
     for word in range(2):
@@ -244,6 +322,27 @@ def _take_housekeeping(pipeline, data, at):
         at = stop + 2
         pipeline.cursor[SECONDS + word] = _number(data, at, at + size)
         at += size + 2
+
+
+@kernel
+def _take_holders(pipeline, data, at):
+    """The reply to WAIT, a number after which nothing comes; numbers before it say nothing."""
+    stop = at
+    while data[stop] != 13:
+        stop += 1
+    pipeline.cursor[HOLDERS] = _number(data, at + 1, stop)
+
+
+@kernel
+def _take_said(pipeline, data, at):
+    """A bulk string, as much of it as there is room for."""
+    stop = at
+    while data[stop] != 13:
+        stop += 1
+    size = min(max(_number(data, at + 1, stop), 0), pipeline.said.shape[0])
+    for k in range(size):
+        pipeline.said[k] = data[stop + 2 + k]
+    pipeline.cursor[SAID] = size
 
 
 @kernel
@@ -262,17 +361,29 @@ def read(pipeline, data, start, end, keys, scratch, now_s):
         if data[at] == _MINUS:
             pipeline.cursor[TEXT], pipeline.cursor[TEXT_END] = at + 1, behind - 2
             return behind, ERROR
-        kind, first, count = command(pipeline)
+        kind, first, count, place = command(pipeline)
         understood = True
         if kind == FIRSTS:
             understood = data[at] == _COLON
             pipeline.outcomes[pipeline.order[first]] = image.WRITTEN
         elif kind == WRITES or kind == DELETES:
-            understood = _take_array(pipeline, first, count, data, at, keys, scratch, now_s)
+            understood = _take_array(
+                pipeline, kind, first, count, np.int64(0), data, at, keys, scratch, now_s
+            )
         elif kind == LOOKUPS:
             understood = _take_lookup(pipeline, pipeline.order[first], data, at, keys, now_s)
-        else:
-            _take_housekeeping(pipeline, data, at)
+        elif kind == CLEARS:
+            secret = pipeline.others[place - 1, SECRET]
+            understood = _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, now_s)
+        elif kind == LOOKUPS_ELSEWHERE:
+            i = pipeline.order[first]
+            understood = _take_elsewhere(pipeline, i, place, data, at, keys, scratch, now_s)
+        elif data[at] == _STAR:
+            _take_time(pipeline, data, at)
+        elif data[at] == _DOLLAR:
+            _take_said(pipeline, data, at)
+        elif data[at] == _COLON:
+            _take_holders(pipeline, data, at)
         if not understood:
             return at, CONFUSED
         advance(pipeline, count)
@@ -300,8 +411,8 @@ def _give(pipeline, count, late, ring, scratch, tally):
                 outcome = np.int64(UNREPLICATED)
         if operation != image.LOOKUP or late == 0:
             if _is_answer(outcome, rows[i, image.CONFIRM]):
-                _copy_flow(rows, i, scratch)
-                scratch[0, image.OP] = outcome
+                _copy_row(rows, i, scratch, 0)
+                scratch[0, image.OP] = image.REFUSED if outcome == image.FOREIGN else outcome
                 if ring_push(ring, scratch, 1) == 0:
                     return False
                 tally[GIVEN_ANSWERS] += 1
@@ -323,7 +434,10 @@ def settle(pipeline, count, late, data, start, end, keys, now_s, ring, scratch, 
     at, found = read(pipeline, data, start, end, keys, scratch, now_s)
     if found != DONE:
         return at, found, False
-    again = tally[AGAIN]
-    if not _give(pipeline, count, late, ring, scratch, tally):
-        found = FULL
-    return at, found, tally[AGAIN] != again
+    cursor, before = pipeline.cursor, tally[AGAIN]
+    given = _give(pipeline, count, late, ring, scratch, tally)
+    cursor[AGAINS] += tally[AGAIN] - before
+    if not given:
+        return at, FULL, False
+    tally[FROM_ELSEWHERE] += cursor[FOUND_ELSEWHERE]
+    return at, DONE, cursor[AGAINS] > 0

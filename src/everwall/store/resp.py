@@ -13,25 +13,35 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import inlined, kernel
-from everwall.limits import BUCKET_TTL_S, FIELD_BYTES
+from everwall.limits import BUCKET_TTL_S, FIELD_BYTES, STORE_PLACES_MAX
 from everwall.session import image, record
 
 SCRIPT_RECORDS = 32
 """Records of one script call, of whatever buckets. Measured: 3 us of the server's time per record instead of 5
 with a call for each, and 0.1 ms in which nobody else is served."""
 
-FIRSTS, WRITES, DELETES, LOOKUPS, HOUSEKEEPING = range(5)
-"""Index into ``counts``: rows of each kind in the order in which they are sent, and commands after them."""
-KINDS = 5
+FIRSTS, WRITES, DELETES, CLEARS, LOOKUPS, LOOKUPS_ELSEWHERE, HOUSEKEEPING = range(7)
+"""Index into ``counts``: places in ``order`` of each kind, as they are sent, and commands after them.
 
-AWAITED = 8
-"""Index into ``cursor``: 1 when a packet waits for one of the answers. The others are those of ``replies``."""
-CALL_RECORDS = 11
-"""Index into ``cursor``: records of one script call, at most."""
-_CURSOR_WORDS = 12
+CLEARS and LOOKUPS_ELSEWHERE go to the other places in which a record may lie: as many of each for one place as for
+the next.
+"""
+KINDS = 7
 
-_OPERATIONS = np.array([image.WRITE_FIRST, image.WRITE, image.DELETE, image.LOOKUP], np.int64)
+# Indices of ``cursor``; the others are those of ``replies``
+AWAITED = 8  # 1 when a packet waits for one of the answers
+CALL_RECORDS = 11  # records of one script call, at most
+OTHERS = 12  # other places than the one that is written to
+ENTRIES = 13  # of ``order``
+_CURSOR_WORDS = 17
+
+# Columns of ``others``
+SECRET = 0  # which of the secrets
+EPOCH = 1
+BUCKETS = 2
+
 _LOW = (1 << 63) - 1
+_SAID_BYTES = 256
 
 
 def _text(text):
@@ -51,11 +61,13 @@ _VALUE = _text(b"$%d\r\n" % record.RECORD_BYTES)
 class Wording(NamedTuple):
     """What all commands of a cluster have in common."""
 
-    keys: npt.NDArray[np.int64]  # of the records
+    keys: npt.NDArray[np.int64]  # of the records, those of the secret that is written first
     prefix: npt.NDArray[np.uint8]  # of a bucket's key, up to its number
     shas: npt.NDArray[np.uint8]  # uint8[2, 40], the names of the scripts of write and delete
     lives_until: npt.NDArray[np.int64]  # int64[buckets]: store time, s, until which each certainly lives
     call_records: np.int64  # of one script call, at most
+    stem: npt.NDArray[np.uint8]  # of a bucket's key, up to its epoch
+    others: npt.NDArray[np.int64]  # int64[n, 3]: where else a record may lie
 
 
 class Pipeline(NamedTuple):
@@ -64,10 +76,14 @@ class Pipeline(NamedTuple):
     rows: npt.NDArray[np.int64]  # int64[room, COLUMNS]
     fields: npt.NDArray[np.int64]  # int64[room]
     buckets: npt.NDArray[np.int64]  # int64[room]
-    order: npt.NDArray[np.int64]  # int64[room]: the row that each command or script argument speaks for
+    order: npt.NDArray[
+        np.int64
+    ]  # int64[room * places]: the row that each command or script argument speaks for
+    others: npt.NDArray[np.int64]  # int64[places - 1, 3]: those of the wording it was encoded with
     outcomes: npt.NDArray[np.int64]  # int64[room]: what became of each row, 0 = not known yet
     counts: npt.NDArray[np.int64]  # int64[KINDS]
     cursor: npt.NDArray[np.int64]  # see ``replies``
+    said: npt.NDArray[np.uint8]  # the last bulk string that was the reply to a housekeeping command
     out: npt.NDArray[np.uint8]  # room_for(room) bytes
 
 
@@ -77,18 +93,21 @@ def make_pipeline(room: int, prefix_bytes: int) -> Pipeline:
         rows=np.zeros((room, image.COLUMNS), np.int64),
         fields=np.zeros(room, np.int64),
         buckets=np.zeros(room, np.int64),
-        order=np.zeros(room, np.int64),
+        order=np.zeros(room * STORE_PLACES_MAX, np.int64),
+        others=np.zeros((STORE_PLACES_MAX - 1, 3), np.int64),
         outcomes=np.zeros(room, np.int64),
         counts=np.zeros(KINDS, np.int64),
         cursor=np.zeros(_CURSOR_WORDS, np.int64),
+        said=np.zeros(_SAID_BYTES, np.uint8),
         out=np.empty(room_for(room, prefix_bytes), np.uint8),
     )
 
 
 def room_for(count: int, prefix_bytes: int) -> int:
     """Bytes that are enough for the commands of ``count`` rows."""
-    # A script call of its own and two EXPIRE beside: 340 bytes and three keys, of which 9 are the bucket.
-    return count * (400 + 3 * prefix_bytes)
+    # A script call of its own and two EXPIRE beside: 340 bytes and three keys, of which 9 are the bucket. A change goes
+    # to each other place by a call of its own: 200 bytes and a key, of which 20 are epoch and bucket.
+    return count * (400 + 3 * prefix_bytes + (STORE_PLACES_MAX - 1) * (220 + prefix_bytes))
 
 
 @inlined
@@ -173,18 +192,41 @@ def bucket_of(field, buckets):
     return rest
 
 
-@kernel
-def _sort(rows, count, order, counts):
-    """Row numbers by kind, in each kind as they came; ``counts`` gets how many of each. Returns how many there are."""
-    counts[:] = 0
-    filled = np.int64(0)
-    for kind in range(_OPERATIONS.shape[0]):
-        for i in range(count):
-            if rows[i, image.OP] == _OPERATIONS[kind]:
-                order[filled] = i
-                filled += 1
-                counts[kind] += 1
+@inlined
+def _append(rows, count, order, filled, operation):
+    """Put the numbers of the rows with an operation into ``order``; returns how far it is filled."""
+    for i in range(count):
+        if rows[i, image.OP] == operation:
+            order[filled] = i
+            filled += 1
     return filled
+
+
+@kernel
+def _sort(rows, count, order, counts, others):
+    """Row numbers by kind, in each kind as they came; ``counts`` gets how many of each.
+
+    Returns how many rows have a kind, and how many entries that makes.
+    """
+    counts[:] = 0
+    counts[FIRSTS] = end = _append(rows, count, order, np.int64(0), image.WRITE_FIRST)
+    end, start = _append(rows, count, order, end, image.WRITE), end
+    counts[WRITES] = end - start
+    end, start = _append(rows, count, order, end, image.DELETE), end
+    counts[DELETES] = end - start
+    seen, start = end, end
+    for _ in range(others):
+        end = _append(rows, count, order, end, image.DELETE)
+        end = _append(rows, count, order, end, image.CLEAR)
+    counts[CLEARS] = end - start
+    if others > 0:
+        seen += counts[CLEARS] // others - counts[DELETES]
+    end, start = _append(rows, count, order, end, image.LOOKUP), end
+    counts[LOOKUPS] = end - start
+    for k in range(others * counts[LOOKUPS]):
+        order[end + k] = order[start + k % counts[LOOKUPS]]
+    counts[LOOKUPS_ELSEWHERE] = others * counts[LOOKUPS]
+    return seen + counts[LOOKUPS], end + counts[LOOKUPS_ELSEWHERE]
 
 
 @kernel
@@ -204,6 +246,59 @@ def _put_script_calls(pipeline, at, start, count, wording, sha):
         for k in range(first, end):
             at = _put_field(out, at, pipeline.fields[order[k]])
             at = _put_value(out, at, pipeline.rows, order[k], wording.keys)
+    return at
+
+
+@kernel
+def _put_other_key(out, at, stem, others, p, field):
+    """The key of a field's bucket in other place ``p``."""
+    bucket = bucket_of(field, others[p, BUCKETS])
+    digits = _hexadecimal_digits(bucket)
+    at = _put_length(out, at, stem.shape[0] + _decimal_digits(others[p, EPOCH]) + digits + 2)
+    at = _put_decimal(out, _put_text(out, at, stem), others[p, EPOCH])
+    out[at] = 58  # :
+    for j in range(digits):
+        digit = (bucket >> (4 * (digits - 1 - j))) & 0xF
+        out[at + 1 + j] = 48 + digit if digit < 10 else 87 + digit
+    out[at + digits + 1] = 125  # }
+    return _put_line_end(out, at + digits + 2)
+
+
+@kernel
+def _put_clears(pipeline, at, start, wording):
+    """EVALSHA of the delete script for each other place, as ``_put_script_calls``."""
+    out, order, rows, others = pipeline.out, pipeline.order, pipeline.rows, wording.others
+    each = pipeline.counts[CLEARS] // others.shape[0]
+    for p in range(others.shape[0]):
+        secret, stop = others[p, SECRET], start + each
+        for first in range(start, stop, wording.call_records):
+            end = min(first + wording.call_records, stop)
+            size = end - first
+            out[at] = 42  # *
+            at = _put_text(out, _put_decimal(out, at + 1, 3 + 3 * size), _EVALSHA)
+            at = _put_line_end(out, _put_text(out, at, wording.shas[1]))
+            at = _put_length(out, at, _decimal_digits(size))
+            at = _put_line_end(out, _put_decimal(out, at, size))
+            for k in range(first, end):
+                field = record.field_of(rows, order[k], wording.keys, secret)
+                at = _put_other_key(out, at, wording.stem, others, p, field)
+            for k in range(first, end):
+                at = _put_field(out, at, record.field_of(rows, order[k], wording.keys, secret))
+                at = _put_value(out, at, rows, order[k], wording.keys)
+        start = stop
+    return at
+
+
+@kernel
+def _put_lookups_elsewhere(pipeline, at, start, wording):
+    """HGET for each look-up in each other place."""
+    out, order, others = pipeline.out, pipeline.order, wording.others
+    count = pipeline.counts[LOOKUPS]
+    for p in range(others.shape[0]):
+        for k in range(start + p * count, start + (p + 1) * count):
+            field = record.field_of(pipeline.rows, order[k], wording.keys, others[p, SECRET])
+            at = _put_other_key(out, _put_text(out, at, _HGET), wording.stem, others, p, field)
+            at = _put_field(out, at, field)
     return at
 
 
@@ -231,7 +326,7 @@ def _put_expiries(pipeline, at, count, wording, now_s):
 def name(pipeline, count, keys):
     """Fill the ``fields`` of rows that did not wait in a backlog."""
     for i in range(count):
-        pipeline.fields[i] = record.field_of(pipeline.rows, i, keys)
+        pipeline.fields[i] = record.field_of(pipeline.rows, i, keys, 0)
 
 
 @kernel
@@ -243,7 +338,7 @@ def encode(pipeline, count, wording, now_s):
     Of ``counts`` HOUSEKEEPING is how many commands there are beside the rows'.
     """
     rows, fields, buckets, order = pipeline.rows, pipeline.fields, pipeline.buckets, pipeline.order
-    out, counts = pipeline.out, pipeline.counts
+    out, counts, others = pipeline.out, pipeline.counts, wording.others.shape[0]
     pipeline.cursor[:] = 0
     pipeline.cursor[CALL_RECORDS] = wording.call_records
     for i in range(count):
@@ -251,7 +346,15 @@ def encode(pipeline, count, wording, now_s):
         pipeline.outcomes[i] = 0
         if rows[i, image.OP] == image.LOOKUP or rows[i, image.CONFIRM] != 0:
             pipeline.cursor[AWAITED] = 1
-    if _sort(rows, count, order, counts) != count:
+        if rows[i, image.OP] == image.CLEAR and others == 0:
+            rows[i, image.OP] = image.WRITE  # the place to be cleared is not asked any more
+    if others > 0:
+        pipeline.cursor[OTHERS] = others
+        for p in range(others):
+            for column in range(wording.others.shape[1]):
+                pipeline.others[p, column] = wording.others[p, column]
+    sorted_, pipeline.cursor[ENTRIES] = _sort(rows, count, order, counts, others)
+    if sorted_ != count:
         return np.int64(-1)
     at = np.int64(0)
     for k in range(counts[FIRSTS]):
@@ -263,8 +366,13 @@ def encode(pipeline, count, wording, now_s):
     start += counts[WRITES]
     at = _put_script_calls(pipeline, at, start, counts[DELETES], wording, wording.shas[1])
     start += counts[DELETES]
+    if counts[CLEARS] > 0:
+        at = _put_clears(pipeline, at, start, wording)
+        start += counts[CLEARS]
     for k in range(start, start + counts[LOOKUPS]):
         i = order[k]
         at = _put_key(out, _put_text(out, at, _HGET), wording.prefix, buckets[i])
         at = _put_field(out, at, fields[i])
+    if counts[LOOKUPS_ELSEWHERE] > 0:
+        at = _put_lookups_elsewhere(pipeline, at, start + counts[LOOKUPS], wording)
     return _put_expiries(pipeline, at, count, wording, now_s)

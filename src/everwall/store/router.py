@@ -83,6 +83,18 @@ class Router:
             self.shard.put(self._distributor.rows, self._distributor.fields)
 
     @property
+    def protocol(self) -> Protocol:
+        """Of the link that leads."""
+        return self.shard.ordinary.protocol
+
+    def use_keys(self, keys: Rows) -> None:
+        """Have all links name and seal records by other keys, each as soon as nothing is under way there."""
+        if self._distributor is not None:
+            self.lobby.use_keys(keys)
+        for link in self.links:
+            link.use_keys(keys)
+
+    @property
     def connected(self) -> bool:
         """Whether all of the store can be spoken to."""
         return self.shard.ordinary.link is not None
