@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import dataplane, engine, gateway, handover, memory, records, start, store, takeover, worker
+from bench import churn, dataplane, engine, gateway, handover, memory, records, start, store, takeover, worker
 
 MEASUREMENTS = {
+    "churn": churn.measure,
     "dataplane": dataplane.measure,
     "engine": engine.measure,
     "gateway": gateway.measure,

@@ -14,6 +14,8 @@ echo "=== the store in every topology"
 "$python" -m pytest -q tests/store tests/doctor/test_topology.py tests/test_node.py
 echo "=== simulator, 2000 seeds"
 "$python" -m everwall.sim --seeds 2000
+echo "=== half an hour of churn in the store"
+"$python" bench/churn.py
 echo "=== lab, full size"
 for failure in kill drain hang partition; do
     "$python" -m everwall lab --fail "$failure"

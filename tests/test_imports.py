@@ -54,6 +54,8 @@ MAY_TOUCH_THE_SYSTEM = {
     "store.conversation",
     "store.dialer",
     "store.link",
+    "store.housekeeper",
+    "store.names",
     "store.redis",
     "store.relayout",
     "balancer.probes",

@@ -67,12 +67,14 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 class Process:
     """One ``everwall firewall``."""
 
-    def __init__(self, folder: Path, number: int, redis: RedisServer | None, *, extra: str = "") -> None:
+    def __init__(
+        self, folder: Path, number: int, redis: RedisServer | None, *, extra: str = "", policy: str = POLICY
+    ) -> None:
         self.address = f"127.0.82.{number}"
         self.folder = folder / f"fw{number}"
         self.folder.mkdir()
         self.control = self.folder / "control.sock"
-        (self.folder / "policy.yaml").write_text(POLICY)
+        (self.folder / "policy.yaml").write_text(policy)
         lines = [
             f"hostname=fw{number}",
             *([] if "plugin-op-commands" in extra else [PLUGIN]),
@@ -309,6 +311,29 @@ def test_a_store_that_came_back_empty_is_made_whole_before_the_node_dies(
         first.process.kill()
         first.process.wait()
         assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
+    finally:
+        server.close()
+
+
+def test_a_node_whose_policy_is_not_the_others_says_so(start: Callable[..., Process]) -> None:
+    needs.binary("redis-server")
+    server = RedisServer().start()
+    try:
+        first = start(20, server).ready()
+        until(lambda: first.ask("store")["housekeeping"]["connected"], ANSWER_S, "the first to be known")
+        facts = first.ask("store")
+        assert facts["memory"]["used_bytes"] > 0
+        assert facts["memory"]["policy"] == "noeviction"
+        assert (facts["writes_per_s"], facts["lag_ms"], facts["policy_differs_on"]) == (0, 0.0, "")
+        second = start(21, server, policy=POLICY.replace("tcp/80", "tcp/8080")).ready()
+        until(lambda: second.ask("store")["policy_differs_on"], ANSWER_S, "the difference")
+        facts = second.ask("status")["store"]
+        assert facts["policy_differs_on"] == "fw20"
+        assert [(row["node"], row["same_policy"]) for row in facts["members"]] == [
+            ("fw21", True),
+            ("fw20", False),
+        ]
+        assert second.said().count("another policy") == 1
     finally:
         server.close()
 

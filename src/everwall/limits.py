@@ -185,6 +185,40 @@ WAIT_REPLICAS_MS = 80
 """Longest wait of the server for its replicas: nobody waits for the answer any more after STRICT_WAIT_NS."""
 STORE_RECONNECT_MAX_S = 2.0
 
+# Housekeeping of the store: one thread of a node, on a connection of its own --------------------
+SWEEP_PASS_S = 600
+"""In which all nodes together look through every bucket, and so how long a dead record stays at most."""
+SWEEP_BUCKETS = 16
+"""Buckets that a node takes on at a time."""
+SWEEP_IDLE_S = 1.0
+"""Between two of a node's looks at what is due, while it finds fewer buckets than it may take."""
+SWEEP_BUSY_S = 0.025
+"""The same while there is more: a node sweeps at most 640 buckets a second, whatever is due."""
+SWEEP_FIELDS_MAX = 4096
+"""A bucket with more fields is none of ours, and would hold the server up: it is counted and left to its expiry."""
+SURVEY_S = 10.0
+"""How often a node tells its policy, hears those of the others and asks for the server's memory."""
+MEMBER_TTL_S = 60
+"""A node that did not tell its policy for so long has gone."""
+MEMBERS_MAX = 1024
+"""More than these are forged; nobody reads so many."""
+MEMBER_BYTES_MAX = 512
+HOUSEKEEPING_RECONNECT_MIN_S = 0.5
+HOUSEKEEPING_RECONNECT_MAX_S = 30.0
+RATES_S = 5
+"""Seconds over which rates of the store are shown."""
+
+HOST_NAME_BYTES_MAX = 253
+"""The longest name of a host, without the dot at its end (RFC 1035, section 2.3.4)."""
+HOST_NAME_BUCKETS = 1024
+"""Hashes of host names. 20 thousand names, those of a million sessions, are 20 in each, and all of them compact up to
+half a million."""
+HOST_NAME_PLACES = 4
+"""Ids that a name may have: the next one where another name has the first."""
+HOST_NAME_TTL_S = 4 * 3600
+"""A host name's life in the store after it was renewed; two hours before its end it is renewed while it is used."""
+HOST_NAMES_CACHED = 1 << 16
+
 # Cut-through -----------------------------------------------------------------------------------
 BEAT_STALE_NS = 500 * MS_NS
 """A worker whose loop has not passed for this long gets every packet: a node that hangs stops forwarding."""
@@ -315,6 +349,10 @@ assert LAYOUT_LEASE_NS > 2 * STORE_TIMEOUT_S * SECOND_NS, (
     "it is asked for once a second, and the answer may take one"
 )
 assert LAYOUT_NOTICE_S * SECOND_NS > 2 * LAYOUT_LEASE_NS
+assert SWEEP_PASS_S < BUCKET_TTL_S // 4, "a bucket is renewed when half of its life has passed"
+assert MEMBER_TTL_S > 3 * SURVEY_S
+assert HOST_NAME_TTL_S - BUCKET_TTL_S > SWEEP_PASS_S, "a record's host name outlives the record"
+assert RECORD_BYTES_MAX < 64, "the longest value of a compact hash"
 assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS

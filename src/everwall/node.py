@@ -40,10 +40,15 @@ from everwall.limits import (
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
+from everwall.policy.checksum import policy_checksum
 from everwall.policy.compile import Loaded, load_policy
+from everwall.policy.rules import Policy
 from everwall.session import state
 from everwall.session.record import derive_keys, fingerprints
+from everwall.store.housekeeper import Housekeeper
+from everwall.store.members import Member
 from everwall.store.protocol import buckets_for
+from everwall.store.rates import Rates
 from everwall.store.relayout import Relayout
 from everwall.store_config import store_config
 from everwall.verdict import Verdict
@@ -99,6 +104,11 @@ class Node:
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
         self._owner = owner
+        self._housekeeper: Housekeeper | None = None
+        self._rates = Rates()
+        self._summed: Policy | None = None
+        """The policy of which there is a checksum."""
+        self._checksum = ""
         with contextlib.ExitStack() as opened:
             self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
             opened.callback(self.plane.close)
@@ -117,9 +127,20 @@ class Node:
         self._refused, self._refused_said_ns = (0, 0), 0
 
     def _connect_to_store(self) -> None:
-        keys = derive_keys(*self.config.cluster_secrets)
-        self.workers.connect(
-            store_config(self.config, self._owner), keys, buckets_for(self.config.max_sessions)
+        secrets, store = self.config.cluster_secrets, store_config(self.config, self._owner)
+        self.workers.connect(store, derive_keys(*secrets), buckets_for(self.config.max_sessions))
+        self._housekeeper = Housekeeper(store, secrets, self._member, log.warning)
+
+    def _member(self) -> Member:
+        """This node as the others know it."""
+        policy = self.policy.policy
+        if self._summed is not policy:
+            self._checksum, self._summed = policy_checksum(policy, self.config.resiliency_mode), policy
+        return Member(
+            node=self.name,
+            policy=policy.file or "no policy file",
+            checksum=self._checksum,
+            release=__version__,
         )
 
     # Life -----------------------------------------------------------------------------------------------
@@ -140,6 +161,8 @@ class Node:
         maintenance = None
         try:
             self.workers.start()
+            if self._housekeeper is not None:
+                self._housekeeper.start()
             await self._join()
             try:
                 await health.start()
@@ -224,12 +247,16 @@ class Node:
 
     async def _maintain(self) -> None:
         """Write the traffic log, watch the workers, end a drain."""
-        received, quiet_since = -1, time.monotonic_ns()
+        received, quiet_since, rated = -1, time.monotonic_ns(), 0
         while True:
             await asyncio.sleep(MAINTENANCE_S)
             self._log_events()
             now = time.monotonic_ns()
             self._log_refused(now)
+            self.workers.watch_stores()
+            if now - rated >= SECOND_NS:
+                self._rates.note(now / SECOND_NS, self.workers.store_status())
+                rated = now
             if not self.workers.running:
                 log.error("a worker has stopped")
                 self._stopping.set()
@@ -264,6 +291,8 @@ class Node:
     def _close(self) -> None:
         if self._relayout is not None:
             self._relayout.stop()
+        if self._housekeeper is not None:
+            self._housekeeper.stop()
         self.workers.stop()
         self._log_events()
         self._traffic_log.close()
@@ -349,6 +378,8 @@ class Node:
             return
         if on and not self.workers.connected:
             self._connect_to_store()
+            assert self._housekeeper is not None
+            self._housekeeper.start()
         self.workers.switch_resiliency(on)
         self.resiliency = self.config.store if on else Resiliency(False, "it was switched off")
         log.info(f"session resiliency is {'on' if on else 'off'}: {self.resiliency.why}")
@@ -413,6 +444,8 @@ class Node:
         )
         keys = derive_keys(*fresh.cluster_secrets)
         self.workers.use_keys(keys)
+        if self._housekeeper is not None:
+            self._housekeeper.use_secrets(fresh.cluster_secrets)
         log.info("the cluster's secrets were read again", secrets=fingerprints(keys))
         return {"secrets": fingerprints(keys)}
 
@@ -420,7 +453,10 @@ class Node:
         return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}
 
     def _store(self) -> Answer:
-        return self.workers.store_status()
+        facts = self.workers.store_status()
+        if self._housekeeper is None:
+            return facts
+        return {**facts, **self._rates.per_s(), **self._housekeeper.status()}
 
     def _count(self, which: Counter) -> int:
         return self.workers.count(which)

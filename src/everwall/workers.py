@@ -233,6 +233,11 @@ class Workers:
         """Session events since the last call, in the order of each worker."""
         return [event for worker in self.all for event in drain_ring(worker.sessions.events)]
 
+    def watch_stores(self) -> None:
+        """See how old what waits for the store is; called about ten times a second."""
+        for store in self._started:
+            store.watch()
+
     def store_status(self) -> dict[str, Any]:
         """What the operator sees of the store: sums, and the worst where a sum has no meaning."""
         if not self._stores:

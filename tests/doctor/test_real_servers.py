@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 
 import hiredis
 import numpy as np
@@ -18,11 +19,13 @@ from everwall.doctor.findings import Finding, Level
 from everwall.doctor.sizing import size
 from everwall.doctor.store_checks import Wanted
 from everwall.session import image
+from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
-from everwall.store.protocol import DELETE_SCRIPT, WRITE_SCRIPT, Protocol
+from everwall.store.members import Member, Members
+from everwall.store.protocol import Protocol
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
-from tests.store.stores import KEYS, sessions
+from tests.store.stores import KEYS, NODE_RIGHTS, sessions
 
 PATIENCE_S = 20.0
 
@@ -84,7 +87,9 @@ def test_every_command_that_nodes_give_is_tried(server: RedisServer) -> None:
     said = protocol.greeting() + protocol.following() + protocol.encoded(rows, 0).commands
     tried = {words[0] for words in store_facts.permission_probes("everwall").values()}
     assert {command[0].decode() for command in said} <= tried
-    for script in (WRITE_SCRIPT, DELETE_SCRIPT):
+    scripts = [path.read_bytes() for path in (resources.files("everwall.store") / "scripts").iterdir()]
+    assert len(scripts) > 6
+    for script in scripts:
         called = {part.split(b"'", 1)[0].decode() for part in script.split(b"redis.call('")[1:]}
         assert called <= tried
     assert store_facts.meta_key("everwall").encode() in protocol.greeting()[0]
@@ -168,14 +173,16 @@ def test_a_user_for_other_keys_is_refused_all_that_has_a_key(server: RedisServer
     with operator(server) as client:
         client.execute_command("ACL", "SETUSER", "stranger", "on", ">pw", "~other:*", "+@all")
         found = seen(to(server, username="stranger", password="pw"))
-    assert "EVALSHA, EXPIRE, GET, HDEL, HGET, HSET, SET (NOPERM" in found["permissions"].text
+    refused = (
+        "DEL, EVALSHA, EXPIRE, GET, HDEL, HGET, HGETALL, HKEYS, HLEN, HMGET, HSET, HVALS, SET, TTL (NOPERM"
+    )
+    assert refused in found["permissions"].text
 
 
 def test_the_user_of_the_documentation_may_do_enough(server: RedisServer) -> None:
     """No more rights than docs/store.md lists; without CONFIG a full bucket is tried, and gone soon."""
-    rights = "+set +get +hget +hset +hdel +expire +evalsha +script|load +time +info +client|setname"
     with operator(server) as client:
-        client.execute_command("ACL", "SETUSER", "node", "on", ">pw", "~{everwall*", *rights.split())
+        client.execute_command("ACL", "SETUSER", "node", "on", ">pw", "~{everwall*", *NODE_RIGHTS.split())
         found = seen(to(server, username="node", password="pw"))
         assert found["permissions"].level is Level.OK
         assert found["compact-buckets"].level is Level.WARNING, "OBJECT is not allowed either"
@@ -279,6 +286,25 @@ def test_the_agreed_buckets_are_read_and_another_programs_key_is_found(server: R
             assert "WRONGTYPE" in seen(to(server))["buckets"].text
         finally:
             client.delete(key)
+
+
+def test_nodes_whose_policies_differ_are_named(server: RedisServer) -> None:
+    with operator(server) as client:
+        client.flushall()
+    assert "no node" in seen(to(server))["policies"].text
+    client = make_client(to(server))
+    try:
+        for number, checksum in enumerate(["11", "11", "22"]):
+            members = Members([b"a cluster secret of 32 bytes ..."], "everwall", number)
+            members.meet(client, Member(f"fw{number}", "policy.yaml", checksum, "0.1.0"))
+            if number == 1:
+                assert seen(to(server))["policies"].text == "2 nodes have one policy: policy.yaml 11"
+        found = seen(to(server))["policies"]
+        assert found.level is Level.WARNING
+        assert found.text == "policies differ: fw0, fw1 (policy.yaml 11, 0.1.0); fw2 (policy.yaml 22, 0.1.0)"
+    finally:
+        client.flushall()
+        client.close()
 
 
 def test_a_server_that_hangs_up_in_the_middle_is_an_error_and_no_traceback(

@@ -16,7 +16,7 @@ def test_the_other_vendors_example_is_its_own() -> None:
 def test_ours_is_sessions_names_and_headroom_in_one_sum() -> None:
     found = size(1_000_000, 3, host_names=20_000, replicas=1)
     assert found.sessions == 3_000_000
-    assert found.data == round(3_000_000 * 73.3) + 20_000 * 214
+    assert found.data == round(3_000_000 * 73.3) + 20_000 * 55
     parts = found.data + found.headroom + found.fixed
     assert parts <= found.maxmemory < parts + 1_000_000, "the sum, rounded up to a megabyte"
     assert found.servers == 2

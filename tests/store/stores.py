@@ -16,6 +16,12 @@ KEYS = record.derive_keys(b"a cluster secret of 32 bytes ...")
 NOW = 1_900_000_000
 """Store time of the tests, seconds; far enough ahead that no expiry of theirs is over."""
 
+NODE_RIGHTS = (
+    "+set +get +del +hget +hset +hdel +hlen +hkeys +hvals +hmget +hgetall +expire +ttl +evalsha +script|load "
+    "+time +info +client|setname"
+)
+"""What an ACL user needs to be a node: docs/store.md says the same."""
+
 
 def sessions(count: int, seed: int = 1, **columns: int):
     """``count`` different sessions of one owner; ``columns`` sets image columns by name."""

@@ -23,6 +23,7 @@ from everwall.limits import (
 )
 from everwall.store.connection import StoreConfig
 from everwall.store.layout import LayoutError, parse
+from everwall.store.members import by_checksum
 from everwall.store.protocol import buckets_for
 
 _DAY_S = 86_400
@@ -55,6 +56,7 @@ def findings(facts: StoreFacts, wanted: Wanted) -> list[Finding]:
         found += _room(server, wanted)
         if not facts.config.cluster:
             found += buckets(server, facts.config.prefix, wanted)
+        found += _policies(server)
     return found
 
 
@@ -436,6 +438,27 @@ def buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
         )
     else:
         yield ok("buckets", f"{agreed:,} agreed, {each:,.0f} sessions in each when full")
+
+
+def _policies(server: Server) -> Iterator[Finding]:
+    groups = list(by_checksum(server.members).values())
+    if not groups:
+        yield ok("policies", "no node has told its policy within the last minute")
+    elif len(groups) == 1:
+        nodes = groups[0]
+        text = f"{len(nodes)} nodes have" if len(nodes) > 1 else f"{nodes[0].node} alone has"
+        yield ok("policies", f"{text} one policy: {nodes[0].policy} {nodes[0].checksum}")
+    else:
+        told = [
+            f"{', '.join(node.node for node in nodes)} "
+            f"({nodes[0].policy} {nodes[0].checksum}, {nodes[0].release})"
+            for nodes in groups
+        ]
+        yield warning(
+            "policies",
+            f"policies differ: {'; '.join(told)}",
+            "give all nodes one policy: a session that moves is judged by that of the node it comes to",
+        )
 
 
 def _no_buckets(text: str, code: str) -> Finding:

@@ -30,6 +30,7 @@ from everwall.limits import (
     RECORD_BYTES_MAX,
 )
 from everwall.store.connection import StoreConfig, tls_context
+from everwall.store.members import Member, members_key, unsealed
 from everwall.store.protocol import ErrorReply, ProtocolError, store_time_ns
 
 _RECEIVE_BYTES = 1 << 16
@@ -89,6 +90,8 @@ class Server:
     buckets: str | None = None
     """What the cluster agreed on; None when nobody has yet."""
     buckets_error: str = ""
+    members: tuple[Member, ...] = ()
+    """Nodes and their policies, as they stand there: without the cluster's secret they are believed."""
     round_trips_ns: tuple[int, ...] = ()
     skew_ns: int | None = None
     """The server's clock minus this machine's."""
@@ -138,6 +141,13 @@ def permission_probes(
         "HGET": ("HGET", bucket, "field"),
         "HSET": ("HSET", bucket, "field", "value", "a field without a value"),
         "HDEL": ("HDEL", bucket, "field"),
+        "HLEN": ("HLEN", bucket),
+        "HKEYS": ("HKEYS", bucket),
+        "HVALS": ("HVALS", bucket),
+        "HMGET": ("HMGET", bucket, "field"),
+        "HGETALL": ("HGETALL", members_key(prefix)),
+        "TTL": ("TTL", bucket),
+        "DEL": ("DEL", bucket),
         "EXPIRE": ("EXPIRE", bucket, PROBE_KEY_TTL_S),
         "EVALSHA": ("EVALSHA", nothing, 1, bucket),
         "SCRIPT LOAD": ("SCRIPT", "LOAD", "this is no script"),
@@ -318,6 +328,7 @@ def _look_over(conversation: _Conversation, config: StoreConfig) -> Server:
         server = replace(server, buckets_error=str(buckets))
     elif buckets is not None:
         server = replace(server, buckets=_text(buckets))
+    server = replace(server, members=_members(ask(*permission_probes(prefix)["HGETALL"])))
     if "TIME" in refused:
         return server
     trips, skew = _round_trips(ask)
@@ -348,6 +359,13 @@ def _try_bucket(ask: Callable[..., Any], prefix: str, server: Server) -> str:
 
 
 _RECORD_SIZES = (FIELD_BYTES, RECORD_BYTES_MAX)
+
+
+def _members(reply: Any) -> tuple[Member, ...]:
+    """Whoever told its policy within the last minute; nobody where the reply makes no sense."""
+    if not isinstance(reply, list) or not all(isinstance(word, bytes) for word in reply):
+        return ()
+    return tuple(unsealed(dict(zip(reply[::2], reply[1::2], strict=False)), int(time.time())))
 
 
 def _round_trips(ask: Callable[..., Any]) -> tuple[tuple[int, ...], int | None]:

@@ -74,7 +74,7 @@ _LAYOUT = np.array(
         (image.OWNER, 17, 4),
         (image.START, 21, 6),
         (image.GENERATION, 27, 2),
-        (image.EXPIRY, 29, 4),
+        (image.EXPIRY, EXPIRY_OFFSET, 4),
         (image.PACKETS, 33, 5),
         (image.BYTES, 38, 6),
     ],

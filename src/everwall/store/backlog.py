@@ -29,7 +29,8 @@ _PLACES_FEW = 1024
 _FIRST, _END = 0, 1  # of ``changes``
 _FIRST_LOOKUP, _END_LOOKUP = 2, 3
 _LAST = 4  # number of the last place of the index that is in use
-_WORDS = 5
+_TURNS = 5  # how often everything had been taken, and the cursors began again
+_WORDS = 6
 
 
 class Queue(NamedTuple):
@@ -149,8 +150,9 @@ def _put_lookup(queue, rows, i):
 def _begin_anew(words):
     """An empty queue uses the first rows again: they are in the cache."""
     if words[_FIRST] == words[_END] and words[_FIRST_LOOKUP] == words[_END_LOOKUP]:
+        turns = words[_TURNS] + 1
         words[:] = 0
-        words[_LAST] = _PLACES_FEW - 1
+        words[_LAST], words[_TURNS] = _PLACES_FEW - 1, turns
 
 
 @kernel
@@ -243,13 +245,24 @@ class Backlog:
         self._words[_LAST] = _PLACES_FEW - 1
 
     def __len__(self) -> int:
-        first, end, first_lookup, end_lookup, _ = self._words.tolist()
+        first, end, first_lookup, end_lookup, *_ = self._words.tolist()
         return int(end - first + end_lookup - first_lookup)
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another change from the ring."""
         return bool(self._words[_END] - self._words[_FIRST] >= STORE_QUEUE_ROWS)
+
+    @property
+    def mark(self) -> tuple[int, int] | None:
+        """The place of the last change that waits, for ``is_past``; None when none does."""
+        first, end, _, _, _, turns = self._words.tolist()
+        return (turns, end) if end > first else None
+
+    def is_past(self, mark: tuple[int, int]) -> bool:
+        """Whether all changes that waited when ``mark`` was taken have been taken since."""
+        turns, end = mark
+        return bool(self._words[_TURNS] != turns or self._words[_FIRST] >= end)
 
     def collect(self, ring: Ring) -> int:
         """Take what is in the worker's ring, as far as there is room; returns how many look-ups came."""

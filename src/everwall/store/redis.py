@@ -32,6 +32,7 @@ from everwall.store.clients import find_primary
 from everwall.store.cluster import ClusterRouter
 from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade
+from everwall.store.lag import Lag
 from everwall.store.link import Arrival, connect
 from everwall.store.protocol import Command, Protocol, Rows
 from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNREPLICATED, UNWRITTEN, settle
@@ -76,6 +77,7 @@ class RedisStore:
         self._new_keys: Rows | None = None
         """Those of other secrets, which the links do not use yet."""
         self._looked_up = self._dropped = 0
+        self._lag = Lag()
         self._collect: Any = bound(collect, self._router.lobby.queue, requests)
 
         self._thread = threading.Thread(target=self._run, name="everwall-store", daemon=True)
@@ -127,6 +129,12 @@ class RedisStore:
         tally = self._answers.tally
         return int(tally[image.REFUSED]), int(tally[image.FOREIGN])
 
+    def watch(self) -> None:
+        """See how old what waits is; called about ten times a second, from one thread."""
+        router = self._router
+        backlogs = [router.lobby, *(link.backlog for link in list(router.links))]
+        self._lag.note(time.monotonic_ns(), backlogs, router.connected)
+
     def status(self) -> dict[str, Any]:
         """What the operator sees; may be called from any thread."""
         tally, router, trade = self._answers.tally.tolist(), self._router, self._trade
@@ -144,6 +152,7 @@ class RedisStore:
             "secrets": ", ".join(fingerprints(self._router.protocol.keys)),
             "connections": self._clock.connections,
             "queue": router.waiting + int(ring_length(self._requests)),
+            "lag_ms": round(self._lag.ns(time.monotonic_ns()) / MS_NS, 1),
             "pipelines": sum(link.pipelines for link in links),
             "looked_up": self._looked_up,
             "found": tally[image.FOUND],
@@ -155,6 +164,7 @@ class RedisStore:
             "unwritten": tally[UNWRITTEN],
             "unreplicated": tally[UNREPLICATED],
             "written": tally[image.WRITTEN],
+            "refreshed": tally[image.WRITE],
             "deleted": tally[image.DELETE],
             "lost": tally[image.LOST],
             "dropped": trade.dropped,

@@ -417,8 +417,8 @@ def _give(pipeline, count, late, ring, scratch, tally):
                     return False
                 tally[GIVEN_ANSWERS] += 1
             tally[outcome] += 1
-            if outcome == image.WRITTEN and operation == image.DELETE:
-                tally[image.DELETE] += 1
+            if outcome == image.WRITTEN and operation != image.WRITE_FIRST:
+                tally[operation] += 1
         cursor[GIVEN] += 1
     return True
 
@@ -428,8 +428,8 @@ def settle(pipeline, count, late, data, start, end, keys, now_s, ring, scratch, 
     """``read``, and once every command is answered hand the answers over: (as ``read``, or FULL while there is no room;
     so; whether some of its rows are to be sent AGAIN).
 
-    ``tally`` counts by outcome, of deletes that were made by DELETE as well. ``late``: 1 when look-ups were answered
-    otherwise.
+    ``tally`` counts by outcome, of compared writes and deletes that were made by WRITE and DELETE as well.
+    ``late``: 1 when look-ups were answered otherwise.
     """
     at, found = read(pipeline, data, start, end, keys, scratch, now_s)
     if found != DONE:

@@ -1,0 +1,105 @@
+"""Records whose owner has gone: found and removed, a few buckets at a time, by whichever node comes by.
+
+All nodes of a cluster share a cursor in the store for each range of buckets and take leases from it: how far it may be
+is a matter of the server's clock alone, so that together they pass every bucket once in SWEEP_PASS_S, however many they
+are, and nobody needs to know who else there is. A lease of a node that dies with it is seen to in the next pass.
+Random offsets would need no cursor, but have missed one bucket in three when as many were looked at as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+
+from everwall.limits import (
+    BUCKET_TTL_S,
+    HOST_NAME_BUCKETS,
+    HOST_NAME_TTL_S,
+    SWEEP_BUCKETS,
+    SWEEP_FIELDS_MAX,
+    SWEEP_PASS_S,
+)
+from everwall.session.record import EXPIRY_OFFSET
+from everwall.store import keys, layout, names
+from everwall.store.lua import Client, Script
+
+_LEASE, _SWEEP = Script("lease"), Script("sweep")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Buckets of one kind."""
+
+    cursor: bytes
+    key: Callable[[int], bytes]
+    buckets: int
+    expiry_at: int
+    """Where a value's expiry stands, counted from 1."""
+    life_s: int
+    """Of a bucket after it was renewed."""
+
+
+class Sweeper:
+    """One node's share of the sweeping."""
+
+    def __init__(self, prefix: str, pass_s: float = SWEEP_PASS_S) -> None:
+        self._prefix, self._pass_s = prefix, pass_s
+        self.ranges: list[Range] = []
+        self.swept_buckets = self.swept_records = self.renewed_buckets = self.strange_buckets = 0
+        """Strange is a bucket that holds something else, or more than any of ours."""
+
+    def learn(self, client: Client) -> None:
+        """Ask what buckets there are. Raises redis.RedisError."""
+        prefix, shared = self._prefix, keys.shared_key
+        self.ranges = [
+            Range(
+                shared(prefix, f"sweep:{epoch.number}"),
+                lambda bucket, epoch=epoch: layout.bucket_key(prefix, epoch, bucket),  # type: ignore[misc]
+                epoch.buckets,
+                EXPIRY_OFFSET + 1,
+                BUCKET_TTL_S,
+            )
+            for epoch in keys.epochs_in_use(cast(bytes | None, client.get(layout.meta_key(prefix))))
+        ]
+        if self.ranges:
+            self.ranges.append(
+                Range(
+                    shared(prefix, "sweep:host"),
+                    lambda bucket: names.bucket_key(prefix, bucket),
+                    HOST_NAME_BUCKETS,
+                    names.EXPIRY_AT,
+                    2 * HOST_NAME_TTL_S,
+                )
+            )
+
+    def turn(self, client: Client) -> bool:
+        """Sweep what is due, so many buckets of each range at most; whether there may be more.
+
+        Raises redis.RedisError.
+        """
+        more = False
+        for each in self.ranges:
+            first, count = _LEASE(client, [each.cursor], [each.buckets, str(self._pass_s), SWEEP_BUCKETS])
+            for bucket in range(first, first + count):
+                self._sweep(client, each, bucket % each.buckets)
+            more |= count == SWEEP_BUCKETS
+        return more
+
+    def _sweep(self, client: Client, kind: Range, bucket: int) -> None:
+        try:
+            removed, renewed, strange = _SWEEP(
+                client, [kind.key(bucket)], [kind.expiry_at, kind.life_s, SWEEP_FIELDS_MAX]
+            )
+        except (ReadOnlyError, NoPermissionError):
+            raise
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            removed, renewed, strange = 0, 0, 1
+        self.swept_buckets += 1
+        self.swept_records += removed
+        self.renewed_buckets += renewed
+        self.strange_buckets += strange
