@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -45,12 +46,23 @@ def decide(document: dict[str, Any], packet: Packet) -> str:
 
 def _rule_matches(document: dict[str, Any], rule: dict[str, Any], packet: Packet) -> bool:
     return (
-        _zone_matches(rule.get("from", "any"), packet.from_zone)
+        _type_matches(rule.get("rule-type", "universal"), packet)
+        and _zone_matches(rule.get("from", "any"), packet.from_zone)
         and _zone_matches(rule.get("to", "any"), packet.to_zone)
-        and _address_matches(document["addresses"], rule["source"], packet.source)
-        and _address_matches(document["addresses"], rule["destination"], packet.destination)
         and _service_matches(document["services"], rule["service"], packet)
+        and _side_matches(document["addresses"], rule, "source", packet.source)
+        and _side_matches(document["addresses"], rule, "destination", packet.destination)
     )
+
+
+def _type_matches(wanted: str, packet: Packet) -> bool:
+    same = packet.from_zone == packet.to_zone
+    return {"universal": True, "intrazone": same, "interzone": not same}[wanted]
+
+
+def _side_matches(names: dict[str, Any], rule: dict[str, Any], side: str, address: Address) -> bool:
+    listed = _address_matches(names, rule[side], address)
+    return not listed if rule.get(f"negate-{side}") else listed
 
 
 def _zone_matches(wanted: Any, zone: str | None) -> bool:
@@ -64,11 +76,18 @@ def _address_matches(names: dict[str, Any], wanted: Any, address: Address) -> bo
         return True
     if wanted in names:
         return _address_matches(names, names[wanted], address)
-    if "/" in wanted:
-        return address in ipaddress.ip_network(wanted)
-    first, _, last = wanted.partition("-")
+    version, low, high = _ends(wanted)
+    return version == address.version and low <= int(address) <= high
+
+
+@cache
+def _ends(text: str) -> tuple[int, int, int]:
+    if "/" in text:
+        network = ipaddress.ip_network(text)
+        return network.version, int(network[0]), int(network[-1])
+    first, _, last = text.partition("-")
     low, high = ipaddress.ip_address(first), ipaddress.ip_address(last or first)
-    return low.version == address.version and int(low) <= int(address) <= int(high)
+    return low.version, int(low), int(high)
 
 
 def _service_matches(names: dict[str, Any], wanted: Any, packet: Packet) -> bool:

@@ -153,7 +153,7 @@ def test_a_disabled_rule_is_left_out_and_the_default_rules_log_when_told() -> No
 def test_what_several_rules_name_alike_stands_in_the_arrays_once() -> None:
     rule = "{{name: r{}, source: 10.0.0.0/8, destination: 10.0.0.0/8, service: tcp/80, action: allow}}"
     compiled, _ = compile_policy(read("rules: [" + ", ".join(rule.format(k) for k in range(5)) + "]"))
-    assert (len(compiled.ranges), len(compiled.services)) == (1, 1)
+    assert (len(compiled.blocks), len(compiled.lines)) == (2, 2), "all of them, and none"
 
 
 def test_two_names_with_one_id_are_refused() -> None:
