@@ -6,7 +6,20 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import churn, dataplane, engine, gateway, handover, memory, records, start, store, takeover, worker
+from bench import (
+    churn,
+    dataplane,
+    engine,
+    gateway,
+    handover,
+    memory,
+    policy,
+    records,
+    start,
+    store,
+    takeover,
+    worker,
+)
 
 MEASUREMENTS = {
     "churn": churn.measure,
@@ -15,6 +28,7 @@ MEASUREMENTS = {
     "gateway": gateway.measure,
     "handover": handover.measure,
     "memory": memory.measure,
+    "policy": policy.measure,
     "records": records.measure,
     "start": start.measure,
     "store": store.measure,

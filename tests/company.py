@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.kernels import kernel
+from everwall.policy.explain import Question
 from everwall.policy.match import match
 from everwall.policy.model import AddressRange, Policy, Rule, Service
 from everwall.policy.rules import read_policy
@@ -231,6 +232,16 @@ def _within(draw: random.Random, ranges: Sequence[AddressRange] | None, family: 
     if family == 4:
         return draw.randrange(1 << 24, 224 << 24)
     return 0x2001_0DB8 << 96 | draw.randrange(1 << 96)
+
+
+def question(row: npt.NDArray[np.int64], zones: Sequence[str]) -> Question:
+    """A row of ``packets`` as a person would ask about it; ``zones``: their names in the policy's order."""
+    values = [int(value) for value in row]
+    kind = ipaddress.IPv4Address if values[2] == 4 else ipaddress.IPv6Address
+    source, destination = (
+        kind((high & _LOW_HALF) << 64 | low & _LOW_HALF) for high, low in (values[3:5], values[5:7])
+    )
+    return Question(zones[values[0]], zones[values[1]], source, destination, *values[7:])
 
 
 @kernel

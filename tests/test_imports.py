@@ -22,7 +22,7 @@ FLOORS = [
     {"flow"},
     {"session", "policy", "inspection"},
     {"opening", "handover"},
-    {"takeover"},
+    {"takeover", "rematch"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},
     {"dataplane", "worker", "gwlb_worker", "store_config"},

@@ -49,6 +49,7 @@ class Counter(IntEnum):
         24,
         "packets that strict mode let go before the store had acknowledged their session",
     )
+    SESSIONS_RULED_OUT = 25, "sessions that ended because a new policy does not allow them"
 
 
 COUNTERS = 32

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from everwall import limits, pipeline
 from everwall.counters import Counter
 from everwall.policy.match import CompiledPolicy
+from everwall.rematch import begin_rematch
 from everwall.rings import Ring, ring_pop
 from everwall.session import control, image, parking, state, tcp
 from everwall.session import table as t
@@ -171,9 +172,9 @@ class Engine:
         release_session(self.state.sessions, slot, now)
 
     def replace_policy(self, policy: CompiledPolicy) -> None:
-        """Decide new and restored sessions by another policy from now on; what was offloaded comes back first."""
-        withdraw_all(self.state.sessions)
+        """Decide new and restored sessions by another policy from now on, and live ones as time passes."""
         self.state = self.state._replace(policy=policy)
+        begin_rematch(self.state.sessions)
 
     def _take(self, released: int) -> list[tuple[int, bytes]]:
         sessions = self.state.sessions

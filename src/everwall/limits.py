@@ -97,6 +97,15 @@ POLICY_WARNINGS_SHOWN = 20
 """Of one kind; what is more is only counted."""
 WILDCARD_RANGES_MAX = 1024
 """Ranges that an address with a wildcard mask may stand for."""
+REMATCH_SESSIONS = 32
+"""Sessions that are asked about again, after another policy came, in one pass of the loop: some 15 us of it."""
+REMATCH_SLOTS = 1 << 12
+"""Slots of the table that are passed meanwhile at most."""
+RELOAD_SWITCH_S = 0.0005
+"""While a policy is read and compiled no other thread waits longer for the interpreter (Python's own is ten times as
+long)."""
+RELOAD_TIMEOUT_S = 120.0
+"""For the answer to a reload: the largest policies take some ten seconds."""
 HOST_NAME_MAX = 253
 
 # Store -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import hashlib
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,9 @@ from everwall.limits import (
     INNER_MTU_MAX,
     JUMBO_MTU_MIN,
     MAINTENANCE_S,
+    MS_NS,
     REFUSED_LOG_S,
+    RELOAD_SWITCH_S,
     SECOND_NS,
     frame_bytes_for,
 )
@@ -65,6 +68,16 @@ def owner_id(name: str) -> int:
     """The 32-bit id of a node in records: of its name and this start, so that a restart is a new owner."""
     digest = hashlib.blake2b(f"{name} {os.getpid()} {time.time_ns()}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+def _load_politely(config: InitCfg) -> Loaded:
+    """Read and compile the policy beside threads that have to go on, in short turns of the interpreter."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(RELOAD_SWITCH_S)
+    try:
+        return load_policy(config.policy, config.resiliency_mode)
+    finally:
+        sys.setswitchinterval(usual)
 
 
 class Node:
@@ -120,6 +133,9 @@ class Node:
                 self._connect_to_store()
             self._traffic_log = TrafficLog(config.traffic_log)
             opened.pop_all()
+        self._own_names = self.policy.names
+        self._reloading = asyncio.Lock()
+        self._reload: asyncio.Task[None] | None = None
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
@@ -150,7 +166,7 @@ class Node:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self.renew_login)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         health = HealthListener(
             self._data.address,
             self.config.health_port,
@@ -313,6 +329,7 @@ class Node:
             "resiliency": self._resiliency_command,
             "buckets": self._buckets_command,
             "secrets": lambda _: self.renew_secrets(),
+            "policy": self._policy_command,
         }
 
     def status(self) -> Answer:
@@ -328,6 +345,7 @@ class Node:
             "cut_through": {"enabled": not self.plane.without, "why": self.plane.without},
             "data_address": self._data.address,
             "resiliency": self._resiliency(),
+            "policy": self._policy(),
             "store": self._store(),
             "workers": self.workers.each(),
             "uptime_s": round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 1),
@@ -370,6 +388,54 @@ class Node:
             **{name: facts[name] for name in ("connected", "resync_percent", "unsynced_sessions")},
         }
 
+    async def _policy_command(self, arguments: Answer) -> Answer:
+        what = arguments.get("do", "status")
+        if what not in ("reload", "status"):
+            raise ValueError(f"do must be reload or status, got {what!r}")
+        return await self.reload_policy() if what == "reload" else self._policy()
+
+    def _hang_up(self) -> None:
+        """SIGHUP: read the policy and the store's password again; what is wrong with them is in the log."""
+        self.renew_login()
+
+        async def reload() -> None:
+            with contextlib.suppress(ValueError, RuntimeError):
+                await self.reload_policy()
+
+        self._reload = asyncio.create_task(reload())
+
+    async def reload_policy(self) -> Answer:
+        """Read the policy's file again and decide by it from now on; live sessions are asked about again.
+
+        Raises ConfigError for a wrong file, ValueError where a reload is under way, and RuntimeError where a worker
+        cannot; then nothing has changed.
+        """
+        if self._reloading.locked():
+            raise ValueError("a reload is under way")
+        async with self._reloading:
+            began = time.monotonic_ns()
+            try:
+                loaded = await asyncio.to_thread(_load_politely, self.config)
+                read_ns = time.monotonic_ns() - began
+                waited = await asyncio.to_thread(self.workers.replace_policy, loaded.compiled)
+            except (ConfigError, RuntimeError) as error:
+                log.error("the policy stays as it was", error=str(error))
+                raise
+            self.policy = loaded._replace(names=loaded.names.after(self._own_names))
+            self._own_names = loaded.names
+        for warning in loaded.policy.warnings:
+            log.warning(warning)
+        facts = {"read_ms": round(read_ns / MS_NS, 1), "packets_waited_us": round(max(waited) / 1000, 1)}
+        log.info("another policy", policy=loaded.policy.summary, **facts)
+        return {**self._policy(), **facts, "warnings": list(loaded.policy.warnings)}
+
+    def _policy(self) -> Answer:
+        return {
+            "summary": self.policy.policy.summary,
+            "rematch_percent": 100 - self.workers.rematching,
+            "ruled_out": self._count(Counter.SESSIONS_RULED_OUT),
+        }
+
     def switch_resiliency(self, on: bool) -> None:
         """Keep sessions in the store from now on, or not; raises ValueError where there is no store to keep them in."""
         if on and not self.config.store.enabled:
@@ -385,7 +451,7 @@ class Node:
         log.info(f"session resiliency is {'on' if on else 'off'}: {self.resiliency.why}")
 
     def renew_login(self) -> None:
-        """SIGHUP: read the file with the store's password again, and say it on the connections there are."""
+        """Read the file with the store's password again, and say it on the connections there are."""
         file = self.config.redis_auth_file
         if file is None or not self.workers.connected:
             log.info("no everwall-redis-auth-file is in use: there is no password to read again")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from everwall.counters import Counter
-from everwall.kernels import inlined
+from everwall.kernels import inlined, kernel
 from everwall.limits import MS_NS
 from everwall.modes import STRICT
 from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, RULE_MODE, match, zone_of
 from everwall.session import state, tcp
 from everwall.session import table as t
+from everwall.session.writer import protocol_of
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -93,6 +94,21 @@ def apply_rule(state_, slot, row, zone):
     short[slot, t.TO_ZONE] = state_.policy.zones[zone]
     small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]
     short[slot, t.MODE] = state_.policy.rules[row, RULE_MODE]
+
+
+@kernel
+def describe_flow(scratch, endpoint, key2, lower_high, lower_low, upper_high, upper_low):
+    """A flow by its key and addresses as the descriptor of a packet from its lower to its upper end, without hash."""
+    scratch[0, m.ENDPOINT] = endpoint
+    scratch[0, m.FAMILY] = key2 >> 40
+    scratch[0, m.PROTOCOL] = protocol_of(key2)
+    scratch[0, m.SOURCE_HIGH] = lower_high
+    scratch[0, m.SOURCE_LOW] = lower_low
+    scratch[0, m.DESTINATION_HIGH] = upper_high
+    scratch[0, m.DESTINATION_LOW] = upper_low
+    scratch[0, m.SOURCE_PORT] = key2 & 0xFFFF
+    scratch[0, m.DESTINATION_PORT] = (key2 >> 16) & 0xFFFF
+    scratch[0, m.DIRECTION] = 0
 
 
 @inlined

@@ -23,6 +23,7 @@ from everwall.kernels import inlined, kernel
 from everwall.limits import DOUBT_NS
 from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
+from everwall.rematch import rematch
 from everwall.session import image, parking, state, strict, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session
@@ -572,10 +573,13 @@ def pass_time(state_, now, released):
         pending = parking.overdue_hold(sessions, now)
     age(sessions, now)
     resync(sessions, now)
+    rematch(state_, now)
     return released
 
 
 @kernel
 def next_timer(state_):
     """When ``pass_time`` wants to be called, ns."""
+    if state_.sessions.words[state.REMATCH_LEFT] != 0:
+        return np.int64(0)
     return parking.next_deadline(state_.sessions, state_.sessions.words[state.AGEING_DUE])

@@ -12,7 +12,7 @@ import numpy as np
 from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import kernel
-from everwall.opening import add, apply_rule, decide
+from everwall.opening import add, apply_rule, decide, describe_flow
 from everwall.session import image, parking, state, tcp
 from everwall.session import table as t
 from everwall.session.offload import offload, withdraw
@@ -118,16 +118,15 @@ def _install(state_, rows, k, rule, zone, now):
 @kernel
 def _flow_of_image(scratch, rows, k, seed):
     """The descriptor of a packet from the lower to the upper end of a stored flow."""
-    key2 = rows[k, image.KEY2]
-    scratch[0, m.ENDPOINT] = rows[k, image.ENDPOINT]
-    scratch[0, m.FAMILY] = key2 >> 40
-    scratch[0, m.PROTOCOL] = protocol_of(key2)
-    scratch[0, m.SOURCE_HIGH] = rows[k, image.LOWER_HIGH]
-    scratch[0, m.SOURCE_LOW] = rows[k, image.LOWER_LOW]
-    scratch[0, m.DESTINATION_HIGH] = rows[k, image.UPPER_HIGH]
-    scratch[0, m.DESTINATION_LOW] = rows[k, image.UPPER_LOW]
-    scratch[0, m.SOURCE_PORT] = key2 & 0xFFFF
-    scratch[0, m.DESTINATION_PORT] = (key2 >> 16) & 0xFFFF
+    describe_flow(
+        scratch,
+        rows[k, image.ENDPOINT],
+        rows[k, image.KEY2],
+        rows[k, image.LOWER_HIGH],
+        rows[k, image.LOWER_LOW],
+        rows[k, image.UPPER_HIGH],
+        rows[k, image.UPPER_LOW],
+    )
     make_key(scratch, 0, seed)
 
 

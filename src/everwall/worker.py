@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,7 @@ from everwall.limits import (
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
+from everwall.rematch import begin_rematch
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
 from everwall.session import image, offload, parking, state
 from everwall.session.state import Sessions
@@ -67,12 +69,21 @@ from everwall.wire.meta import Batch, make_batch
 
 # Indices of the control words
 STOP = 0  # set from outside: leave the loop
+_LEAVE = 1  # set from outside: leave it to the thread that waits for it
+_NEXT = 2  # what that thread does, see below
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
+_LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
+_ENTERED = 10  # and at which that one had it
 _CONTROL_WORDS = 16
+_NOBODY, _COMING, _WAITING = 0, 1, 2
+_NEXT_WAIT_NS = 50 * MS_NS
 
 _FORWARD = int(Verdict.FORWARD)
 _OFFLOADED = int(Counter.OFFLOADED)
 _HEAD, _TAIL = 0, 8  # of a ring's index
+
+_WATCH_S = 0.0002
+"""How often the thread that brings another one to the loop looks at it."""
 
 # Indices of ``told``
 _TOLD = 0  # tail of the request ring when the store was told last
@@ -86,6 +97,8 @@ class Loop(NamedTuple):
     control: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]  # poll: port, then eventfd
     descriptors: npt.NDArray[np.int64]  # [0] our eventfd, [1] the store's
+    baton: npt.NDArray[np.int64]  # poll: the eventfd by which the loop is left to another thread
+    baton_scratch: npt.NDArray[np.int64]
     told: npt.NDArray[np.int64]  # what the store's thread was woken for
     scratch: npt.NDArray[np.int64]
     batch: Batch
@@ -97,11 +110,36 @@ class Loop(NamedTuple):
 
 @kernel
 def run(state_, port, loop):
-    """Forward until the control word says stop."""
-    while loop.control[STOP] == 0:
+    """Forward until the control word says stop, or another thread is to go on.
+
+    A thread that comes to a loop which another one is in waits here until that one leaves it. It needs nothing of the
+    interpreter any more by then, so that the packets wait for a thread to wake and not for Python.
+    """
+    if loop.control[_NEXT] == _COMING:
+        if not _wait_for_the_loop(loop):
+            loop.control[_NEXT] = _NOBODY
+            return
+        begin_rematch(state_.sessions)
+        loop.control[_ENTERED] = monotonic(loop.scratch)
+        loop.control[_NEXT] = _NOBODY
+    while loop.control[STOP] == 0 and loop.control[_LEAVE] == 0:
         now = monotonic(loop.scratch)
         if not turn(state_, port, loop, now):
             _sleep(state_, loop, now)
+    if loop.control[_LEAVE] != 0:
+        loop.control[_LEFT] = monotonic(loop.scratch)
+        loop.control[_LEAVE] = 0
+        signal(loop.baton[0] & 0xFFFFFFFF, loop.scratch)
+
+
+@kernel
+def _wait_for_the_loop(loop):
+    """Whether it is ours; all else of it is the other thread's meanwhile."""
+    loop.control[_NEXT] = _WAITING
+    while loop.control[STOP] == 0:
+        if wait(loop.baton, _NEXT_WAIT_NS, loop.baton_scratch) > 0:
+            return True
+    return False
 
 
 @kernel
@@ -257,6 +295,8 @@ class Worker:
             control=zeros_apart(_CONTROL_WORDS),
             words=np.array(poll_words([descriptor(port), wake]), np.int64),
             descriptors=np.array([wake, store_wake], np.int64),
+            baton=zeros_apart(1),
+            baton_scratch=zeros_apart(2),
             told=zeros_apart(3),
             scratch=zeros_apart(4),
             batch=make_batch(BATCH_PACKETS, config.frame_bytes),
@@ -266,6 +306,9 @@ class Worker:
             handover=handover or make_handovers([wake], config.frame_bytes)[0],
         )
         self._thread: threading.Thread | None = None
+        self._core: int | None = None
+        self._changing = threading.Lock()
+        """Of the thread in the loop, and of what it is there with."""
 
     @property
     def sessions(self) -> Sessions:
@@ -284,22 +327,59 @@ class Worker:
 
     def start(self, core: int | None = None) -> None:
         """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
-        self.loop.control[STOP] = 0
-        thread = threading.Thread(
-            target=run, args=(self.state, self.port, self.loop), name="worker", daemon=True
-        )
+        self.loop.control[STOP] = self.loop.control[_LEAVE] = 0
+        self._core = core
+        self._thread = self._enter(self.state)
+
+    def _enter(self, state_: pipeline.State) -> threading.Thread:
+        """A new thread in ``run``."""
+        thread = threading.Thread(target=run, args=(state_, self.port, self.loop), name="worker", daemon=True)
         thread.start()
-        self._thread = thread
-        if core is not None and self._thread.native_id is not None:
-            os.sched_setaffinity(self._thread.native_id, {core})
+        if self._core is not None and thread.native_id is not None:
+            os.sched_setaffinity(thread.native_id, {self._core})
+        return thread
+
+    def replace_policy(self, policy: CompiledPolicy) -> int:
+        """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes.
+
+        Kernels know where their arrays are when they are entered. So another thread is brought to the loop with the
+        new ones, and goes on where this one leaves: nothing is lost, and packets wait for as many ns as returned.
+        Raises RuntimeError, and all is as before, when no thread comes.
+        """
+        with self._changing:
+            state_, former = self.state._replace(policy=policy), self._thread
+            if former is None or not former.is_alive():
+                self.state = state_
+                begin_rematch(self.sessions)
+                return 0
+            control, baton = self.loop.control, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                self.loop.baton[0] = poll_words([baton])[0]
+                control[_NEXT] = _COMING
+                successor = self._enter(state_)
+                while control[_NEXT] == _COMING:
+                    if not successor.is_alive():
+                        raise RuntimeError("no other thread could enter the worker's loop")
+                    time.sleep(_WATCH_S)
+                control[_LEAVE] = 1
+                os.eventfd_write(int(self.loop.descriptors[0]), 1)
+                former.join()
+                while control[_NEXT] == _WAITING:
+                    time.sleep(_WATCH_S)
+            finally:
+                control[_NEXT] = _NOBODY
+                os.close(baton)
+            self.state, self._thread = state_, successor
+            return int(control[_ENTERED] - control[_LEFT])
 
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""
         self.loop.control[STOP] = 1
         os.eventfd_write(int(self.loop.descriptors[0]), 1)
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        with self._changing:
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
 
 
 def warm() -> None:

@@ -144,6 +144,29 @@ class Workers:
         for worker in self.all:
             worker.sessions.words[state.RESILIENCY] = int(on)
 
+    def replace_policy(self, policy: CompiledPolicy) -> list[int]:
+        """Decide by another policy from now on, worker after worker; returns for how many ns packets of each waited.
+
+        Raises RuntimeError, and all of them decide as before, when one of them cannot.
+        """
+        former = [worker.state.policy for worker in self.all]
+        waited = []
+        try:
+            for worker in self.all:
+                waited.append(worker.replace_policy(policy))
+        except Exception:
+            for worker, before in zip(self.all[: len(waited)], former, strict=False):
+                worker.replace_policy(before)
+            raise
+        return waited
+
+    @property
+    def rematching(self) -> int:
+        """Per cent of the session tables that are still to be asked about after the last change of policy."""
+        left = [int(worker.sessions.words[state.REMATCH_LEFT]) for worker in self.all]
+        slots = [len(worker.sessions.table.tags) for worker in self.all]
+        return -(-100 * sum(left) // sum(slots))
+
     def __len__(self) -> int:
         return len(self.all)
 

@@ -13,6 +13,7 @@ import pytest
 
 from everwall.kernels import JIT
 from everwall.policy.compile import compile_policy, default_names
+from everwall.policy.explain import explain
 from everwall.policy.match import (
     ACTION_ALLOW,
     ACTION_DENY,
@@ -58,15 +59,6 @@ def row_of(packet: naive.Packet, from_index: int, to_index: int) -> list[int]:
         packet.sport,
         packet.dport,
     ]
-
-
-def packet_of(row: Any, zones: list[str]) -> naive.Packet:
-    """The packet that a row of ``company.packets`` stands for."""
-    values = [int(value) for value in row]
-    low = (1 << 64) - 1
-    kind = ipaddress.IPv4Address if values[2] == 4 else ipaddress.IPv6Address
-    source, destination = (kind((high & low) << 64 | half & low) for high, half in (values[3:5], values[5:7]))
-    return naive.Packet(zones[values[0]], zones[values[1]], source, destination, *values[7:])
 
 
 # Random policies over a small world, so that rules overlap and edges are hit.
@@ -267,9 +259,10 @@ def test_a_companys_policy_decides_as_the_plain_reading_does(rules: int) -> None
     found = np.zeros(len(rows), np.int64)
     company.match_all(policy, rows, found)
     for row, deciding in zip(rows, found, strict=True):
-        packet = packet_of(row, [names.zone(int(number)) for number in policy.zones])
-        expected = naive.decide(document, packet)
-        assert names.rule(int(policy.rules[deciding, RULE_ID])) == expected, (SEED, packet)
+        asked = company.question(row, [names.zone(int(number)) for number in policy.zones])
+        expected = naive.decide(document, naive.Packet(**vars(asked)))
+        assert names.rule(int(policy.rules[deciding, RULE_ID])) == expected, (SEED, asked)
+        assert explain(read, asked).row == deciding, (SEED, asked)
 
 
 def test_source_and_destination_ports_combine_within_one_entry_only() -> None:

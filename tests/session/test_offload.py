@@ -13,8 +13,8 @@ import pytest
 
 from everwall.kernels import JIT
 from everwall.limits import BEAT_STALE_NS, LOOP_GAP_NS_MAX, SECOND_NS
-from everwall.policy.match import deny_all
-from everwall.session import control, image, offload, state
+from everwall.policy.match import allow_all, deny_all
+from everwall.session import control, image, offload, state, tcp
 from everwall.session import table as t
 from everwall.session.offload import stamp, totals, withdraw_all
 from everwall.verdict import Verdict
@@ -380,15 +380,19 @@ def test_a_parked_packet_that_is_resumed_finds_its_session_taken_back() -> None:
     assert flag_of(node) == 0, "nobody but the engine forwards for a connection that closes"
 
 
-def test_another_policy_takes_everything_back() -> None:
+def test_another_policy_takes_back_what_it_refuses_and_nothing_else() -> None:
     node = make_node()
     talk = established(node)
+    node.engine.replace_policy(allow_all())
+    node.tick()
+    assert node.drive(talk.data()) == [BOUNCED], "what goes on is not touched"
     node.engine.replace_policy(deny_all())
-    assert not node.only_session()["offloaded"]
-    assert node.program.run(talk.data(), 0, node.now) == "not-offloaded"
-    assert node.only_session()["packets"] == 7, "what the program saw is not forgotten"
-    assert node.drive(talk.data()) == [FORWARD]
-    assert node.drive(talk.data()) == [BOUNCED], "offloaded again once the engine has seen it"
+    node.tick()
+    assert node.program.run(talk.data(), 0, node.now) == "no-session"
+    assert node.sessions() == []
+    (ended,) = node.engine.events()
+    assert tcp.END_NAMES[int(ended[state.EVENT_REASON])] == "policy-deny"
+    assert ended[image.PACKETS] == 8, "what the program saw is not forgotten"
 
 
 def test_a_session_lost_to_another_node_is_withdrawn() -> None:

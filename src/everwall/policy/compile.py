@@ -44,6 +44,10 @@ class PolicyNames:
     """Rule id to name, the default rules included."""
     zones: dict[int, str]
 
+    def after(self, former: PolicyNames) -> PolicyNames:
+        """The names of this policy, and for what it does not know those of the one before."""
+        return PolicyNames({**former.rules, **self.rules}, {**former.zones, **self.zones})
+
     def rule(self, number: int) -> str:
         """The rule's name; an id of another policy is shown as number."""
         return self.rules.get(number, f"{number:#010x}" if number else "")

@@ -62,6 +62,7 @@ RESYNC_RATE = 36  # sessions a second
 HOLD_HEAD = 37  # cursors of ``holds``
 HOLD_TAIL = 38
 LAYOUT = 40  # moves of the records that were noticed
+REMATCH_LEFT = 41  # slots that the rematch hand has before it, see everwall.rematch
 WORDS = 48
 
 # Indices of ``clock``

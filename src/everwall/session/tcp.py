@@ -64,12 +64,14 @@ END_TCP_RST_CLIENT = 2
 END_TCP_RST_SERVER = 3
 END_TCP_REUSE = 4
 END_AGED_OUT = 5
+END_POLICY_DENY = 6
 END_NAMES = {
     END_TCP_FIN: "tcp-fin",
     END_TCP_RST_CLIENT: "tcp-rst-from-client",
     END_TCP_RST_SERVER: "tcp-rst-from-server",
     END_TCP_REUSE: "tcp-reuse",
     END_AGED_OUT: "aged-out",
+    END_POLICY_DENY: "policy-deny",
 }
 
 CLIENT = 0

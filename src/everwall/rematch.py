@@ -1,0 +1,82 @@
+"""Live sessions under another policy: each is asked about once more, by a hand that passes over the table.
+
+A session that the policy refuses now ends with the reason ``policy-deny``: it is logged, withdrawn from the
+cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched otherwise:
+what is offloaded stays so. The hand looks at a few sessions in each pass of the loop, beside the packets, so that it
+holds nobody up; until it comes by, a session goes on as before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everwall.counters import Counter
+from everwall.kernels import kernel
+from everwall.limits import REMATCH_SESSIONS, REMATCH_SLOTS
+from everwall.opening import apply_rule, decide, describe_flow
+from everwall.session import image, state, tcp
+from everwall.session import table as t
+from everwall.session.ageing import end_session
+from everwall.session.writer import is_due, worth_storing
+from everwall.verdict import Verdict
+
+_FORWARD = int(Verdict.FORWARD)
+_SESSIONS_RULED_OUT = int(Counter.SESSIONS_RULED_OUT)
+
+
+@kernel
+def begin_rematch(sessions):
+    """Send the hand over the whole table, from its first slot."""
+    sessions.words[state.REMATCH_LEFT] = sessions.table.tags.shape[0]
+
+
+@kernel
+def rematch(state_, now):
+    """Move the hand by at most REMATCH_SESSIONS sessions, if it is on its way."""
+    sessions = state_.sessions
+    left = sessions.words[state.REMATCH_LEFT]
+    if left == 0:
+        return
+    slots = sessions.table.tags.shape[0]
+    end = max(left - REMATCH_SLOTS, 0)
+    asked = 0
+    while left > end and asked < REMATCH_SESSIONS:
+        slot = slots - left
+        if sessions.table.tags[slot] != 0:
+            _ask_again(state_, slot, now)
+            asked += 1
+        left -= 1
+    sessions.words[state.REMATCH_LEFT] = left
+
+
+@kernel
+def _ask_again(state_, slot, now):
+    sessions = state_.sessions
+    short = sessions.table.short
+    _flow_of_slot(sessions, slot)
+    initiator_upper = np.int64(short[slot, t.FLAGS]) & image.INITIATOR_UPPER
+    verdict, row, zone = decide(state_, sessions.scratch, 0, initiator_upper)
+    if verdict != _FORWARD:
+        reason = np.int64(short[slot, t.END_REASON])
+        end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_POLICY_DENY, now)
+        sessions.counters[_SESSIONS_RULED_OUT] += 1
+        return
+    was_due = is_due(sessions, slot, now)
+    apply_rule(state_, slot, row, zone)
+    if not was_due and is_due(sessions, slot, now) and worth_storing(sessions, slot):
+        short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) | t.DIRTY  # the ageing hand writes it
+
+
+@kernel
+def _flow_of_slot(sessions, slot):
+    """What policy asks of a session, in ``scratch``."""
+    hot, addresses = sessions.table.hot, sessions.table.addresses
+    describe_flow(
+        sessions.scratch,
+        hot[slot, t.KEY0],
+        hot[slot, t.KEY2],
+        addresses[slot, t.LOWER_HIGH],
+        addresses[slot, t.LOWER_LOW],
+        addresses[slot, t.UPPER_HIGH],
+        addresses[slot, t.UPPER_LOW],
+    )
