@@ -75,7 +75,7 @@ HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
 _ENTERED = 10  # and at which that one had it
 _CONTROL_WORDS = 16
-_NOBODY, _COMING, _WAITING = 0, 1, 2
+_NOBODY, _COMING, _WAITING, _ENTERING = 0, 1, 2, 3
 _NEXT_WAIT_NS = 50 * MS_NS
 
 _FORWARD = int(Verdict.FORWARD)
@@ -129,6 +129,7 @@ def run(state_, port, loop):
     if loop.control[_LEAVE] != 0:
         loop.control[_LEFT] = monotonic(loop.scratch)
         loop.control[_LEAVE] = 0
+        loop.control[_NEXT] = _ENTERING
         signal(loop.baton[0] & 0xFFFFFFFF, loop.scratch)
 
 
@@ -136,10 +137,9 @@ def run(state_, port, loop):
 def _wait_for_the_loop(loop):
     """Whether it is ours; all else of it is the other thread's meanwhile."""
     loop.control[_NEXT] = _WAITING
-    while loop.control[STOP] == 0:
-        if wait(loop.baton, _NEXT_WAIT_NS, loop.baton_scratch) > 0:
-            return True
-    return False
+    while loop.control[STOP] == 0 and loop.control[_NEXT] == _WAITING:
+        wait(loop.baton, _NEXT_WAIT_NS, loop.baton_scratch)
+    return loop.control[_NEXT] == _ENTERING
 
 
 @kernel
@@ -329,15 +329,18 @@ class Worker:
         """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
         self.loop.control[STOP] = self.loop.control[_LEAVE] = 0
         self._core = core
-        self._thread = self._enter(self.state)
+        self._thread = self._begin(self.state)
+        self._pin(self._thread)
 
-    def _enter(self, state_: pipeline.State) -> threading.Thread:
+    def _begin(self, state_: pipeline.State) -> threading.Thread:
         """A new thread in ``run``."""
         thread = threading.Thread(target=run, args=(state_, self.port, self.loop), name="worker", daemon=True)
         thread.start()
+        return thread
+
+    def _pin(self, thread: threading.Thread) -> None:
         if self._core is not None and thread.native_id is not None:
             os.sched_setaffinity(thread.native_id, {self._core})
-        return thread
 
     def replace_policy(self, policy: CompiledPolicy) -> int:
         """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes.
@@ -352,25 +355,39 @@ class Worker:
                 self.state = state_
                 begin_rematch(self.sessions)
                 return 0
-            control, baton = self.loop.control, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
-                self.loop.baton[0] = poll_words([baton])[0]
-                control[_NEXT] = _COMING
-                successor = self._enter(state_)
-                while control[_NEXT] == _COMING:
-                    if not successor.is_alive():
-                        raise RuntimeError("no other thread could enter the worker's loop")
-                    time.sleep(_WATCH_S)
-                control[_LEAVE] = 1
-                os.eventfd_write(int(self.loop.descriptors[0]), 1)
-                former.join()
-                while control[_NEXT] == _WAITING:
-                    time.sleep(_WATCH_S)
+                self._thread = self._succeed(former, state_, baton)
             finally:
-                control[_NEXT] = _NOBODY
+                self.loop.control[_NEXT] = _NOBODY
                 os.close(baton)
-            self.state, self._thread = state_, successor
-            return int(control[_ENTERED] - control[_LEFT])
+            self.state = state_
+            return int(self.loop.control[_ENTERED] - self.loop.control[_LEFT])
+
+    def _succeed(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:
+        """Bring another thread to the loop, and end the former one; returns when the loop is the new one's."""
+        control = self.loop.control
+        self.loop.baton[0] = poll_words([baton])[0]
+        control[_NEXT] = _COMING
+        successor = self._begin(state_)
+        problem = ""
+        try:
+            self._pin(successor)
+        except OSError as error:
+            problem = f": {error.strerror}"
+        while control[_NEXT] == _COMING and successor.is_alive():
+            time.sleep(_WATCH_S)
+        if problem or control[_NEXT] != _WAITING:
+            control[_NEXT] = _NOBODY
+            os.eventfd_write(baton, 1)
+            successor.join()
+            raise RuntimeError(f"no other thread could enter the worker's loop{problem}")
+        control[_LEAVE] = 1
+        os.eventfd_write(int(self.loop.descriptors[0]), 1)
+        former.join()
+        while control[_NEXT] != _NOBODY and successor.is_alive():
+            time.sleep(_WATCH_S)
+        return successor
 
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""
