@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from everwall.cli import policy_reload, policy_test
 from everwall.cli.common import fail
 from everwall.config import ConfigError
 
 group = typer.Typer(no_args_is_help=True)
+group.command("test")(policy_test.command)
+group.command("reload")(policy_reload.command)
 
 _ACCEPT: Any = typer.Option(
     "--accept-ports-for-applications",

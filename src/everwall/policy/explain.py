@@ -48,12 +48,8 @@ class Decision:
 
     def nearest(self, count: int) -> list[Miss]:
         """Those that came closest to deciding, in the order of the rules: fewest fields, then the later one."""
-        order = sorted(self.misses, key=lambda miss: len(miss.fields))
-        few = len(order[count - 1].fields) if len(order) > count else len(self.misses)
-        surely = [miss for miss in self.misses if len(miss.fields) < few]
-        rest = [miss for miss in self.misses if len(miss.fields) == few]
-        chosen = surely + rest[len(surely) - count :] if len(order) > count else list(self.misses)
-        return sorted(chosen, key=self.misses.index)
+        order = sorted(enumerate(self.misses), key=lambda entry: (len(entry[1].fields), -entry[0]))
+        return [miss for _, miss in sorted(order[:count], key=lambda entry: entry[0])]
 
 
 def explain(policy: Policy, asked: Question) -> Decision:

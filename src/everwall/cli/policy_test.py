@@ -1,0 +1,166 @@
+"""``everwall policy test``: which rule would decide about a session, and why none before it does."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everwall.cli.common import fail
+from everwall.config import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from everwall.policy.compile import Loaded
+    from everwall.policy.explain import Address, Decision, Question
+    from everwall.policy.rules import Policy
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
+WITH_PORTS = ("tcp", "udp")
+_NAMES = {"6": "tcp", "17": "udp"}
+EPHEMERAL = 49_152
+NEAREST = 5
+"""Rules that are shown before the deciding one; there may be thousands."""
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="The policy.")],
+    source: Annotated[str, typer.Option("--src", help="The client's address.")],
+    destination: Annotated[str, typer.Option("--dst", help="The server's address.")],
+    from_zone: Annotated[
+        str | None, typer.Option("--from", help="The client's zone; may be left out where there is but one.")
+    ] = None,
+    to_zone: Annotated[
+        str | None, typer.Option("--to", help="The server's zone; by default the same.")
+    ] = None,
+    proto: Annotated[str, typer.Option(help="tcp, udp, icmp or the number of a protocol.")] = "tcp",
+    dport: Annotated[int | None, typer.Option(min=0, max=65_535, help="The server's port.")] = None,
+    sport: Annotated[int, typer.Option(min=0, max=65_535, help="The client's port.")] = EPHEMERAL,
+    app: Annotated[
+        str | None, typer.Option(help="The application; packets are matched by ports, so it changes nothing.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Which rule decides about a session, and by what the nearest rules before it do not match.
+
+    The compiled policy decides, as in a node, and is held against a plain reading of the rules. Ends with 1 when
+    the policy or the question is wrong.
+    """
+    # The compiler of policies brings Numba along: half a second for those who ask for help only.
+    from everwall.policy.compile import load_policy
+    from everwall.policy.explain import Question, explain
+
+    try:
+        loaded = load_policy(file)
+    except ConfigError as error:
+        fail(str(error))
+    client, server = _address("--src", source), _address("--dst", destination)
+    if client.version != server.version:
+        fail(f"--src and --dst are of one family, got {client} and {server}")
+    proto = _NAMES.get(proto, proto)
+    number = _protocol(proto, client.version)
+    if dport is None and proto in WITH_PORTS:
+        fail(f"--dport: {proto} has ports; expected the server's")
+    begin = _zone(loaded.policy, "--from", from_zone)
+    asked = Question(
+        from_zone=begin,
+        to_zone=begin if to_zone is None else _zone(loaded.policy, "--to", to_zone),
+        source=client,
+        destination=server,
+        protocol=number,
+        sport=sport if proto in WITH_PORTS else 0,
+        dport=dport or 0,
+    )
+    decision = explain(loaded.policy, asked)
+    compiled = _row(loaded, asked)
+    if compiled != decision.row:
+        fail(
+            f"the compiled policy takes row {compiled}, the plain reading row {decision.row}: this is a fault of ours"
+        )
+    facts = _facts(loaded.policy, decision)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    _show(loaded.policy, asked, proto, app, facts)
+
+
+def _address(option: str, text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        fail(f"{option}: {text!r}: expected an address, as 10.0.0.1 or 2001:db8::1")
+
+
+def _protocol(text: str, version: int) -> int:
+    if text == "icmp" and version == 6:
+        return 58
+    known = text in PROTOCOLS
+    if not known and not (text.isascii() and text.isdigit() and int(text) <= 255):
+        hint = did_you_mean(text, tuple(PROTOCOLS))
+        fail(f"--proto: {text!r}: expected tcp, udp, icmp or a number up to 255{hint}")
+    return PROTOCOLS[text] if known else int(text)
+
+
+def _zone(policy: Policy, option: str, name: str | None) -> str:
+    zones = tuple(dict.fromkeys(zone.name for zone in policy.zones))
+    if not policy.mapped:
+        zones = tuple(dict.fromkeys((policy.default_zone, *zones)))
+    if name is None and (not policy.mapped or len(zones) == 1):
+        return zones[0]
+    if name is None:
+        fail(f"{option}: expected one of the zones {', '.join(zones)}")
+    if name not in zones:
+        fail(f"{option}: {name!r}: expected one of the zones {', '.join(zones)}{did_you_mean(name, zones)}")
+    return name
+
+
+def _row(loaded: Loaded, asked: Question) -> int:
+    """The deciding row as a node finds it."""
+    from everwall.policy.match import match, zone_id
+
+    index = {int(number): k for k, number in enumerate(loaded.compiled.zones)}
+    numbers = [-1 if name is None else index[zone_id(name)] for name in (asked.from_zone, asked.to_zone)]
+    numbers.append(asked.source.version)
+    for address in (int(asked.source), int(asked.destination)):
+        for half in (address >> 64, address & (1 << 64) - 1):
+            numbers.append(half - (1 << 64) if half >> 63 else half)
+    numbers += [asked.protocol, asked.sport, asked.dport, 0]
+    return int(match(loaded.compiled, *numbers))
+
+
+def _facts(policy: Policy, decision: Decision) -> dict[str, Any]:
+    rule = decision.rule
+    return {
+        "rule": rule.name,
+        "action": rule.action,
+        "line": getattr(rule, "line", None),
+        "file": policy.file,
+        "before": len(decision.misses),
+        "nearest": [
+            {"rule": miss.rule.name, "line": miss.rule.line, "does_not_match": list(miss.fields)}
+            for miss in decision.nearest(NEAREST)
+        ],
+    }
+
+
+def _show(policy: Policy, asked: Question, proto: str, app: str | None, facts: dict[str, Any]) -> None:
+    ends = [str(asked.source), str(asked.destination)]
+    if proto in WITH_PORTS:
+        ends = [
+            f"{f'[{end}]' if ':' in end else end}:{port}"
+            for end, port in zip(ends, (asked.sport, asked.dport), strict=True)
+        ]
+    typer.echo(f"{proto} {ends[0]} to {ends[1]}, from zone {asked.from_zone} to zone {asked.to_zone}")
+    if app is not None:
+        typer.echo(f"application {app}: rules are matched by addresses and ports, so it changes nothing")
+    place = f" ({policy.file}:{facts['line']})" if facts["line"] else ""
+    typer.echo(f"{facts['action']}, by rule {facts['rule']}{place}")
+    if not facts["before"]:
+        return
+    shown = len(facts["nearest"])
+    title = "rule before it does" if facts["before"] == 1 else f"{facts['before']:,} rules before it do"
+    typer.echo(f"{title} not match" + (f"; the nearest {shown}:" if shown < facts["before"] else ":"))
+    for miss in facts["nearest"]:
+        typer.echo(f"  {miss['rule']} (line {miss['line']}): not its {', '.join(miss['does_not_match'])}")
