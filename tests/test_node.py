@@ -529,6 +529,42 @@ def test_policy_and_endpoint_zone_decide(
     assert node.counters()["endpoint-unmapped"] == 1
 
 
+def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
+) -> None:
+    node = start(19, redis, extra="everwall-workers=2").ready()
+    handshake(balancer, node)
+    until(lambda: node.ask("store")["written"] >= 1, ANSWER_S, "the session in the store")
+    file = node.folder / "policy.yaml"
+
+    file.write_text(POLICY.replace("name: web", "name: web again"))
+    told = node.ask("policy", do="reload")
+    assert told["ok"], told
+    assert "1 rule" in told["summary"]
+    until(lambda: node.ask("policy")["rematch_percent"] == 100, ANSWER_S, "the live sessions")
+    (row,) = node.ask("sessions")["sessions"]
+    assert (row["rule"], row["state"]) == ("web again", "established")
+
+    file.write_text(POLICY.replace("tcp/80", "tcp/99999"))
+    refused = node.ask("policy", do="reload")
+    assert refused["error"] == (
+        f"policy: {file}:10:15: rules[0].service[0]: 'tcp/99999': expected ports up to 65535"
+    )
+    node.process.send_signal(signal.SIGHUP)
+    until(lambda: node.said().count("the policy stays as it was") == 2, ANSWER_S, "the log")
+    assert balancer.through(node, c2s(flags="PA", seq=1001, ack=5001, payload=b"not touched"))
+
+    file.write_text(POLICY.replace("tcp/80", "tcp/443"))
+    node.process.send_signal(signal.SIGHUP)
+    until(lambda: node.ask("sessions")["total"] == 0, ANSWER_S, "the end of what is refused now")
+    until(lambda: "policy-deny" in (node.folder / "traffic.log").read_text(), ANSWER_S, "the traffic log")
+    ended = json.loads((node.folder / "traffic.log").read_text().splitlines()[-1])
+    assert (ended["end"], ended["rule"]) == ("policy-deny", "web again"), "by the name it had"
+    assert node.counters()["deletes"] == 1, "nobody restores it"
+    assert not balancer.through(node, c2s(flags="PA", seq=1012, ack=5001, payload=b"a stranger"), seconds=0.3)
+    assert node.ask("status")["policy"]["ruled_out"] == 1
+
+
 def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, start: Callable[..., Process]) -> None:
     node = start(7, None, extra="everwall-health-port=none")
     assert node.process.wait(timeout=START_S) == 1
