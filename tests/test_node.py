@@ -548,7 +548,7 @@ def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
     file.write_text(POLICY.replace("tcp/80", "tcp/99999"))
     refused = node.ask("policy", do="reload")
     assert refused["error"] == (
-        f"policy: {file}:10:15: rules[0].service[0]: 'tcp/99999': expected ports up to 65535"
+        f"policy: {file}:10:15: rules[1].service[1]: 'tcp/99999': expected ports up to 65535"
     )
     node.process.send_signal(signal.SIGHUP)
     until(lambda: node.said().count("the policy stays as it was") == 2, ANSWER_S, "the log")

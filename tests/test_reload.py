@@ -18,7 +18,7 @@ from everwall.engine import EngineConfig, describe_sessions, drain_ring
 from everwall.kernels import JIT
 from everwall.policy.compile import compile_policy
 from everwall.policy.match import CompiledPolicy, allow_all, deny_all, rule_id
-from everwall.policy.rules import Rule, Zone, parse_service
+from everwall.policy.rules import Policy, Rule, Zone, parse_service
 from everwall.ports import port as ports
 from everwall.session import state, tcp
 from everwall.worker import STOP, Worker
@@ -36,9 +36,14 @@ ADDRESS = "127.0.84.2"
 
 
 @cache
+def companys() -> Policy:
+    return company.policy(RULES, 1)
+
+
+@cache
 def large(name: str, service: str = "any") -> CompiledPolicy:
     """A company's rules, of which none speaks about our hosts, and a last one that does."""
-    policy = company.policy(RULES, 1)
+    policy = companys()
     ours = Zone("ours", (ENDPOINT,))
     services = None if service == "any" else parse_service(service)
     assert not isinstance(services, str)

@@ -74,6 +74,7 @@ _NEXT = 2  # what that thread does, see below
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
 _ENTERED = 10  # and at which that one had it
+_INSIDE = 11  # 1: the thread that ``start`` began has come to the loop
 _CONTROL_WORDS = 16
 _NOBODY, _COMING, _WAITING, _ENTERING = 0, 1, 2, 3
 _NEXT_WAIT_NS = 50 * MS_NS
@@ -99,6 +100,7 @@ class Loop(NamedTuple):
     descriptors: npt.NDArray[np.int64]  # [0] our eventfd, [1] the store's
     baton: npt.NDArray[np.int64]  # poll: the eventfd by which the loop is left to another thread
     baton_scratch: npt.NDArray[np.int64]
+    leaving: npt.NDArray[np.int64]  # scratch of a thread whose loop is another one's already
     told: npt.NDArray[np.int64]  # what the store's thread was woken for
     scratch: npt.NDArray[np.int64]
     batch: Batch
@@ -122,6 +124,7 @@ def run(state_, port, loop):
         begin_rematch(state_.sessions)
         loop.control[_ENTERED] = monotonic(loop.scratch)
         loop.control[_NEXT] = _NOBODY
+    loop.control[_INSIDE] = 1
     while loop.control[STOP] == 0 and loop.control[_LEAVE] == 0:
         now = monotonic(loop.scratch)
         if not turn(state_, port, loop, now):
@@ -130,7 +133,7 @@ def run(state_, port, loop):
         loop.control[_LEFT] = monotonic(loop.scratch)
         loop.control[_LEAVE] = 0
         loop.control[_NEXT] = _ENTERING
-        signal(loop.baton[0] & 0xFFFFFFFF, loop.scratch)
+        signal(loop.baton[0] & 0xFFFFFFFF, loop.leaving)
 
 
 @kernel
@@ -297,6 +300,7 @@ class Worker:
             descriptors=np.array([wake, store_wake], np.int64),
             baton=zeros_apart(1),
             baton_scratch=zeros_apart(2),
+            leaving=zeros_apart(2),
             told=zeros_apart(3),
             scratch=zeros_apart(4),
             batch=make_batch(BATCH_PACKETS, config.frame_bytes),
@@ -327,7 +331,7 @@ class Worker:
 
     def start(self, core: int | None = None) -> None:
         """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
-        self.loop.control[STOP] = self.loop.control[_LEAVE] = 0
+        self.loop.control[STOP] = self.loop.control[_LEAVE] = self.loop.control[_INSIDE] = 0
         self._core = core
         self._thread = self._begin(self.state)
         self._pin(self._thread)
@@ -367,6 +371,8 @@ class Worker:
     def _succeed(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:
         """Bring another thread to the loop, and end the former one; returns when the loop is the new one's."""
         control = self.loop.control
+        while control[_INSIDE] == 0 and former.is_alive():  # or it would take itself for the other one
+            time.sleep(_WATCH_S)
         self.loop.baton[0] = poll_words([baton])[0]
         control[_NEXT] = _COMING
         successor = self._begin(state_)
