@@ -29,7 +29,8 @@ from bench import bounds  # noqa: E402  (the path has to be set before)
 from everwall.policy.compile import compile_policy  # noqa: E402
 from everwall.policy.explain import explain  # noqa: E402
 from everwall.policy.match import CompiledPolicy  # noqa: E402
-from everwall.policy.rules import Policy, read_policy  # noqa: E402
+from everwall.policy.model import Policy  # noqa: E402
+from everwall.policy.rules import read_policy  # noqa: E402
 from tests import company  # noqa: E402
 
 SIZES = {"10": 10, "1k": 1_000, "10k": 10_000}

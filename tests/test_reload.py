@@ -18,7 +18,8 @@ from everwall.engine import EngineConfig, describe_sessions, drain_ring
 from everwall.kernels import JIT
 from everwall.policy.compile import compile_policy
 from everwall.policy.match import CompiledPolicy, allow_all, deny_all, rule_id
-from everwall.policy.rules import Policy, Rule, Zone, parse_service
+from everwall.policy.model import Policy, Rule, Zone
+from everwall.policy.words import parse_service
 from everwall.ports import port as ports
 from everwall.session import state, tcp
 from everwall.worker import STOP, Worker

@@ -33,7 +33,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _NOT_COMPILED = {"bootstrap", "cli", "lab", "management", "sim"}
 _NOT_COMPILED |= {"__main__.py", "config.py", "dataplane.py", "gwlb.py", "node.py", "warm.py", "workers.py"}
 _NOT_COMPILED |= {f"ports/{name}.py" for name in ("bpf", "bpf_build", "libbpf", "outcome")}
-_NOT_COMPILED |= {f"policy/{name}.py" for name in ("compile", "explain", "fields", "rules")}
+_NOT_COMPILED |= {f"policy/{path.name}" for path in (_PACKAGE / "policy").glob("*.py")} - {"policy/match.py"}
 _NOT_COMPILED |= {f"store/{name}.py" for name in ("connection", "memory", "protocol", "redis")}
 
 Function = TypeVar("Function", bound=Callable[..., Any])

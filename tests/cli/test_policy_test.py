@@ -80,6 +80,16 @@ def test_json_and_an_application(file: Path) -> None:
     assert "application ssl: rules are matched by addresses and ports" in said(*question, "--app", "ssl")
 
 
+def test_an_application_gives_protocol_and_port(file: Path) -> None:
+    told = said(file, "--from", "web", "--src", "10.0.0.1", "--dst", "10.1.0.1", "--app", "ssh").splitlines()
+    assert told[0] == "tcp 10.0.0.1:49152 to 10.1.0.1:22, from zone web to zone web"
+    assert told[2] == f"allow, by rule ssh ({file}:6)"
+    told = said(
+        file, "--from", "web", "--src", "2001:db8::1", "--dst", "2001:db8::2", "--app", "ping"
+    ).splitlines()
+    assert told[2] == f"allow, by rule six ({file}:8)"
+
+
 def test_of_many_rules_the_nearest_are_shown(tmp_path: Path) -> None:
     rules = "".join(
         f"  - {{name: r{k}, source: 192.0.2.{k}, destination: any, service: tcp/{k}, action: allow}}\n"
@@ -108,6 +118,7 @@ def test_of_many_rules_the_nearest_are_shown(tmp_path: Path) -> None:
         (["--from", "web", "--src", "::1", "--dst", "10.0.0.2", "--dport", 1], "of one family"),
         (["--from", "web", "--src", "10.0.0.1", "--dst", "10.0.0.2"], "--dport: tcp has ports"),
         (["--from", "web", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--proto", "tpc"], "did you mean tcp?"),
+        (["--from", "web", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--app", "sssh"], "did you mean ssh?"),
     ],
 )
 def test_a_wrong_question_is_answered_with_what_was_expected(

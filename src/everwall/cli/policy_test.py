@@ -13,9 +13,9 @@ from everwall.cli.common import fail
 from everwall.config import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from everwall.policy.compile import Loaded
     from everwall.policy.explain import Address, Decision, Question
-    from everwall.policy.rules import Policy
+    from everwall.policy.match import CompiledPolicy
+    from everwall.policy.model import Policy
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 WITH_PORTS = ("tcp", "udp")
@@ -39,8 +39,18 @@ def command(
     dport: Annotated[int | None, typer.Option(min=0, max=65_535, help="The server's port.")] = None,
     sport: Annotated[int, typer.Option(min=0, max=65_535, help="The client's port.")] = EPHEMERAL,
     app: Annotated[
-        str | None, typer.Option(help="The application; packets are matched by ports, so it changes nothing.")
+        str | None,
+        typer.Option(
+            help="The application: gives protocol and port where --dport does not, and no more so far."
+        ),
     ] = None,
+    accept_ports: Annotated[
+        bool,
+        typer.Option(
+            "--accept-ports-for-applications",
+            help="Take a rule that names applications for one that names their standard ports.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Which rule decides about a session, and by what the nearest rules before it do not match.
@@ -49,41 +59,43 @@ def command(
     the policy or the question is wrong.
     """
     # The compiler of policies brings Numba along: half a second for those who ask for help only.
-    from everwall.policy.compile import load_policy
+    from everwall.policy.compile import compile_policy
     from everwall.policy.explain import Question, explain
+    from everwall.policy.files import read_policy_file
 
     try:
-        loaded = load_policy(file)
+        policy = read_policy_file(file, accept_ports)
+        compiled, _ = compile_policy(policy)
     except ConfigError as error:
         fail(str(error))
     client, server = _address("--src", source), _address("--dst", destination)
     if client.version != server.version:
         fail(f"--src and --dst are of one family, got {client} and {server}")
+    if app is not None and dport is None:
+        proto, dport = _standard(app)
     proto = _NAMES.get(proto, proto)
     number = _protocol(proto, client.version)
     if dport is None and proto in WITH_PORTS:
         fail(f"--dport: {proto} has ports; expected the server's")
-    begin = _zone(loaded.policy, "--from", from_zone)
+    begin = _zone(policy, "--from", from_zone)
     asked = Question(
         from_zone=begin,
-        to_zone=begin if to_zone is None else _zone(loaded.policy, "--to", to_zone),
+        to_zone=begin if to_zone is None else _zone(policy, "--to", to_zone),
         source=client,
         destination=server,
         protocol=number,
         sport=sport if proto in WITH_PORTS else 0,
         dport=dport or 0,
     )
-    decision = explain(loaded.policy, asked)
-    compiled = _row(loaded, asked)
-    if compiled != decision.row:
-        fail(
-            f"the compiled policy takes row {compiled}, the plain reading row {decision.row}: this is a fault of ours"
-        )
-    facts = _facts(loaded.policy, decision)
+    decision = explain(policy, asked)
+    row = _row(compiled, asked)
+    if row != decision.row:
+        fail(f"compiled, rule {row} decides; read plainly, rule {decision.row}: this is a fault of ours")
+    facts = _facts(policy, decision)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    _show(loaded.policy, asked, proto, app, facts)
+    _show(policy, asked, proto, app, facts)
 
 
 def _address(option: str, text: str) -> Address:
@@ -103,6 +115,19 @@ def _protocol(text: str, version: int) -> int:
     return PROTOCOLS[text] if known else int(text)
 
 
+def _standard(app: str) -> tuple[str, int | None]:
+    """Protocol and first port that an application is known for."""
+    from everwall.policy.applications import STANDARD_PORTS
+
+    if app not in STANDARD_PORTS:
+        hint = did_you_mean(app, tuple(STANDARD_PORTS))
+        fail(f"--app: {app!r}: its standard ports are not known{hint}; expected --proto and --dport with it")
+    first = STANDARD_PORTS[app][0]
+    names = {number: name for name, number in PROTOCOLS.items()}
+    proto = names.get(first.protocol, str(first.protocol))
+    return proto, first.first_port if proto in WITH_PORTS else None
+
+
 def _zone(policy: Policy, option: str, name: str | None) -> str:
     zones = tuple(dict.fromkeys(zone.name for zone in policy.zones))
     if not policy.mapped:
@@ -116,18 +141,18 @@ def _zone(policy: Policy, option: str, name: str | None) -> str:
     return name
 
 
-def _row(loaded: Loaded, asked: Question) -> int:
+def _row(compiled: CompiledPolicy, asked: Question) -> int:
     """The deciding row as a node finds it."""
     from everwall.policy.match import match, zone_id
 
-    index = {int(number): k for k, number in enumerate(loaded.compiled.zones)}
+    index = {int(number): k for k, number in enumerate(compiled.zones)}
     numbers = [-1 if name is None else index[zone_id(name)] for name in (asked.from_zone, asked.to_zone)]
     numbers.append(asked.source.version)
     for address in (int(asked.source), int(asked.destination)):
         for half in (address >> 64, address & (1 << 64) - 1):
             numbers.append(half - (1 << 64) if half >> 63 else half)
     numbers += [asked.protocol, asked.sport, asked.dport, 0]
-    return int(match(loaded.compiled, *numbers))
+    return int(match(compiled, *numbers))
 
 
 def _facts(policy: Policy, decision: Decision) -> dict[str, Any]:
@@ -154,7 +179,9 @@ def _show(policy: Policy, asked: Question, proto: str, app: str | None, facts: d
         ]
     typer.echo(f"{proto} {ends[0]} to {ends[1]}, from zone {asked.from_zone} to zone {asked.to_zone}")
     if app is not None:
-        typer.echo(f"application {app}: rules are matched by addresses and ports, so it changes nothing")
+        typer.echo(
+            f"application {app}: rules are matched by addresses and ports, and not by what is said there"
+        )
     place = f" ({policy.file}:{facts['line']})" if facts["line"] else ""
     typer.echo(f"{facts['action']}, by rule {facts['rule']}{place}")
     if not facts["before"]:

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from everwall.policy.rules import AddressRange, DefaultRule, Policy, Rule, Service
+from everwall.policy.model import AddressRange, DefaultRule, Policy, Rule, Service
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
