@@ -26,7 +26,7 @@ from everwall.policy.match import (
     zone_id,
     zone_of,
 )
-from everwall.policy.model import Policy, Rule
+from everwall.policy.model import AddressRange, Policy, Rule, ports_of
 from everwall.policy.rules import read_policy
 from tests import company
 from tests.naive import match as naive
@@ -263,6 +263,23 @@ def test_a_companys_policy_decides_as_the_plain_reading_does(rules: int) -> None
         expected = naive.decide(document, naive.Packet(**vars(asked)))
         assert names.rule(int(policy.rules[deciding, RULE_ID])) == expected, (SEED, asked)
         assert explain(read, asked).row == deciding, (SEED, asked)
+
+
+def test_groups_of_thousands_are_cut_where_they_are_said_to_be() -> None:
+    """More ends within 512 rules than are laid out at once, and a group that many rules share."""
+    hosts = tuple(AddressRange(4, 2 * k, 2 * k) for k in range(3_000))
+    wide = (AddressRange(4, 1_000, 4_001), AddressRange(6, 0, 1 << 127))
+    rules = [Rule(f"shared {k}", "deny", source=hosts, service=(ports_of(0, 17, k, k),)) for k in range(40)]
+    rules.append(Rule("wide", "allow", source=wide))
+    policy, _ = compile_policy(Policy("p.yaml", rules=tuple(rules)))
+
+    def row(source: int, protocol: int, port: int) -> int:
+        return int(match(policy, 0, 0, 4, 0, source, 0, 1, protocol, 1, port, 0))
+
+    for source in (0, 1, 998, 999, 1_000, 1_001, 3_999, 4_000, 4_001, 4_002, 4_003, 5_998, 5_999, 6_000):
+        allowed = 40 if 1_000 <= source <= 4_001 else 41
+        assert row(source, 17, 7) == (7 if source % 2 == 0 and source < 6_000 else allowed), source
+        assert row(source, 6, 7) == allowed, source
 
 
 def test_source_and_destination_ports_combine_within_one_entry_only() -> None:

@@ -146,13 +146,17 @@ def _places(rules: Iterable[Rule]) -> Iterable[_Place]:
 
 
 def _of_family(named: Iterable[tuple[AddressRange, ...] | None], family: int) -> list[Entries | None]:
-    """The ranges of one family; groups that many rules name are looked at once."""
-    known: dict[tuple[AddressRange, ...] | None, Entries | None] = {None: None}
+    """The ranges of one family; what is one object for many rules, as a group is, stays one."""
+    known: dict[int, Entries | None] = {}
     found = []
     for ranges in named:
-        if ranges not in known and ranges is not None:
-            known[ranges] = tuple((entry.first, entry.last) for entry in ranges if entry.family == family)
-        found.append(known[ranges])
+        if id(ranges) not in known:
+            known[id(ranges)] = (
+                None
+                if ranges is None
+                else tuple((entry.first, entry.last) for entry in ranges if entry.family == family)
+            )
+        found.append(known[id(ranges)])
     return found
 
 
@@ -225,7 +229,7 @@ class _Tables:
 
     def _intervals(self, wanted: _Wanted, values: int) -> tuple[list[int], npt.NDArray[np.int32]]:
         """First value and set of every interval from 0 to ``values`` - 1; no two neighbours have the same set."""
-        named = {entries for entries in wanted.entries if entries}
+        named = {id(entries): entries for entries in wanted.entries if entries}.values()
         starts = {0} | {first for entries in named for first, _ in entries}
         starts |= {last + 1 for entries in named for _, last in entries}
         starts.discard(values)
@@ -254,59 +258,59 @@ def _flipped(half: int) -> int:
 
 def _sets_of(wanted: _Wanted, starts: Sequence[int], sets: _Sets) -> npt.NDArray[np.int32]:
     """The set of each interval; ``starts``, ascending from 0, has every value at which a range begins or has ended."""
-    spans = _spans(wanted.entries, starts)
+    interval = {start: k for k, start in enumerate(starts)}
+    known: dict[int, Numbers] = {}
     of_any = np.array([entries is None for entries in wanted.entries], np.bool_)
     blocks = np.zeros((len(starts), sets.blocks), np.int32)
     for block in range(sets.blocks):
         places = slice(block * LINE_BITS, (block + 1) * LINE_BITS)
-        first, last = np.searchsorted(spans[:, 0], (places.start, places.stop))
-        here = spans[first:last] - (places.start, 0, 0)
-        begins = np.unique(np.concatenate(([0], here[:, 1], here[:, 2])))
+        spans, columns = _spans(wanted.entries[places], interval, known)
+        begins = np.unique(np.concatenate(([0], spans[:, 1], spans[:, 2])))
         begins = begins[begins < len(starts)]
-        lines = np.concatenate(
-            [
-                sets.add_lines(bits)
-                for bits in _lines(
-                    here, begins, of_any[places], wanted.negated[places], wanted.allowed[places]
-                )
-            ]
-        )
-        blocks[:, block] = lines[np.searchsorted(begins, np.arange(len(starts)), side="right") - 1]
+        lines = []
+        for covered in _covered(spans, begins, columns.max() + 1):
+            suits = ((covered[:, columns] | of_any[places]) ^ wanted.negated[places]) & wanted.allowed[places]
+            bits = np.zeros((len(covered), LINE_BITS), np.bool_)
+            bits[:, : len(columns)] = suits
+            lines.append(sets.add_lines(np.packbits(bits, axis=1, bitorder="little").view(np.int64)))
+        at = np.searchsorted(begins, np.arange(len(starts)), side="right") - 1
+        blocks[:, block] = np.concatenate(lines)[at]
     return sets.add_sets(blocks)
 
 
-def _spans(entries: Sequence[Entries | None], starts: Sequence[int]) -> Numbers:
-    """Every range of every place as (place, its first interval, one past its last), int64[n, 3], by place."""
-    interval = {start: k for k, start in enumerate(starts)}
-    known: dict[Entries, Numbers] = {}
+def _spans(
+    entries: Sequence[Entries | None], interval: dict[int, int], known: dict[int, Numbers]
+) -> tuple[Numbers, Numbers]:
+    """Every range of a block's places as (column, its first interval, one past its last), and the column of each place.
+
+    Places that name one and the same group share a column; column 0 is of those that name nothing.
+    """
+    numbers: dict[int, int] = {}
+    columns = np.zeros(len(entries), np.int64)
     parts = [np.zeros((0, 3), np.int64)]
     for place, ranges in enumerate(entries):
         if not ranges:
             continue
-        if ranges not in known:
-            ends = [(0, interval[first], interval.get(last + 1, len(starts))) for first, last in ranges]
-            known[ranges] = np.array(ends, np.int64)
-        parts.append(known[ranges] + (place, 0, 0))
-    return np.concatenate(parts)
+        if id(ranges) not in known:
+            ends = [(0, interval[first], interval.get(last + 1, len(interval))) for first, last in ranges]
+            known[id(ranges)] = np.array(ends, np.int64)
+        if id(ranges) not in numbers:
+            numbers[id(ranges)] = len(numbers) + 1
+            parts.append(known[id(ranges)] + (numbers[id(ranges)], 0, 0))
+        columns[place] = numbers[id(ranges)]
+    return np.concatenate(parts), columns
 
 
-def _lines(
-    spans: Numbers, begins: Numbers, of_any: Flags, negated: Flags, allowed: Flags
-) -> Iterable[Numbers]:
-    """Bits of one block's places for the intervals that begin at ``begins``: int64[n, LINE_WORDS], in pieces."""
-    count = len(of_any)
+def _covered(spans: Numbers, begins: Numbers, columns: int) -> Iterable[Flags]:
+    """Whether some span of a column covers the interval that begins at each of ``begins``: [n, columns], in pieces."""
     first, past = np.searchsorted(begins, spans[:, 1]), np.searchsorted(begins, spans[:, 2])
-    open_ = np.zeros(count, np.int32)
+    open_ = np.zeros(columns, np.int32)
     for step in range(0, len(begins), _STEP):
-        rows = min(_STEP, len(begins) - step)
-        change = np.zeros((rows, count), np.int32)
+        change = np.zeros((min(_STEP, len(begins) - step), columns), np.int32)
         for at, sign in ((first - step, 1), (past - step, -1)):
-            inside = (at >= 0) & (at < rows)
+            inside = (at >= 0) & (at < len(change))
             np.add.at(change, (at[inside], spans[inside, 0]), sign)
         change[0] += open_
-        covered = np.cumsum(change, axis=0, out=change)
-        open_ = covered[-1].copy()
-        suits = (((covered > 0) | of_any) ^ negated) & allowed
-        bits = np.zeros((rows, LINE_BITS), np.bool_)
-        bits[:, :count] = suits
-        yield np.packbits(bits, axis=1, bitorder="little").view(np.int64)
+        np.cumsum(change, axis=0, out=change)
+        open_ = change[-1].copy()
+        yield change > 0
