@@ -98,7 +98,7 @@ POLICY_WARNINGS_SHOWN = 20
 WILDCARD_RANGES_MAX = 1024
 """Ranges that an address with a wildcard mask may stand for."""
 REMATCH_SESSIONS = 32
-"""Sessions that are asked about again, after another policy came, in one pass of the loop: some 15 us of it."""
+"""Sessions that are asked about again, after another policy came, in one pass of the loop: tens of microseconds."""
 REMATCH_SLOTS = 1 << 12
 """Slots of the table that are passed meanwhile at most."""
 RELOAD_SWITCH_S = 0.0005

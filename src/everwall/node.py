@@ -397,6 +397,9 @@ class Node:
     def _hang_up(self) -> None:
         """SIGHUP: read the policy and the store's password again; what is wrong with them is in the log."""
         self.renew_login()
+        if self._reloading.locked():
+            log.warning("a reload is under way: the policy is not read once more")
+            return
 
         async def reload() -> None:
             with contextlib.suppress(ValueError, RuntimeError):
