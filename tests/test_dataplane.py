@@ -16,13 +16,27 @@ from structlog.testing import capture_logs
 
 from everwall import dataplane
 from everwall.bootstrap.init_cfg import InitCfg
-from everwall.dataplane import DataInterface, DataPlane, DataPlaneError, Wish, open_data_plane
+from everwall.bootstrap.networking import Networking
+from everwall.dataplane import (
+    DataInterface,
+    DataPlane,
+    DataPlaneError,
+    ManagementInterface,
+    Wish,
+    describe_interfaces,
+    find_data_interface,
+    find_management_interface,
+    open_data_plane,
+)
 from everwall.limits import GENEVE_PORT, SESSIONS_MIN
 from everwall.ports.bpf import BpfError
 from everwall.session import control
 from everwall.session.table import slots_for
 from tests import needs
 from tests.namespaces import ip, new_network
+from tests.two_interfaces import DATA as ETH0
+from tests.two_interfaces import MANAGEMENT as ETH1
+from tests.two_interfaces import TwoInterfaces
 
 SOURCES = (IPv4Network("10.40.0.0/25"), IPv4Network("10.40.0.128/25"))
 
@@ -310,3 +324,63 @@ def test_who_may_nothing_is_told_what_it_takes(veth: DataInterface) -> None:
     assert "CAP_BPF" in said
     assert "no raw port" in said
     assert "CAP_NET_RAW" in said
+
+
+# Which interface is for what ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both() -> Iterator[None]:
+    """A machine with eth0 and eth1, and eth2, which has no address."""
+    needs.namespaces()
+    place = TwoInterfaces()
+    with place.machine.entered():
+        ip("link", "add", "eth2", "type", "veth", "peer", "name", "eth3")
+        yield
+    place.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "data", "management", "device"),
+    [
+        ({"mgmt_interface_swap": True}, f"eth0 {ETH0}", f"eth1 {ETH1}", "eth1"),
+        ({}, f"eth1 {ETH1}", f"eth0 {ETH0}", "eth0"),
+        ({"data_address": IPv4Address(ETH1)}, f"eth1 {ETH1}", f"eth0 {ETH0}", "eth0"),
+        ({"data_interface": "eth0", "mgmt_interface": "eth0"}, f"eth0 {ETH0}", f"eth0 {ETH0}", None),
+        ({"data_interface": "eth0", "mgmt_interface": "eth2"}, f"eth0 {ETH0}", "eth2", None),
+        ({"data_address": IPv4Address("127.0.0.7")}, "lo 127.0.0.7", "lo 127.0.0.7", None),
+    ],
+)
+def test_which_interface_is_for_what(
+    both: None, told: dict[str, Any], data: str, management: str, device: str | None
+) -> None:
+    config = InitCfg(**told)
+    found = find_data_interface(config)
+    beside = find_management_interface(config, found)
+    assert (found.where, beside.where, beside.device) == (data, management, device)
+
+
+def test_a_management_interface_that_is_not_there_is_named(both: None) -> None:
+    config = InitCfg(mgmt_interface="eth9", data_interface="eth0")
+    with pytest.raises(DataPlaneError, match="the management interface eth9 is missing"):
+        find_management_interface(config, find_data_interface(config))
+
+
+def test_it_is_said_why_and_what_the_machine_has_not() -> None:
+    static = Networking("static", IPv4Interface("10.70.1.9/24"))
+    management = ManagementInterface("eth1", ("10.70.1.5",), shared=False)
+    why, warnings = describe_interfaces(
+        InitCfg(mgmt_interface_swap=True, networking=static), DATA, management
+    )
+    assert why == "mgmt-interface-swap is on"
+    assert warnings == [
+        "type=static: 10.70.1.9 is not an address of eth1; the system sets addresses, Everwall does not"
+    ]
+    _, warnings = describe_interfaces(InitCfg(), DATA, ManagementInterface("eth1", (), shared=True))
+    assert warnings == [
+        "the management interface eth1 has no address: the routing table decides how the store is reached"
+    ]
+    shared = ManagementInterface(DATA.name, (DATA.address,), shared=True)
+    why, warnings = describe_interfaces(InitCfg(mgmt_interface_swap=True), DATA, shared)
+    assert why == "there is one interface for both: mgmt-interface-swap is on, and nothing is swapped"
+    assert warnings == []

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "everwall"
 FLOORS = [
     {"limits", "verdict"},
     {"kernels"},
-    {"rings", "counters", "system", "config", "modes"},
+    {"rings", "counters", "system", "config", "modes", "outward"},
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},
@@ -42,6 +42,7 @@ SYSTEM = {"asyncio", "select", "selectors", "signal", "socket", "ssl", "subproce
 OUR_SYSTEM = "everwall.system"
 MAY_TOUCH_THE_SYSTEM = {
     "node",
+    "outward",
     "dataplane",
     "worker",
     "workers",

@@ -13,14 +13,13 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.rig import frames
-from everwall.bootstrap.init_cfg import load_init_cfg
+from everwall.bootstrap.load import load_bootstrap
 from everwall.management import logs
 from everwall.node import Node
 from everwall.session import image, resync, state, tcp
@@ -147,7 +146,7 @@ async def _run(node: Node) -> None:
 
 def main() -> None:
     logs.configure()
-    config, _ = load_init_cfg(Path(sys.argv[1]))
+    config = load_bootstrap(sys.argv[1]).config
     node = Node(config, None, 5.0)
     _insert(node.workers.all[0], int(sys.argv[2]))
     asyncio.run(_run(node))

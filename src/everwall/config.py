@@ -67,8 +67,8 @@ class ConfigError(ValueError):
         return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
-def read_text(path: Path, key: str = "") -> str:
-    """The file's text; UTF-8, a byte order mark is forgiven."""
+def read_bytes(path: Path, key: str = "") -> bytes:
+    """What is in the file, at most FILE_BYTES_MAX."""
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
@@ -77,6 +77,12 @@ def read_text(path: Path, key: str = "") -> str:
         raise ConfigError(path, f"a readable file ({reason})", key=key) from None
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError(path, f"a file of at most {FILE_BYTES_MAX >> 20} MiB", key=key)
+    return data
+
+
+def read_text(path: Path, key: str = "") -> str:
+    """The file's text; UTF-8, a byte order mark is forgiven."""
+    data = read_bytes(path, key)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import numpy as np
@@ -65,8 +65,68 @@ class DataInterface:
     """Packet slots are as large as it asks for (``limits.frame_bytes_for``)."""
 
     @property
+    def where(self) -> str:
+        """For log lines."""
+        return f"{self.name} {self.address}"
+
+    @property
     def networks(self) -> tuple[IPv4Network, ...]:
         return tuple(interface.network for interface in self.interfaces)
+
+
+@dataclass(frozen=True)
+class ManagementInterface:
+    """Where the store, and whatever else is management, is reached."""
+
+    name: str
+    addresses: tuple[str, ...]
+    """IPv4 and IPv6, without those of the link."""
+    shared: bool
+    """It carries data as well, or cannot be used by itself: the routing table decides."""
+
+    @property
+    def where(self) -> str:
+        """For log lines."""
+        return " ".join((self.name, ", ".join(self.addresses))).strip()
+
+    @property
+    def device(self) -> str | None:
+        """The interface that management's sockets are bound to."""
+        return None if self.shared else self.name
+
+
+def find_management_interface(config: InitCfg, data: DataInterface) -> ManagementInterface:
+    """The management interface that goes with a data interface. Raises DataPlaneError for one that is not there."""
+    present = [name for _, name in sorted(socket.if_nameindex()) if name != "lo"]
+    name = replace(config, data_interface=data.name).interfaces(present)[1] or data.name
+    if data.name == "lo" or name == data.name:
+        return ManagementInterface(data.name, (data.address,), shared=True)
+    if name not in present:
+        raise DataPlaneError(f"the management interface {name} is missing")
+    addresses = tuple(_all_addresses(name))
+    return ManagementInterface(name, addresses, shared=not addresses)
+
+
+def describe_interfaces(
+    config: InitCfg, data: DataInterface, management: ManagementInterface
+) -> tuple[str, list[str]]:
+    """Why each is what it is, and a warning for whatever this machine has not as the configuration wants it."""
+    why = f"mgmt-interface-swap is {'on' if config.mgmt_interface_swap else 'off'}"
+    warnings = []
+    if management.name == data.name:
+        why = f"there is one interface for both: {why}, and nothing is swapped"
+    elif not management.addresses:
+        warnings.append(
+            f"the management interface {management.name} has no address: the routing table decides how the store is "
+            "reached"
+        )
+    for wanted in (config.networking.address, config.networking.address6):
+        if wanted is not None and str(wanted.ip) not in management.addresses:
+            warnings.append(
+                f"type=static: {wanted.ip} is not an address of {management.name}; the system sets addresses, "
+                "Everwall does not"
+            )
+    return why, warnings
 
 
 def find_data_interface(config: InitCfg) -> DataInterface:
@@ -103,6 +163,16 @@ def _addresses() -> dict[str, list[IPv4Interface]]:
             text = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
             found.setdefault(name, []).append(IPv4Interface(text))
     return found
+
+
+def _all_addresses(interface: str) -> list[str]:
+    from pyroute2 import IPRoute  # slow to import, needed once
+
+    with IPRoute() as route:
+        index = socket.if_nametoindex(interface)
+        messages = list(route.get_addr(index=index))
+    found = [each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS") for each in messages]
+    return [text for text in found if not ipaddress.ip_address(text).is_link_local]
 
 
 @dataclass(frozen=True)

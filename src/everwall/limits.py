@@ -278,6 +278,22 @@ DRAIN_EMPTY_S = 2
 MAINTENANCE_S = 0.1
 """Period of a node's management loop."""
 
+# Bootstrap -------------------------------------------------------------------------------------
+USER_DATA_BYTES_MAX = 1 << 16
+"""EC2 allows a quarter of it, before base64."""
+METADATA_ATTEMPTS = 3
+METADATA_TIMEOUT_S = 2.0
+"""For each question; the service is on the machine's own host and answers within milliseconds."""
+METADATA_TOKEN_S = 60
+"""How long a token of the instance metadata service is asked for; AWS allows 1 to 21600."""
+PACKAGE_FILES_MAX = 1000
+"""Files of a bootstrap package, or objects under its prefix in a bucket."""
+SECRET_RETRY_S = 2.0
+"""How often a node without a cluster secret looks whether its file is there."""
+SECRET_FETCH_RETRY_S = 60.0
+"""How often it asks Secrets Manager."""
+DNS_TIMEOUT_S = 2.0
+
 # Captures --------------------------------------------------------------------------------------
 CAPTURED_BYTES_MAX = 1 << 18
 """Longest frame that a capture may hold; more is damage (libpcap allows no larger snapshot length)."""

@@ -16,17 +16,30 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic import SecretBytes
 
 from everwall import __version__
-from everwall.bootstrap.init_cfg import InitCfg, Resiliency, load_init_cfg
+from everwall.bootstrap.faults import titled
+from everwall.bootstrap.init_cfg import InitCfg, Resiliency
+from everwall.bootstrap.load import LateSecret
+from everwall.bootstrap.zones import load_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
-from everwall.dataplane import BOUNCED, BOUNCED_BYTES, Wish, find_data_interface, open_data_plane
+from everwall.dataplane import (
+    BOUNCED,
+    BOUNCED_BYTES,
+    Wish,
+    describe_interfaces,
+    find_data_interface,
+    find_management_interface,
+    open_data_plane,
+)
 from everwall.engine import EngineConfig, describe_event
 from everwall.limits import (
     DRAIN_EMPTY_S,
@@ -43,9 +56,10 @@ from everwall.limits import (
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
+from everwall.outward import Outward
 from everwall.policy.checksum import policy_checksum
-from everwall.policy.compile import Loaded, load_policy
-from everwall.policy.rules import Policy
+from everwall.policy.compile import Loaded
+from everwall.policy.model import Policy
 from everwall.session import state
 from everwall.session.record import derive_keys, fingerprints
 from everwall.store.housekeeper import Housekeeper
@@ -75,7 +89,7 @@ def _load_politely(config: InitCfg) -> Loaded:
     usual = sys.getswitchinterval()
     sys.setswitchinterval(RELOAD_SWITCH_S)
     try:
-        return load_policy(config.policy, config.resiliency_mode)
+        return load_policy_of(config)
     finally:
         sys.setswitchinterval(usual)
 
@@ -83,15 +97,33 @@ def _load_politely(config: InitCfg) -> Loaded:
 class Node:
     """One running firewall; ``run`` returns when it has been told to stop."""
 
-    def __init__(self, config: InitCfg, control_path: Path | None, drain_timeout_s: float) -> None:
-        """Opens the port and allocates everything; raises DataPlaneError or ConfigError."""
+    def __init__(
+        self,
+        config: InitCfg,
+        control_path: Path | None,
+        drain_timeout_s: float,
+        late_secret: LateSecret | None = None,
+        again: Callable[[], InitCfg] | None = None,
+    ) -> None:
+        """Opens the port and allocates everything; raises DataPlaneError or ConfigError.
+
+        ``late_secret`` is where a cluster secret that is missing may still come from, ``again`` reads the source anew.
+        """
         self.config = config
         self.name = config.hostname or socket.gethostname()
-        self.policy: Loaded = load_policy(config.policy, config.resiliency_mode)
+        self.policy: Loaded = load_policy_of(config)
         self.resiliency = config.resiliency
         self._control_path = control_path or config.control_socket
         self._drain_timeout_s = drain_timeout_s
         self._data = find_data_interface(config)
+        self._management = find_management_interface(config, self._data)
+        self._outward = Outward(self._management.device, tuple(map(str, config.networking.dns)))
+        self._late_secret = late_secret
+        self._again = again
+        why, warnings = describe_interfaces(config, self._data, self._management)
+        log.info("interfaces", data=self._data.where, management=self._management.where, why=why)
+        for warning in warnings:
+            log.warning(warning)
         sources = config.geneve_sources or self._data.networks
         if config.geneve_sources is None:
             log.warning(
@@ -143,7 +175,7 @@ class Node:
         self._refused, self._refused_said_ns = (0, 0), 0
 
     def _connect_to_store(self) -> None:
-        secrets, store = self.config.cluster_secrets, store_config(self.config, self._owner)
+        secrets, store = self.config.cluster_secrets, store_config(self.config, self._owner, self._outward)
         self.workers.connect(store, derive_keys(*secrets), buckets_for(self.config.max_sessions))
         self._housekeeper = Housekeeper(store, secrets, self._member, log.warning)
 
@@ -172,9 +204,11 @@ class Node:
             self.config.health_port,
             lambda: self.state,
             lambda: self.workers.heartbeat,
+            # With two interfaces the answer must not leave by the other one.
+            None if self._management.shared else self._data.name,
         )
         control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
-        maintenance = None
+        maintenance = waiting = None
         try:
             self.workers.start()
             if self._housekeeper is not None:
@@ -193,8 +227,11 @@ class Node:
             maintenance = asyncio.create_task(self._maintain())
             # Whatever ends it: without it a drain would never end.
             maintenance.add_done_callback(lambda _: self._stopping.set())
+            waiting = asyncio.create_task(self._await_secret())
             await self._stopping.wait()
         finally:
+            if waiting is not None:
+                waiting.cancel()
             if maintenance is not None:
                 maintenance.cancel()
                 await asyncio.wait([maintenance])
@@ -238,15 +275,43 @@ class Node:
             "ready",
             name=self.name,
             version=__version__,
-            data=f"{self._data.name} {self._data.address}, MTU {self._data.mtu}",
+            data=f"{self._data.where}, MTU {self._data.mtu}",
             port=f"{self.plane.kind} ({self.plane.detail})" if self.plane.detail else self.plane.kind,
             cut_through=self.plane.without or "on",
             workers=len(self.workers),
-            policy=self.policy.policy.summary,
             health=f"{self._data.address}:{self.config.health_port}",
             seconds=round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 2),
         )
-        log.info("; ".join(self.config.notes))
+        # The last line of a start: everything that an operator asks first.
+        facts = [
+            f"Successful bootstrap: {self.config.file or 'without a file'}",
+            f"Everwall {__version__}, no licence needed",
+            self.policy.policy.summary,
+            *self.config.notes,
+        ]
+        log.info("; ".join(facts))
+
+    async def _await_secret(self) -> None:
+        """Look for the cluster secret until it is there; traffic goes on meanwhile."""
+        late, complaint = self._late_secret, ""
+        while late is not None and self.config.cluster_secret is None:
+            await asyncio.sleep(late.every_s)
+            try:
+                secret = await asyncio.to_thread(late.read)
+            except ConfigError as error:
+                if complaint != (complaint := titled(error)):
+                    log.warning(complaint)
+                continue
+            if secret is not None:
+                log.info(f"the cluster secret has come from {late.place}")
+                self.take_secret(secret)
+
+    def take_secret(self, secret: SecretBytes) -> None:
+        """Use a cluster secret that came after the start; resiliency that was held back for it is switched on."""
+        held_back = self.config.standing == "held back" and self.resiliency == self.config.resiliency
+        self.config = replace(self.config, cluster_secret=secret, cluster_secret_awaited="")
+        if held_back:  # nobody has switched it off since
+            self.switch_resiliency(True)
 
     def _terminate(self) -> None:
         if self._state == "draining":
@@ -344,6 +409,7 @@ class Node:
             "port_detail": self.plane.detail,
             "cut_through": {"enabled": not self.plane.without, "why": self.plane.without},
             "data_address": self._data.address,
+            "interfaces": {"data": self._data.name, "management": self._management.name},
             "resiliency": self._resiliency(),
             "policy": self._policy(),
             "store": self._store(),
@@ -503,8 +569,10 @@ class Node:
 
         Raises ConfigError when the file is wrong, ValueError when there is no secret in it; then nothing has changed.
         """
-        fresh, _ = load_init_cfg(self.config.file)
-        if not fresh.cluster_secrets:
+        if self._again is None:
+            raise ValueError("this node was not started from a source that can be read again")
+        fresh = self._again()
+        if fresh.cluster_secret is None:
             raise ValueError(f"{self.config.file}: no everwall-cluster-secret")
         self.config = replace(
             self.config,

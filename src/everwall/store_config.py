@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint
+from everwall.outward import Outward
 from everwall.store.connection import Address, StoreConfig
 
 
-def store_config(cfg: InitCfg, owner: int = 0) -> StoreConfig:
-    """``owner`` is the node's 32-bit id."""
+def store_config(cfg: InitCfg, owner: int = 0, outward: Outward | None = None) -> StoreConfig:
+    """``owner`` is the node's 32-bit id, ``outward`` the way its management takes."""
     single = cfg.redis_endpoint or RedisEndpoint("", 0)
     return StoreConfig(
         host=single.host,
@@ -20,6 +21,7 @@ def store_config(cfg: InitCfg, owner: int = 0) -> StoreConfig:
         server_name=cfg.redis_server_name,
         prefix=cfg.redis_prefix,
         owner=owner,
+        outward=outward or Outward(),
         sentinels=_addresses(cfg.redis_sentinels),
         service=cfg.redis_sentinel_service or "",
         sentinel_username=cfg.redis_sentinel_user,

@@ -16,10 +16,20 @@ from hypothesis import strategies as st
 from everwall.bootstrap.init_cfg import (
     InitCfg,
     RedisEndpoint,
-    load_init_cfg,
     parse_init_cfg,
 )
-from everwall.bootstrap.keys import UNUSED_KEYS, UNUSED_MODES, UNUSED_TOKENS, USED_KEYS
+from everwall.bootstrap.keys import (
+    BUCKET_KEY,
+    MODES,
+    NETWORKING_KEYS,
+    SECRET_NAME_KEYS,
+    SWAP_KEY,
+    TOKENS,
+    UNUSED_KEYS,
+    UNUSED_MODES,
+    UNUSED_TOKENS,
+    USED_KEYS,
+)
 from everwall.config import ConfigError
 
 AUTHORITY = trustme.CA()
@@ -72,13 +82,15 @@ def test_a_file_made_for_the_vendor_works_with_one_line_more() -> None:
     assert cfg.cluster_secret.get_secret_value() == bytes.fromhex(SECRET)
     assert cfg.redis_tls
     assert cfg.resiliency == (True, "sessions are kept in master.sessions.example.com:6379 over TLS")
+    own = "recognised, not used by Everwall, because each node reads its own files, and there is no management server"
+    assert cfg.networking.type == "dhcp-client"
     assert warnings == [
-        "init-cfg.txt:2: type: recognised but not used yet",
-        "init-cfg.txt:7: vm-auth-key: recognised but not used yet",
-        "init-cfg.txt:8: panorama-server: recognised but not used yet",
-        "init-cfg.txt:9: tplname: recognised but not used yet",
-        "init-cfg.txt:10: dgname: recognised but not used yet",
-        "init-cfg.txt:12: plugin-op-commands: 'panorama-licensing-mode-on' is recognised but not used yet",
+        f"init-cfg.txt:7: vm-auth-key: {own}",
+        f"init-cfg.txt:8: panorama-server: {own}",
+        f"init-cfg.txt:9: tplname: {own}",
+        f"init-cfg.txt:10: dgname: {own}",
+        "init-cfg.txt:12: plugin-op-commands: 'panorama-licensing-mode-on' is recognised, not used by Everwall, "
+        "because Everwall needs no licence",
         "init-cfg.txt:12: plugin-op-commands: spaces in the list are ignored here, not everywhere",
     ]
 
@@ -195,9 +207,12 @@ def test_unknown_tokens_are_warned_of_and_do_not_hide_known_ones(text: str) -> N
 
 
 @pytest.mark.parametrize("token", UNUSED_TOKENS)
-def test_tokens_that_are_not_used_yet_are_named_so(token: str) -> None:
+def test_tokens_that_are_not_used_are_named_with_the_reason(token: str) -> None:
     (warning,) = parse(f"plugin-op-commands={token}:enable")[1]
-    assert warning == f"init-cfg.txt:1: plugin-op-commands: '{token}:enable' is recognised but not used yet"
+    assert warning == (
+        f"init-cfg.txt:1: plugin-op-commands: '{token}:enable' is recognised, not used by Everwall, "
+        f"because {UNUSED_TOKENS[token]}"
+    )
 
 
 def test_the_number_of_workers_is_the_vendors_word_or_ours() -> None:
@@ -229,7 +244,7 @@ def test_modes_may_be_parted_by_spaces_or_commas() -> None:
         assert (cfg.mgmt_interface_swap, cfg.jumbo_frame) == (True, True)
         assert warnings == []
     (warning,) = parse("op-command-modes=multi-vsys")[1]
-    assert warning.endswith("multi-vsys is recognised but not used yet")
+    assert "multi-vsys is recognised, not used by Everwall, because a node has one policy" in warning
     (warning,) = parse("op-command-modes=mgmt-interface-swop")[1]
     assert warning.endswith("unknown mode 'mgmt-interface-swop' (did you mean mgmt-interface-swap?)")
 
@@ -237,7 +252,7 @@ def test_modes_may_be_parted_by_spaces_or_commas() -> None:
 def test_the_key_of_user_data_for_the_swap_says_which_one_counts() -> None:
     cfg, (warning,) = parse("mgmt-interface-swap=enable")
     assert not cfg.mgmt_interface_swap
-    assert "op-command-modes=mgmt-interface-swap is what counts here" in warning
+    assert "op-command-modes=mgmt-interface-swap is what counts in a file" in warning
 
 
 @pytest.mark.parametrize(
@@ -270,9 +285,11 @@ def test_line_ends_marks_comments_and_spaces_are_forgiven() -> None:
 
 
 def test_empty_values_are_as_if_not_written() -> None:
-    cfg, warnings = parse("".join(f"{key}=\n" for key in USED_KEYS + UNUSED_KEYS))
+    cfg, warnings = parse("".join(f"{key}=\n" for key in (*USED_KEYS, *UNUSED_KEYS)))
     assert cfg == InitCfg(file="init-cfg.txt")
-    assert len(warnings) == len(USED_KEYS), "the vendor's samples are full of empty ones: not a word"
+    assert len(warnings) == len(USED_KEYS) - len(NETWORKING_KEYS), (
+        "the vendor's samples are full of empty ones: not a word"
+    )
 
 
 @pytest.mark.parametrize("port", ["raw", "udp"])
@@ -354,24 +371,6 @@ def test_secrets_are_in_no_repr_and_no_log(caplog: pytest.LogCaptureFixture) -> 
         assert form not in said
 
 
-def test_bootstrap_names_the_file_or_a_package(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a bootstrap package with config/init-cfg\.txt in it"):
-        load_init_cfg(tmp_path)
-    (tmp_path / "config").mkdir()
-    place = tmp_path / "config" / "init-cfg.txt"
-    place.write_text("hostname=fw\neverwall-policy=policy.yaml\n")
-    (tmp_path / "config" / "policy.yaml").write_text("rules: []\n")
-    for bootstrap in (tmp_path, str(tmp_path), place):
-        cfg, warnings = load_init_cfg(bootstrap)
-        assert (cfg.hostname, cfg.policy, warnings) == ("fw", tmp_path / "config" / "policy.yaml", [])
-    with pytest.raises(ConfigError, match="a readable file"):
-        load_init_cfg(tmp_path / "nowhere.txt")
-    place.write_bytes(b"hostname=fw\nredis-auth=\xff\n")
-    with pytest.raises(ConfigError) as caught:
-        load_init_cfg(tmp_path)
-    assert (caught.value.line, caught.value.expected) == (2, "UTF-8 text")
-
-
 @pytest.mark.parametrize(
     ("lines", "present", "data", "mgmt"),
     [
@@ -398,7 +397,7 @@ LINES = st.lists(
         st.text(max_size=40),
         st.builds(
             "{}={}".format,
-            st.sampled_from(USED_KEYS + UNUSED_KEYS),
+            st.sampled_from((*USED_KEYS, *UNUSED_KEYS)),
             st.one_of(st.text(max_size=40), st.text("0123456789abcdef:/.,-[]=+ ", max_size=80)),
         ),
     ),
@@ -428,11 +427,14 @@ def test_the_page_names_every_key_word_and_default() -> None:
     table = page.split("## Keys\n")[1].split("\n#")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     named = [row.split("`")[1] for row in rows]
-    for word in (*USED_KEYS, *UNUSED_KEYS):
+    for word in (*USED_KEYS, *UNUSED_KEYS, SWAP_KEY, BUCKET_KEY, SECRET_NAME_KEYS[0]):
         assert named.count(word) == 1, f"{word} has one row"
-    assert len(named) == len(USED_KEYS + UNUSED_KEYS), "and nothing else has one"
-    for word in (*UNUSED_TOKENS, *UNUSED_MODES):
+    assert len(named) == len(USED_KEYS) + len(UNUSED_KEYS) + 3, "and nothing else has one"
+    for word in (*TOKENS, *MODES, *SECRET_NAME_KEYS):
         assert f"`{word}" in page, word
+    for word, reason in (UNUSED_KEYS | UNUSED_TOKENS | UNUSED_MODES).items():
+        row = next(row for row in page.splitlines() if row.startswith(f"| `{word}"))
+        assert f"not used, because {reason}" in row, word
     for name in ("health_port", "max_sessions", "join_grace_s"):
         default = next(field.default for field in fields(InitCfg) if field.name == name)
         key = f"everwall-{name.removesuffix('_s').replace('_', '-')}"

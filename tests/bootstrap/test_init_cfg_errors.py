@@ -7,6 +7,7 @@ import base64
 import pytest
 import trustme
 
+from everwall.bootstrap.faults import BootstrapError
 from everwall.bootstrap.init_cfg import parse_init_cfg
 from everwall.config import ConfigError
 
@@ -461,6 +462,7 @@ def test_a_wrong_file_is_refused_with_its_place(
     error = caught.value
     assert (error.line, error.key) == (line, key), str(error)
     assert expected in error.expected, str(error)
+    assert isinstance(error, BootstrapError), "it has a name"
     if value is not None:
         assert error.value == value, str(error)
     said = str(error)

@@ -30,6 +30,7 @@ def test_a_good_file_is_ok(tmp_path) -> None:
 def test_without_a_secret_nothing_is_restored(tmp_path) -> None:
     found = seen("\n".join(line for line in GOOD.splitlines() if "secret" not in line), tmp_path)
     assert found["cluster-secret"].level is Level.ERROR
+    assert found["cluster-secret"].text.endswith("restores none; resiliency is held back")
     assert "resiliency" not in found, "said once"
 
 

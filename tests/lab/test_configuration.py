@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from everwall.bootstrap.init_cfg import load_init_cfg
+from everwall.bootstrap.load import load_bootstrap
 from everwall.lab import certificates, configuration, rundir
 from everwall.lab.processes import Program
 from everwall.lab.site_loopback import LoopbackSite
@@ -43,8 +43,9 @@ def test_a_node_reads_its_init_cfg(
         )
         path = configuration.write(tmp_path / place.name / "init-cfg.txt", text)
         configuration.write(tmp_path / place.name / "policy.yaml", configuration.policy())
-        read, warnings = load_init_cfg(path)
-        assert warnings == []
+        bootstrap = load_bootstrap(path)
+        read = bootstrap.config
+        assert bootstrap.warnings == ()
         assert read.hostname == place.name
         assert read.resiliency.enabled is resiliency
         assert read.gwlb_inspect

@@ -1,9 +1,9 @@
-"""``init-cfg.txt``: what a node is told before it starts, one ``key=value`` a line.
+"""What a node is told before it starts: keys and values of an init-cfg.txt, of user data, of a secret.
 
 The keys and tokens are those that VM-Series firewalls are bootstrapped with (the vendor's page
 "Create the init-cfg.txt File"), so that an existing file works here; keys of our own begin with
-``everwall-``. ``docs/configuration.md`` has the table of all of them. What is recognised but not
-used yet is named in a warning, and so is what is not known at all: nothing is ignored in silence.
+``everwall-``. ``docs/configuration.md`` has the table of all of them. What is recognised and not
+used is named in a warning with the reason, and so is what is not known at all: nothing is ignored in silence.
 
 Secrets are held in pydantic's secret types and never shown: not in reprs, warnings or errors.
 """
@@ -15,7 +15,7 @@ import binascii
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -23,23 +23,29 @@ from typing import NamedTuple, TypeVar
 from cryptography import x509
 from pydantic import SecretBytes, SecretStr
 
+from everwall.bootstrap.associations import EXPECTED as ASSOCIATION_EXPECTED
+from everwall.bootstrap.associations import Association, parse_association
+from everwall.bootstrap.entries import Entry, Kind, Layer, merged, read_init_cfg, shown_value, words_of
+from everwall.bootstrap.faults import BootstrapError, ClusterSecretError, CommandError, ParameterError
 from everwall.bootstrap.keys import (
+    ASSOCIATE_TOKEN,
     INSPECT_TOKEN,
     JUMBO_MODE,
     MODES,
     RESILIENCY_TOKENS,
-    SECRET_KEYS,
+    SWAP_KEY,
     SWAP_MODE,
     TOKENS,
-    UNUSED_KEYS,
     UNUSED_MODES,
     UNUSED_TOKENS,
-    USED_KEYS,
     WORKERS_TOKEN,
+    not_used,
 )
-from everwall.config import ConfigError, did_you_mean, read_password, read_text, shown
+from everwall.bootstrap.networking import Networking, read_networking
+from everwall.bootstrap.secret import EXPECTED as SECRET_EXPECTED
+from everwall.bootstrap.secret import is_secret, looks_random, parse_secret
+from everwall.config import did_you_mean, read_password, read_text, shown
 from everwall.limits import (
-    CLUSTER_SECRET_BYTES_MIN,
     HEALTH_PORT_DEFAULT,
     JOIN_GRACE_S_DEFAULT,
     JOIN_GRACE_S_MAX,
@@ -53,7 +59,6 @@ from everwall.limits import (
 )
 from everwall.modes import ASYNC, MODE_EXPECTED, parse_mode
 
-INIT_CFG = Path("config") / "init-cfg.txt"
 PORT_MAX = 65535
 UNIX_PATH_MAX = 107
 """Bytes of a UNIX socket's path (``sun_path`` of Linux, less the final zero)."""
@@ -63,6 +68,8 @@ PORTS = ("auto", "xdp", "raw", "udp")
 
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*\.?")
+NO_SECRET = "no everwall-cluster-secret: nothing is written or restored"
+
 _ENDPOINT_EXPECTED = "host:port: 10.0.0.5:6379, [2001:db8::5]:6379 or redis.example.com:6379"
 
 
@@ -102,6 +109,7 @@ class InitCfg:
 
     file: str = ""
     hostname: str | None = None
+    networking: Networking = field(default_factory=Networking)
     mgmt_interface_swap: bool = False
     """The machine's first interface carries data and the second management, not the other way round."""
     jumbo_frame: bool = False
@@ -110,6 +118,8 @@ class InitCfg:
     """``set-sess-ress:True`` was given; ``resiliency`` says whether that is enough."""
     gwlb_inspect: bool = False
     """``aws-gwlb-inspect:enable`` was given; GENEVE is refused otherwise."""
+    associations: tuple[Association, ...] = ()
+    """Of ``aws-gwlb-associate-vpce``; each endpoint stands there once."""
     redis_endpoint: RedisEndpoint | None = None
     redis_auth: SecretStr | None = None
     redis_auth_file: Path | None = None
@@ -134,6 +144,10 @@ class InitCfg:
     redis_prefix: str = STORE_PREFIX_DEFAULT
     """Names the cluster in the store; clusters that share a server have different ones."""
     cluster_secret: SecretBytes | None = None
+    cluster_secret_id: str | None = None
+    """Name or ARN of the secret in AWS Secrets Manager that holds it."""
+    cluster_secret_awaited: str = ""
+    """Where a secret that is not there yet may come from."""
     cluster_secret_second: SecretBytes | None = None
     """Another secret whose records are believed, while nothing is written with it."""
     resiliency_mode: int = ASYNC
@@ -144,6 +158,9 @@ class InitCfg:
     max_sessions: int = SESSIONS_DEFAULT
     join_grace_s: float = JOIN_GRACE_S_DEFAULT
     policy: Path | None = None
+    """A YAML file, or a bootstrap.xml."""
+    accept_ports: bool = False
+    """A rule that names applications is taken for one that names their standard ports."""
     data_interface: str | None = None
     mgmt_interface: str | None = None
     data_address: ipaddress.IPv4Address | None = None
@@ -171,9 +188,10 @@ class InitCfg:
         if not self.redis_servers:
             return Resiliency(False, "redis-endpoint is not set")
         if self.cluster_secret is None:
-            return Resiliency(False, "no everwall-cluster-secret: nothing is written or restored")
+            awaited = self.cluster_secret_awaited
+            return Resiliency(False, f"{NO_SECRET}{f' until it comes from {awaited}' if awaited else ''}")
         how = "over TLS" if self.redis_tls else "without TLS"
-        return Resiliency(True, f"sessions are kept in {self._redis_where} {how}")
+        return Resiliency(True, f"sessions are kept in {self.redis_where} {how}")
 
     @property
     def redis_servers(self) -> tuple[RedisEndpoint, ...]:
@@ -182,7 +200,8 @@ class InitCfg:
         return single + self.redis_sentinels + self.redis_cluster
 
     @property
-    def _redis_where(self) -> str:
+    def redis_where(self) -> str:
+        """The store as an operator knows it."""
         servers = ", ".join(map(str, self.redis_servers))
         if self.redis_sentinels:
             return f"{self.redis_sentinel_service} (Sentinel: {servers})"
@@ -197,11 +216,18 @@ class InitCfg:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the last start-up line says: resiliency, and GENEVE where it is refused."""
-        enabled, why = self.resiliency
-        notes = [f"session resiliency is {'on' if enabled else 'off'}: {why}"]
+        notes = [f"session resiliency is {self.standing}: {self.resiliency.why}"]
         if not self.gwlb_inspect:
             notes.append("GENEVE is refused: aws-gwlb-inspect:enable is not in plugin-op-commands")
         return tuple(notes)
+
+    @property
+    def standing(self) -> str:
+        """Of resiliency: ``on``, ``off``, or ``held back``, asked for and waiting for the cluster secret."""
+        if self.resiliency.enabled:
+            return "on"
+        waiting = self.session_resiliency and self.store.why.startswith(NO_SECRET)
+        return "held back" if waiting else "off"
 
     def interfaces(self, present: Sequence[str]) -> tuple[str | None, str | None]:
         """Data and management interface on a machine that has these, in order, without loopback.
@@ -219,57 +245,41 @@ class InitCfg:
         return data, mgmt
 
 
-def find_init_cfg(bootstrap: str | Path) -> Path:
-    """The init-cfg.txt that ``--bootstrap`` means: the file itself, or a package folder around it."""
-    path = Path(bootstrap)
-    if os.path.isdir(path):
-        found = path / INIT_CFG
-        if not found.is_file():
-            raise ConfigError(path, f"a bootstrap package with {INIT_CFG} in it")
-        return found
-    return path
-
-
-def load_init_cfg(bootstrap: str | Path) -> tuple[InitCfg, list[str]]:
-    """Read the file (or the package folder's); returns it with its warnings, raises ``ConfigError``."""
-    path = find_init_cfg(bootstrap)
-    return parse_init_cfg(read_text(path), path)
-
-
-def parse_init_cfg(text: str, file: str | Path = "init-cfg.txt") -> tuple[InitCfg, list[str]]:
+def parse_init_cfg(
+    text: str, file: str | Path = "init-cfg.txt", platform: str = ""
+) -> tuple[InitCfg, list[str]]:
     """Read the text of an init-cfg.txt; paths in it are relative to the folder of ``file``."""
-    return _Parser(Path(file)).parse(text)
+    return parse_layers([read_init_cfg(text, str(file), Path(file).parent)], platform)
 
 
-class _Entry(NamedTuple):
-    """A value and where it stands."""
+def parse_layers(layers: Sequence[Layer], platform: str = "") -> tuple[InitCfg, list[str]]:
+    """Read what one or several sources say, the first before the second; with warnings.
 
-    key: str
-    value: str
-    line: int
+    ``platform`` (as ``machine.Machine`` has it) says which networking keys count. Raises BootstrapError.
+    """
+    return _Parser(layers, platform).parse()
 
 
 class _Parser:
-    """Reads one file: lines to entries, entries to fields."""
+    """From entries to fields."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.warnings: list[tuple[int, str]] = []
-        self.entries: dict[str, _Entry] = {}
+    def __init__(self, layers: Sequence[Layer], platform: str) -> None:
+        self.layers = layers
+        self.platform = platform
+        self.entries, self.overruled = merged(layers)
 
-    def parse(self, text: str) -> tuple[InitCfg, list[str]]:
-        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-            self._line(number, line.removesuffix("\r"))
-        self._name_unused()
+    def parse(self) -> tuple[InitCfg, list[str]]:
         modes = self._op_command_modes()
-        commands = self._plugin_op_commands()
+        commands, associations = self._plugin_op_commands()
         cfg = InitCfg(
-            file=str(self.file),
+            file=self.layers[0].file,
             hostname=self._read("hostname", self._host, None),
-            mgmt_interface_swap=SWAP_MODE in modes,
+            networking=read_networking(self.entries, self.platform, self._warn, self.layers[0].file),
+            mgmt_interface_swap=SWAP_MODE in modes or self._swap_key(),
             jumbo_frame=JUMBO_MODE in modes,
             session_resiliency=bool(commands.get(RESILIENCY_TOKENS[0])),
             gwlb_inspect=bool(commands.get(INSPECT_TOKEN)),
+            associations=associations,
             redis_endpoint=self._read("redis-endpoint", self._endpoint, None),
             redis_auth=self._read("redis-auth", self._auth, None),
             redis_auth_file=self._read("everwall-redis-auth-file", self._auth_file, None),
@@ -286,6 +296,7 @@ class _Parser:
             redis_prefix=self._read("everwall-redis-prefix", self._prefix, STORE_PREFIX_DEFAULT),
             cluster_secret=self._cluster_secret("everwall-cluster-secret"),
             cluster_secret_second=self._cluster_secret("everwall-cluster-secret-second"),
+            cluster_secret_id=self._read("everwall-cluster-secret-id", self._secret_id, None),
             resiliency_mode=self._read("everwall-resiliency-mode", self._mode, ASYNC),
             geneve_sources=self._read("everwall-geneve-sources", self._sources, None),
             health_port=self._read("everwall-health-port", self._integer(1, PORT_MAX), HEALTH_PORT_DEFAULT),
@@ -294,6 +305,7 @@ class _Parser:
             ),
             join_grace_s=self._read("everwall-join-grace", self._seconds, JOIN_GRACE_S_DEFAULT),
             policy=self._read("everwall-policy", self._existing, None),
+            accept_ports=self._read("everwall-accept-ports-for-applications", self._yes_no, False),
             data_interface=self._read("everwall-data-interface", self._interface, None),
             mgmt_interface=self._read("everwall-mgmt-interface", self._interface, None),
             data_address=self._read("everwall-data-address", self._ipv4, None),
@@ -306,83 +318,43 @@ class _Parser:
             traffic_log=self._read("everwall-traffic-log", self._path, None),
         )
         self._look_over(cfg)
-        return cfg, [text for _, text in sorted(self.warnings)]
+        said = [text for layer in self.layers for _, text in sorted(layer.warnings)]
+        return cfg, [*said, *self.overruled]
 
-    # Lines ------------------------------------------------------------------------------------------
+    def _warn(self, entry: Entry, text: str) -> None:
+        layer = next(layer for layer in self.layers if layer.file == entry.file)
+        layer.warn(entry.line, entry.key, text)
 
-    def _line(self, number: int, line: str) -> None:
-        if not line.strip() or line.lstrip().startswith("#"):
-            return
-        for character in line:
-            if character != "\t" and not character.isprintable():
-                raise ConfigError(
-                    self.file, f"printable text, not the character U+{ord(character):04X}", line=number
-                )
-        key, equals, value = line.partition("=")
-        if not equals or not key.strip():
-            # The line is not shown: it may hold a secret.
-            raise ConfigError(self.file, "key=value, or # and a comment", line=number)
-        if line != line.strip() or key != key.rstrip() or value != value.lstrip():
-            self._warn(number, key.strip(), "spaces around key and value are ignored here, not everywhere")
-        key, value = key.strip(), value.strip()
-        if key in self.entries:
-            raise ConfigError(
-                self.file,
-                f"each key once (it stands in line {self.entries[key].line} already)",
-                line=number,
-                key=key,
-                value=self._shown(_Entry(key, value, number)),
-            )
-        self.entries[key] = _Entry(key, value, number)
-        if key not in USED_KEYS and key not in UNUSED_KEYS:
-            self._warn(number, key, f"unknown key{did_you_mean(key, USED_KEYS + UNUSED_KEYS)}")
-        elif key in USED_KEYS and not value:
-            self._warn(number, key, "empty: as if it were not there")
-
-    def _warn(self, line: int, key: str, text: str) -> None:
-        # What is no word may be the second line of a broken secret.
-        name = key if re.fullmatch(r"[a-z][a-z-]{0,62}[a-z0-9]", key) else "(a key that is not shown)"
-        self.warnings.append((line, f"{self.file}:{line}: {name}: {text}"))
-
-    def _name_unused(self) -> None:
-        for key in UNUSED_KEYS:
-            if key in self.entries and self.entries[key].value:
-                hint = f"; op-command-modes={SWAP_MODE} is what counts here" if key == SWAP_MODE else ""
-                self._warn(self.entries[key].line, key, f"recognised but not used yet{hint}")
-
-    @staticmethod
-    def _shown(entry: _Entry) -> str | None:
-        """The value for a message; None where it may be a secret."""
-        known = entry.key in USED_KEYS and entry.key not in SECRET_KEYS
-        # A URL with a password in it, or the secret itself where its file was asked for.
-        secret = (entry.key == "redis-endpoint" and "@" in entry.value) or _is_secret(entry.value)
-        return entry.value if known and not secret else None
-
-    def _error(self, entry: _Entry, expected: str, value: str | None = None) -> ConfigError:
-        return ConfigError(
-            self.file,
+    def _error(
+        self,
+        entry: Entry,
+        expected: str,
+        value: str | None = None,
+        kind: type[BootstrapError] = ParameterError,
+    ) -> BootstrapError:
+        return kind(
+            entry.file,
             expected,
-            line=entry.line,
+            line=entry.line or None,
             key=entry.key,
-            value=self._shown(entry) if value is None else value,
+            value=shown_value(entry) if value is None else value,
         )
 
-    def _read(self, key: str, read: Callable[[_Entry], Value], default: Default) -> Value | Default:
+    def _read(self, key: str, read: Callable[[Entry], Value], default: Default) -> Value | Default:
         entry = self.entries.get(key)
         return default if entry is None or not entry.value else read(entry)
 
     # Lists of words -----------------------------------------------------------------------------------
 
-    def _words(self, key: str) -> Iterable[tuple[_Entry, str]]:
+    def _words(self, key: str) -> Iterator[tuple[Entry, str]]:
         """The words of a list, parted by commas; spaces are tolerated with a warning."""
         entry = self.entries.get(key)
         if entry is None:
             return
         if key == "plugin-op-commands" and re.search(r"\s", entry.value):
-            self._warn(entry.line, key, "spaces in the list are ignored here, not everywhere")
-        for word in re.split(r"[,\s]+", entry.value):
-            if word:
-                yield entry, word
+            self._warn(entry, "spaces in the list are ignored here, not everywhere")
+        for word in words_of(entry):
+            yield entry, word
 
     def _op_command_modes(self) -> set[str]:
         """Those of ``MODES`` that are on."""
@@ -391,15 +363,30 @@ class _Parser:
             if word in MODES:
                 found.add(word)
             elif word in UNUSED_MODES:
-                self._warn(entry.line, entry.key, f"{word} is recognised but not used yet")
+                self._warn(entry, f"{word} is {not_used(UNUSED_MODES[word])}")
             else:
                 hint = did_you_mean(word, (*MODES, *UNUSED_MODES))
-                self._warn(entry.line, entry.key, f"unknown mode {shown(word)}{hint}")
+                self._warn(entry, f"unknown mode {shown(word)}{hint}")
         return found
 
-    def _plugin_op_commands(self) -> dict[str, int]:
-        """The arguments of the known commands, by the first spelling of each."""
+    def _swap_key(self) -> bool:
+        """``mgmt-interface-swap=enable``, which stands in user data; in a file it does not count."""
+        entry = self.entries.get(SWAP_KEY)
+        kinds = {layer.file: layer.kind for layer in self.layers}
+        if entry is None or not entry.value or kinds[entry.file] is Kind.INIT_CFG:
+            return False
+        if entry.value not in ("enable", "disable"):
+            raise self._error(entry, "enable or disable", entry.value)
+        if kinds[entry.file] is Kind.SECRET:
+            self._warn(
+                entry, f"counts here; the vendor's firewall wants op-command-modes={SWAP_MODE} in a secret"
+            )
+        return entry.value == "enable"
+
+    def _plugin_op_commands(self) -> tuple[dict[str, int], tuple[Association, ...]]:
+        """The arguments of the known commands, by the first spelling of each; and the endpoints' interfaces."""
         found: dict[str, int] = {}
+        associations: dict[int, Association] = {}
         for entry, word in self._words("plugin-op-commands"):
             name, _, argument = word.partition(":")
             choices: dict[str, int]
@@ -412,49 +399,63 @@ class _Parser:
             elif name == WORKERS_TOKEN:
                 token, choices = name, {str(number): number for number in range(1, WORKERS_MAX + 1)}
                 expected = f"{name}:1 to {name}:{WORKERS_MAX}"
+            elif name == ASSOCIATE_TOKEN:
+                self._associate(entry, word, argument, associations)
+                continue
             else:
                 if name in UNUSED_TOKENS:
-                    self._warn(entry.line, entry.key, f"{shown(word)} is recognised but not used yet")
+                    self._warn(entry, f"{shown(word)} is {not_used(UNUSED_TOKENS[name])}")
                 else:
                     hint = did_you_mean(name, (*TOKENS, *UNUSED_TOKENS))
-                    self._warn(entry.line, entry.key, f"unknown command {shown(word)}{hint}")
+                    self._warn(entry, f"unknown command {shown(word)}{hint}")
                 continue
             if argument.lower() not in choices:
-                raise self._error(entry, expected, word)
+                raise self._error(entry, expected, word, CommandError)
             value = choices[argument.lower()]
             if found.setdefault(token, value) != value:
-                raise self._error(entry, f"one word about {token}, not two that differ", word)
-        return found
+                raise self._error(entry, f"one word about {token}, not two that differ", word, CommandError)
+        return found, tuple(associations.values())
+
+    def _associate(
+        self, entry: Entry, word: str, argument: str, associations: dict[int, Association]
+    ) -> None:
+        parsed = parse_association(argument)
+        if parsed is None:
+            raise self._error(entry, ASSOCIATION_EXPECTED, word, CommandError)
+        endpoint, interface = parsed
+        before = associations.setdefault(endpoint, Association(endpoint, interface, entry.place))
+        if before.interface != interface:
+            raise self._error(entry, f"each endpoint once (it is on {before.interface})", word, CommandError)
 
     # Values -------------------------------------------------------------------------------------------
 
-    def _host(self, entry: _Entry) -> str:
+    def _host(self, entry: Entry) -> str:
         if not _is_host(entry.value):
             raise self._error(entry, "a host name")
         return entry.value
 
-    def _endpoints(self, entry: _Entry) -> tuple[RedisEndpoint, ...]:
+    def _endpoints(self, entry: Entry) -> tuple[RedisEndpoint, ...]:
         words = [word for _, word in self._words(entry.key)]
         found = tuple(self._endpoint(entry._replace(value=word)) for word in words)
         if not found or len(set(found)) < len(found):
             raise self._error(entry, "host:port of servers, each once, parted by commas")
         return found
 
-    def _service(self, entry: _Entry) -> str:
+    def _service(self, entry: Entry) -> str:
         if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
             raise self._error(
                 entry, f"the name that Sentinels watch it by: no spaces, at most {STORE_NAME_MAX} characters"
             )
         return entry.value
 
-    def _auth_file(self, entry: _Entry) -> Path:
+    def _auth_file(self, entry: Entry) -> Path:
         path = self._existing(entry)
         if path.stat().st_mode & 0o077:
-            self._warn(entry.line, entry.key, f"{path} can be read by others than its owner")
+            self._warn(entry, f"{path} can be read by others than its owner")
         read_password(path, entry.key)
         return path
 
-    def _endpoint(self, entry: _Entry) -> RedisEndpoint:
+    def _endpoint(self, entry: Entry) -> RedisEndpoint:
         bracketed = re.fullmatch(r"\[([^\]]*)\]:([0-9]{1,5})", entry.value)
         plain = re.fullmatch(r"([^:\[\]\s]+):([0-9]{1,5})", entry.value)
         found = bracketed or plain
@@ -474,24 +475,24 @@ class _Parser:
             raise self._error(entry, _ENDPOINT_EXPECTED)
         return RedisEndpoint(host, port)
 
-    def _auth(self, entry: _Entry) -> SecretStr:
+    def _auth(self, entry: Entry) -> SecretStr:
         return SecretStr(entry.value)
 
-    def _user(self, entry: _Entry) -> str:
+    def _user(self, entry: Entry) -> str:
         if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
             raise self._error(
                 entry, f"the name of an ACL user: no spaces, at most {STORE_NAME_MAX} characters"
             )
         return entry.value
 
-    def _prefix(self, entry: _Entry) -> str:
+    def _prefix(self, entry: Entry) -> str:
         if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{STORE_NAME_MAX}}}", entry.value):
             raise self._error(
                 entry, f"letters, digits, dots, hyphens and underscores, at most {STORE_NAME_MAX} of them"
             )
         return entry.value
 
-    def _certificate(self, entry: _Entry) -> bytes:
+    def _certificate(self, entry: Entry) -> bytes:
         expected = "the base64 form of a PEM certificate, in one line"
         try:
             pem = base64.b64decode(entry.value, validate=True)
@@ -499,38 +500,42 @@ class _Parser:
                 raise ValueError
         except (ValueError, binascii.Error):
             # What was pasted here by mistake may be a private key.
-            raise ConfigError(self.file, expected, line=entry.line, key=entry.key) from None
+            raise self._secret_error(entry, expected) from None
         if b"PRIVATE KEY" in pem:
-            raise ConfigError(self.file, "certificates only, no private key", line=entry.line, key=entry.key)
+            raise self._secret_error(entry, "certificates only, no private key")
         return pem
 
-    def _yes_no(self, entry: _Entry) -> bool:
+    @staticmethod
+    def _secret_error(entry: Entry, expected: str) -> ParameterError:
+        return ParameterError(entry.file, expected, line=entry.line or None, key=entry.key)
+
+    def _yes_no(self, entry: Entry) -> bool:
         if entry.value not in ("yes", "no"):
             raise self._error(entry, "yes or no")
         return entry.value == "yes"
 
-    def _integer(self, low: int, high: int) -> Callable[[_Entry], int]:
-        def read(entry: _Entry) -> int:
+    def _integer(self, low: int, high: int) -> Callable[[Entry], int]:
+        def read(entry: Entry) -> int:
             if not re.fullmatch(r"[0-9]{1,12}", entry.value) or not low <= int(entry.value) <= high:
                 raise self._error(entry, f"a whole number from {low} to {high}")
             return int(entry.value)
 
         return read
 
-    def _seconds(self, entry: _Entry) -> float:
+    def _seconds(self, entry: Entry) -> float:
         if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", entry.value) is None or not (
             0 <= float(entry.value) <= JOIN_GRACE_S_MAX
         ):
             raise self._error(entry, f"seconds from 0 to {JOIN_GRACE_S_MAX:g}, as 10 or 0.5")
         return float(entry.value)
 
-    def _cores(self, entry: _Entry) -> tuple[int, ...]:
+    def _cores(self, entry: Entry) -> tuple[int, ...]:
         words = [word for _, word in self._words(entry.key)]
         if not all(re.fullmatch(r"[0-9]{1,4}", word) for word in words) or len(set(words)) < len(words):
             raise self._error(entry, "numbers of processors, each once, as 0,2")
         return tuple(map(int, words))
 
-    def _sources(self, entry: _Entry) -> tuple[ipaddress.IPv4Network, ...]:
+    def _sources(self, entry: Entry) -> tuple[ipaddress.IPv4Network, ...]:
         sources = []
         for word in (word for _, word in self._words(entry.key)):
             parsed = None
@@ -548,82 +553,84 @@ class _Parser:
             raise self._error(entry, "IPv4 prefixes, as 10.0.1.0/24,10.0.2.0/24")
         return tuple(sources)
 
-    def _ipv4(self, entry: _Entry) -> ipaddress.IPv4Address:
+    def _ipv4(self, entry: Entry) -> ipaddress.IPv4Address:
         try:
             return ipaddress.IPv4Address(entry.value)
         except ValueError:
             raise self._error(entry, "an IPv4 address") from None
 
-    def _interface(self, entry: _Entry) -> str:
+    def _interface(self, entry: Entry) -> str:
         name = entry.value
         if len(name) > INTERFACE_NAME_MAX or re.search(r"[\s/]", name) or name in (".", ".."):
             raise self._error(entry, f"the name of an interface, at most {INTERFACE_NAME_MAX} characters")
         return name
 
-    def _one_of(self, words: Sequence[str]) -> Callable[[_Entry], str]:
-        def read(entry: _Entry) -> str:
+    def _one_of(self, words: Sequence[str]) -> Callable[[Entry], str]:
+        def read(entry: Entry) -> str:
             if entry.value not in words:
                 raise self._error(entry, f"{', '.join(words[:-1])} or {words[-1]}")
             return entry.value
 
         return read
 
-    def _mode(self, entry: _Entry) -> int:
+    def _mode(self, entry: Entry) -> int:
         mode = parse_mode(entry.value)
         if mode is None:
             raise self._error(entry, MODE_EXPECTED)
         return mode
 
-    def _path(self, entry: _Entry) -> Path:
-        return self.file.parent / entry.value
+    def _path(self, entry: Entry) -> Path:
+        return entry.folder / entry.value
 
-    def _existing(self, entry: _Entry) -> Path:
+    def _existing(self, entry: Entry) -> Path:
         path = self._path(entry)
         # os.path answers False where pathlib raises: for a name too long, or no name at all.
         if not os.path.isfile(path):
-            where = "" if _is_secret(entry.value) else f" ({path} is none)"
+            where = "" if is_secret(entry.value) else f" ({path} is none)"
             raise self._error(entry, f"an existing file{where}")
         return path
 
-    def _socket_path(self, entry: _Entry) -> Path:
+    def _socket_path(self, entry: Entry) -> Path:
         path = self._path(entry)
         if len(bytes(path)) > UNIX_PATH_MAX:
             raise self._error(entry, f"a path of at most {UNIX_PATH_MAX} bytes")
         return path
 
+    def _secret_id(self, entry: Entry) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9/_+=.@:-]{1,512}", entry.value):
+            raise self._error(entry, "the name or ARN of a secret: letters, digits and /_+=.@:-")
+        return entry.value
+
     def _cluster_secret(self, key: str) -> SecretBytes | None:
-        given = self._read(key, lambda entry: entry, None)
-        named = self._read(f"{key}-file", lambda entry: entry, None)
-        if given is not None and named is not None:
-            raise self._error(
-                named, f"only one of {given.key} (line {given.line}) and {named.key} (line {named.line})"
-            )
-        if named is not None:
-            path = self._existing(named)
-            if path.stat().st_mode & 0o077:
-                self._warn(named.line, named.key, f"{path} can be read by others than its owner")
-            text, entry = read_text(path, named.key).strip(), named
-        elif given is not None:
-            text, entry = given.value, given
-        else:
+        entry = self._only_one_of(key, f"{key}-file", f"{key}-id", kind=ClusterSecretError)
+        if entry is None or entry.key == f"{key}-id":
             return None
-        secret = _decode_secret(text)
-        if secret is None or len(secret) < CLUSTER_SECRET_BYTES_MIN:
-            expected = f"at least {CLUSTER_SECRET_BYTES_MIN} random bytes in hexadecimal or base64"
-            raise self._error(entry, expected)
-        if len(set(secret)) < len(secret) // 4:
-            self._warn(entry.line, entry.key, "does not look random; try: openssl rand -hex 32")
-        return SecretBytes(secret)
+        text = entry.value
+        if entry.key == f"{key}-file":
+            path = self._existing(entry)
+            if path.stat().st_mode & 0o077:
+                self._warn(entry, f"{path} can be read by others than its owner")
+            text = read_text(path, entry.key)
+        secret = parse_secret(text)
+        if secret is None:
+            raise self._error(entry, SECRET_EXPECTED, kind=ClusterSecretError)
+        if not looks_random(secret):
+            self._warn(entry, "does not look random; try: openssl rand -hex 32")
+        return secret
 
     # Keys that depend on one another ------------------------------------------------------------------
 
-    def _only_one_of(self, *keys: str) -> None:
+    def _only_one_of(self, *keys: str, kind: type[BootstrapError] = ParameterError) -> Entry | None:
+        """The one of these that is given, if any."""
         given = [self.entries[key] for key in keys if key in self.entries and self.entries[key].value]
         if len(given) > 1:
             first, second = given[:2]
-            raise self._error(
-                second, f"only one of {first.key} (line {first.line}) and {second.key} (line {second.line})"
-            )
+            one_file = first.line and first.file == second.file
+            where = f"line {first.line}" if one_file else first.place
+            there = f"line {second.line}" if one_file else second.place
+            expected = f"only one of {first.key} ({where}) and {second.key} ({there})"
+            raise self._error(second, expected, kind=kind)
+        return given[0] if given else None
 
     def _look_over(self, cfg: InitCfg) -> None:
         self._only_one_of("redis-endpoint", "everwall-redis-sentinel", "everwall-redis-cluster")
@@ -635,11 +642,11 @@ class _Parser:
         for key in ("service", "user", "auth"):
             entry = self._read(f"everwall-redis-sentinel-{key}", lambda entry: entry, None)
             if entry is not None and not cfg.redis_sentinels:
-                self._warn(entry.line, entry.key, "not used: everwall-redis-sentinel is not set")
+                self._warn(entry, "not used: everwall-redis-sentinel is not set")
         if cfg.cluster_secret_second is not None:
             entry = self._read("everwall-cluster-secret-second", lambda entry: entry, None)
             entry = entry or self.entries["everwall-cluster-secret-second-file"]
-            if cfg.cluster_secret is None:
+            if cfg.cluster_secret is None and cfg.cluster_secret_id is None:
                 raise self._error(entry, "everwall-cluster-secret beside it, which is what is written with")
             if cfg.cluster_secret == cfg.cluster_secret_second:
                 raise self._error(entry, "another secret than everwall-cluster-secret")
@@ -653,27 +660,13 @@ class _Parser:
                 raise self._error(tls, "yes: only a redis-endpoint on loopback may do without TLS")
             for key in ("redis-certificate", "everwall-redis-server-name"):
                 if key in self.entries:
-                    self._warn(self.entries[key].line, key, "not used: everwall-redis-tls is no")
+                    self._warn(self.entries[key], "not used: everwall-redis-tls is no")
         asked = self._read("everwall-cut-through", lambda entry: entry, None)
         if asked is not None and cfg.cut_through and cfg.port in ("raw", "udp"):
-            self._warn(asked.line, asked.key, f"not used: everwall-port is {cfg.port}, and only xdp has it")
+            self._warn(asked, f"not used: everwall-port is {cfg.port}, and only xdp has it")
 
 
 def _is_host(text: str) -> bool:
     labels = text.rstrip(".").split(".")
     # A name whose last label is a number would be taken for an address (RFC 1123, section 2.1).
     return len(text) <= 253 and bool(_HOST.fullmatch(text)) and not labels[-1].isdigit()
-
-
-def _is_secret(text: str) -> bool:
-    return len(_decode_secret(text) or b"") >= CLUSTER_SECRET_BYTES_MIN
-
-
-def _decode_secret(text: str) -> bytes | None:
-    """Hexadecimal where it can be that, else base64."""
-    if re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text):
-        return bytes.fromhex(text)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        return None

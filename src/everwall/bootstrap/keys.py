@@ -1,8 +1,23 @@
-"""The words that may stand in an init-cfg.txt: what is used, and what is recognised only."""
+"""The words that may stand in a bootstrap: what is used, and what is recognised only, with the reason.
+
+``docs/configuration.md`` has a row for each of them; a test compares.
+"""
 
 from __future__ import annotations
 
+NETWORKING_KEYS = (
+    "type",
+    "ip-address",
+    "default-gateway",
+    "netmask",
+    "ipv6-address",
+    "ipv6-default-gateway",
+    "dns-primary",
+    "dns-secondary",
+)
+"""Without a value in most files that there are, which is not worth a word."""
 USED_KEYS = (
+    *NETWORKING_KEYS,
     "hostname",
     "op-command-modes",
     "plugin-op-commands",
@@ -11,6 +26,7 @@ USED_KEYS = (
     "redis-certificate",
     "everwall-cluster-secret",
     "everwall-cluster-secret-file",
+    "everwall-cluster-secret-id",
     "everwall-cluster-secret-second",
     "everwall-cluster-secret-second-file",
     "everwall-resiliency-mode",
@@ -30,6 +46,7 @@ USED_KEYS = (
     "everwall-max-sessions",
     "everwall-join-grace",
     "everwall-policy",
+    "everwall-accept-ports-for-applications",
     "everwall-data-interface",
     "everwall-mgmt-interface",
     "everwall-data-address",
@@ -40,32 +57,36 @@ USED_KEYS = (
     "everwall-control-socket",
     "everwall-traffic-log",
 )
-UNUSED_KEYS = (
-    "type",
-    "ip-address",
-    "default-gateway",
-    "netmask",
-    "ipv6-address",
-    "ipv6-default-gateway",
-    "panorama-server",
-    "panorama-server-2",
-    "tplname",
-    "dgname",
-    "cgname",
-    "dns-primary",
-    "dns-secondary",
-    "vm-auth-key",
-    "op-cmd-dpdk-pkt-io",
-    "dhcp-send-hostname",
-    "dhcp-send-client-id",
-    "dhcp-accept-server-hostname",
-    "dhcp-accept-server-domain",
-    "vm-series-auto-registration-pin-id",
-    "vm-series-auto-registration-pin-value",
-    "authcodes",
-    "mgmt-interface-swap",
-)
-"""The vendor's keys that mean nothing here yet."""
+
+_PANORAMA = "each node reads its own files, and there is no management server"
+_DHCP = "the operating system asks for the node's addresses"
+_LICENCE = "Everwall needs no licence"
+
+UNUSED_KEYS = {
+    "panorama-server": _PANORAMA,
+    "panorama-server-2": _PANORAMA,
+    "tplname": _PANORAMA,
+    "dgname": _PANORAMA,
+    "cgname": _PANORAMA,
+    "vm-auth-key": _PANORAMA,
+    "op-cmd-dpdk-pkt-io": "packets come through AF_XDP or sockets; everwall-port chooses",
+    "dhcp-send-hostname": _DHCP,
+    "dhcp-send-client-id": _DHCP,
+    "dhcp-accept-server-hostname": _DHCP,
+    "dhcp-accept-server-domain": _DHCP,
+    "vm-series-auto-registration-pin-id": _LICENCE,
+    "vm-series-auto-registration-pin-value": _LICENCE,
+    "authcodes": _LICENCE,
+    "license-authcode": _LICENCE,
+}
+"""The vendor's keys that mean nothing here, and why."""
+
+SWAP_KEY = "mgmt-interface-swap"
+BUCKET_KEY = "vmseries-bootstrap-aws-s3bucket"
+SECRET_NAME_KEYS = ("everwall-bootstrap-secret", "secret_name", "secret-name")
+"""A secret that holds more keys. The vendor shows the name of its key in a picture only: both spellings are taken."""
+USER_DATA_KEYS = (SWAP_KEY, BUCKET_KEY, *SECRET_NAME_KEYS)
+"""Keys of user data and of secrets, not of an init-cfg.txt."""
 SECRET_KEYS = (
     "redis-auth",
     "everwall-redis-sentinel-auth",
@@ -73,20 +94,26 @@ SECRET_KEYS = (
     "everwall-cluster-secret-second",
 )
 
-UNUSED_TOKENS = (
-    "sriov-access-mode-on",
-    "aws-gwlb-associate-vpce",
-    "aws-gwlb-overlay-routing",
-    "set-cores",
-    "numa-perf-optimize",
-    "advance-routing",
-    "panorama-licensing-mode-on",
-)
+UNUSED_TOKENS = {
+    "sriov-access-mode-on": "the driver's own XDP path is used where there is one",
+    "aws-gwlb-overlay-routing": "a packet always goes back to the load balancer that sent it; nothing is routed or "
+    "translated here, so traffic that relies on it does not leave by another interface",
+    "set-cores": "set-dp-cores says how many workers there are",
+    "numa-perf-optimize": "everwall-worker-cores places the workers",
+    "advance-routing": "nothing is routed here",
+    "panorama-licensing-mode-on": _LICENCE,
+}
 RESILIENCY_TOKENS = ("set-sess-ress", "setsess-ress")
 INSPECT_TOKEN = "aws-gwlb-inspect"
 WORKERS_TOKEN = "set-dp-cores"
-TOKENS = (*RESILIENCY_TOKENS, INSPECT_TOKEN, WORKERS_TOKEN)
-SWAP_MODE = "mgmt-interface-swap"
+ASSOCIATE_TOKEN = "aws-gwlb-associate-vpce"
+TOKENS = (*RESILIENCY_TOKENS, INSPECT_TOKEN, WORKERS_TOKEN, ASSOCIATE_TOKEN)
+SWAP_MODE = SWAP_KEY
 JUMBO_MODE = "jumbo-frame"
 MODES = (SWAP_MODE, JUMBO_MODE)
-UNUSED_MODES = ("multi-vsys",)
+UNUSED_MODES = {"multi-vsys": "a node has one policy; run another node for another"}
+
+
+def not_used(reason: str) -> str:
+    """How a recognised word is spoken of in warnings."""
+    return f"recognised, not used by Everwall, because {reason}"

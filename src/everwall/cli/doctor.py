@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from everwall.bootstrap.init_cfg import InitCfg, load_init_cfg, parse_init_cfg
-from everwall.cli.common import fail
+from everwall.bootstrap.faults import titled
+from everwall.bootstrap.init_cfg import InitCfg, parse_init_cfg
+from everwall.bootstrap.load import Bootstrap, given_by_environment, load_bootstrap
+from everwall.cli.common import SECRET_FILE_OPTION, SECRET_ID_OPTION, SERIAL_OPTION, fail
 from everwall.config import ConfigError, read_password, read_text
 from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, topology
 from everwall.doctor.findings import Finding, Level, count
@@ -48,8 +50,12 @@ def command(
     redis_server_name: Annotated[str | None, typer.Option(help="The name its certificate must have.")] = None,
     no_tls: Annotated[bool, typer.Option("--no-tls", help="Speak plain TCP.")] = False,
     init_cfg: Annotated[
-        Path | None, typer.Option(help="A node's init-cfg.txt (or package): options above go before it.")
+        str | None,
+        typer.Option(help="A node's init-cfg.txt, package or other source: options above go before it."),
     ] = None,
+    serial: Annotated[str | None, SERIAL_OPTION] = None,
+    cluster_secret_file: Annotated[Path | None, SECRET_FILE_OPTION] = None,
+    cluster_secret_id: Annotated[str | None, SECRET_ID_OPTION] = None,
     sessions: Annotated[
         int | None,
         typer.Option(help="Sessions of each firewall, at most; else everwall-max-sessions of --init-cfg."),
@@ -65,7 +71,12 @@ def command(
     Nothing is changed. Ends with 1 when there is an error.
     """
     try:
-        cfg, warnings = load_init_cfg(init_cfg) if init_cfg is not None else (None, [])
+        bootstrap: Bootstrap | None = None
+        if init_cfg is not None:
+            bootstrap = load_bootstrap(
+                init_cfg, given_by_environment(cluster_secret_file, cluster_secret_id, serial)
+            )
+        cfg = bootstrap.config if bootstrap is not None else None
         places = {
             "redis-endpoint": redis_endpoint,
             "everwall-redis-sentinel": redis_sentinel,
@@ -82,8 +93,8 @@ def command(
         if store is not None:
             sessions = sessions if sessions is not None or cfg is None else cfg.max_sessions
             found += _look_at_store(store, sessions, firewalls)
-        if cfg is not None:
-            found += node_checks.findings(cfg, warnings)
+        if bootstrap is not None:
+            found += node_checks.findings(bootstrap.config, bootstrap.warnings)
         if target_group is not None:
             elbv2 = balancer_facts.client(target_group)
             facts = balancer_facts.collect(elbv2, target_group)
@@ -91,7 +102,7 @@ def command(
         elif cfg is not None:
             found += node_checks.idle()
     except (ValueError, balancer_facts.BalancerError) as error:  # ConfigError and SizeError are ValueErrors
-        fail(str(error))
+        fail(titled(error))
     if not found:
         fail("nothing to look at: give --redis-endpoint, --init-cfg or --target-group")
     levels = count(found)

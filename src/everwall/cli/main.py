@@ -17,6 +17,7 @@ import typer
 from everwall import __version__
 
 COMMANDS = {
+    "bootstrap": "Look over a bootstrap package, or begin one.",
     "firewall": "Run one firewall node.",
     "gwlb": "Run a gateway load balancer, where there is none.",
     "doctor": "Is the store, the load balancer and the node set up right?",

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from everwall.cli import policy_reload, policy_test
-from everwall.cli.common import fail
+from everwall.cli.common import ACCEPT_PORTS_OPTION, fail
 from everwall.config import ConfigError
 
 group = typer.Typer(no_args_is_help=True)
 group.command("test")(policy_test.command)
 group.command("reload")(policy_reload.command)
-
-_ACCEPT: Any = typer.Option(
-    "--accept-ports-for-applications",
-    help="Take a rule that names applications for one that names their standard ports.",
-)
 
 
 @group.callback()
@@ -30,7 +25,7 @@ def policy() -> None:
 @group.command()
 def check(
     file: Annotated[Path, typer.Argument(help="The policy: YAML, or a bootstrap.xml.")],
-    accept_ports: Annotated[bool, _ACCEPT] = False,
+    accept_ports: Annotated[bool, ACCEPT_PORTS_OPTION] = False,
 ) -> None:
     """Is it a policy that a node can run? Warnings go to stderr; ends with 1 when it is not."""
     # The compiler of policies brings Numba along: half a second that no other command of this file pays.
@@ -53,7 +48,7 @@ def import_(
         Path | None,
         typer.Option(help="Write the policy there; a file that is there stays.  [default: stdout]"),
     ] = None,
-    accept_ports: Annotated[bool, _ACCEPT] = False,
+    accept_ports: Annotated[bool, ACCEPT_PORTS_OPTION] = False,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(metavar="RULE", help="Do without this rule, whatever it would refuse.  [repeatable]"),

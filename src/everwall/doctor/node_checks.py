@@ -28,10 +28,14 @@ def findings(cfg: InitCfg, warnings: Sequence[str]) -> list[Finding]:
 def _resiliency(cfg: InitCfg) -> Iterator[Finding]:
     enabled, why = cfg.resiliency
     if cfg.cluster_secret is None:
+        awaited = cfg.cluster_secret_awaited
+        held_back = "; resiliency is held back" if cfg.standing == "held back" else ""
         yield error(
             "cluster-secret",
-            "none: this node writes no session and restores none",
-            "set everwall-cluster-secret-file, the same secret on all nodes: openssl rand -hex 32",
+            f"none{f', awaited from {awaited}' if awaited else ''}: this node writes no session and restores none"
+            f"{held_back}",
+            "the same secret on all nodes (openssl rand -hex 32): everwall-cluster-secret-file in the bootstrap, "
+            "--cluster-secret-file or --cluster-secret-id beside it, or EVERWALL_CLUSTER_SECRET",
         )
     else:
         yield ok("cluster-secret", "present; that it is the same on all nodes cannot be seen from here")

@@ -40,7 +40,8 @@ def _zones(policy: Policy) -> Iterator[str]:
                 if policy.mapped
                 else f" (no endpoint is mapped: everything is in zone {policy.default_zone})"
             )
-            yield f"{policy.file}:{zone.line}: zone {zone.name} has no endpoints: nothing is in it{why}"
+            where = f", and no endpoint is on {', '.join(zone.interfaces)}" if zone.interfaces else ""
+            yield f"{policy.file}:{zone.line}: zone {zone.name} has no endpoints{where}: nothing is in it{why}"
 
 
 def _empty_rules(policy: Policy) -> Iterator[str]:

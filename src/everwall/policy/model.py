@@ -58,6 +58,8 @@ class Zone:
     name: str
     endpoints: tuple[int, ...] = ()
     line: int = 0
+    interfaces: tuple[str, ...] = ()
+    """Subinterfaces that endpoints may be associated with, as ``ethernet1/1.10``."""
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,15 @@ class _Translator:
         associated: dict[str, list[str]] = {}
         for interface, ids in self.endpoints.items():
             if interface not in self.interfaces:
-                raise ConfigError(self.file, "an interface that is in a zone", key="zone", value=interface)
+                self.notes.append(
+                    f"{self.file}: {interface} is in no zone: packets of {', '.join(ids)} are dropped"
+                )
+                continue
             associated.setdefault(self.interfaces[interface], []).extend(ids)
+        if self.endpoints and not associated:
+            # Else everything would be in one zone, which nobody wrote.
+            first, known = next(iter(self.endpoints)), ", ".join(self.interfaces) or "none"
+            raise ConfigError(self.file, f"an interface that is in a zone ({known})", key="zone", value=first)
         whole = "" if associated else self._whole()
         for ours, line in lines.items():
             zone: dict[str, Any] = {}

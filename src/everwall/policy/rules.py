@@ -8,7 +8,7 @@ rules deny unless they are told to allow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from everwall.policy.words import (
     APPLICATION_EXPECTED,
     ENDPOINT_EXPECTED,
     HOST_EXPECTED,
+    INTERFACE,
     NAME_EXPECTED,
     is_application,
     is_host,
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 SECTIONS = ("zones", "addresses", "services", "applications", "rules", "default-rules")
-ZONE_KEYS = ("endpoints", "description")
+ZONE_KEYS = ("endpoints", "interfaces", "description")
 RULE_KEYS = (
     "name",
     "rule-type",
@@ -100,34 +101,43 @@ DEFAULT_RULE_KEYS = ("action", "log-start", "log-end", "resiliency")
 
 
 def read_policy(
-    path: str | Path | None, text: str | None = None, accept_ports_for_applications: bool = False
+    path: str | Path | None,
+    text: str | None = None,
+    accept_ports_for_applications: bool = False,
+    endpoints: Mapping[str, Sequence[int]] | None = None,
 ) -> Policy:
     """The policy in a YAML file (or in ``text``, which then only borrows the file's name).
 
     None, as well as an empty file, is the policy that denies everything. As long as only ports can be matched, a
     rule that names applications cannot be run; ``accept_ports_for_applications`` turns them into their standard
-    ports, with a warning each. Raises ``ConfigError``.
+    ports, with a warning each. ``endpoints`` maps an interface to the endpoints that are associated with it: they are
+    in the zone that names it. Raises ``ConfigError``.
     """
     if path is None:
         return Policy(warnings=("no policy file: everything is denied",))
     root = load_yaml(path, text)
     if root is None:
         return Policy(str(path), warnings=(f"{path}: the policy is empty: everything is denied",))
-    return read_document(root, accept_ports_for_applications)
+    return read_document(root, accept_ports_for_applications, endpoints)
 
 
-def read_document(root: Node, accept_ports_for_applications: bool = False) -> Policy:
+def read_document(
+    root: Node,
+    accept_ports_for_applications: bool = False,
+    endpoints: Mapping[str, Sequence[int]] | None = None,
+) -> Policy:
     """The policy in a document of the form that ``read_policy`` reads, wherever it comes from."""
-    return _Reader(root, accept_ports_for_applications).read()
+    return _Reader(root, accept_ports_for_applications, endpoints or {}).read()
 
 
 class _Reader:
     """Reads one policy from the top; what comes later may name what came before."""
 
-    def __init__(self, root: Node, accept_ports: bool) -> None:
+    def __init__(self, root: Node, accept_ports: bool, associated: Mapping[str, Sequence[int]]) -> None:
         self.file = root.file
         self.root = root.mapping(SECTIONS)
         self.accept_ports = accept_ports
+        self.associated = associated
         self.default_zone = ZONE_DATA
         self.known_zones: tuple[str, ...] = ()
         self.warnings: list[str] = []
@@ -162,6 +172,7 @@ class _Reader:
         if len(section) > POLICY_ZONES_MAX:
             raise self.root["zones"].error(f"at most {POLICY_ZONES_MAX} zones")
         owners: dict[int, str] = {}
+        carriers: dict[str, str] = {}
         whole: Node | None = None
         zones = []
         for name, node in section.items():
@@ -184,7 +195,17 @@ class _Reader:
                     raise item.error(f"each endpoint once (it is in zone {owners[endpoint]} already)")
                 owners[endpoint] = name
                 endpoints.append(endpoint)
-            zones.append(Zone(name, tuple(endpoints), node.key_line))
+            interfaces = _interfaces(entry, carriers, name)
+            for interface in interfaces:
+                for endpoint in self.associated.get(interface, ()):
+                    if owners.setdefault(endpoint, name) != name:
+                        raise entry["interfaces"].error(
+                            f"no interface of vpce-{endpoint:017x}, which is in zone {owners[endpoint]}",
+                            interface,
+                        )
+                    if endpoint not in endpoints:
+                        endpoints.append(endpoint)
+            zones.append(Zone(name, tuple(endpoints), node.key_line, interfaces))
         if whole is not None and owners:
             raise whole.error("endpoint ids: any is for a policy that names no endpoint")
         return tuple(zones)
@@ -371,6 +392,20 @@ def _words(
         if not fits(node.text(expected)):
             raise node.error(expected)
     return tuple(dict.fromkeys(node.text() for node in nodes))
+
+
+def _interfaces(entry: dict[str, Node], owners: dict[str, str], zone: str) -> tuple[str, ...]:
+    """The subinterfaces of a zone; ``owners`` are those of the zones before."""
+    if "interfaces" not in entry:
+        return ()
+    nodes = entry["interfaces"].one_or_more("a list of interfaces, as ethernet1/1.10")
+    for node in nodes:
+        name = node.text()
+        if not INTERFACE.fullmatch(name):
+            raise node.error("an interface as bootstrap words have it, as ethernet1/1.10")
+        if owners.setdefault(name, zone) != zone:
+            raise node.error(f"each interface once (it is in zone {owners[name]} already)")
+    return tuple(node.text() for node in nodes)
 
 
 def _mode(entry: dict[str, Node]) -> int | None:

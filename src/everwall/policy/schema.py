@@ -25,7 +25,7 @@ from everwall.policy.rules import (
     SECTIONS,
     ZONE_KEYS,
 )
-from everwall.policy.words import APPLICATION, ENDPOINT, FQDN, HOST
+from everwall.policy.words import APPLICATION, ENDPOINT, FQDN, HOST, INTERFACE
 
 Schema = dict[str, Any]
 
@@ -97,7 +97,14 @@ def schema() -> Schema:
         **notes,
     }
     default_rule = _mapping(DEFAULT_RULE_KEYS, {key: rule[key] for key in DEFAULT_RULE_KEYS})
-    zone = _mapping(ZONE_KEYS, {"endpoints": _or_any(_ref("endpoint")), "description": _ref("description")})
+    zone = _mapping(
+        ZONE_KEYS,
+        {
+            "endpoints": _or_any(_ref("endpoint")),
+            "interfaces": _one_or_more(_ref("interface")),
+            "description": _ref("description"),
+        },
+    )
     sections = {
         "zones": {**_named({"anyOf": [{"type": "null"}, zone]}), "maxProperties": POLICY_ZONES_MAX},
         "addresses": _named(_object("address")),
@@ -164,6 +171,7 @@ def _definitions(notes: dict[str, Schema]) -> dict[str, Schema]:
             ]
         },
         "endpoint": _text(ENDPOINT.pattern, 22),
+        "interface": _text(INTERFACE.pattern, 20),
         "address": {
             "anyOf": [
                 address,

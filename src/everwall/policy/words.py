@@ -23,6 +23,7 @@ HOST_EXPECTED = "any, a host name (www.example.com) or one with its sub-domains 
 FQDN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
 FQDN_EXPECTED = f"a full host name, as api.example.com, at most {HOST_NAME_MAX} characters"
 ENDPOINT = re.compile(r"vpce-0?[0-9a-f]{16}|0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19}")
+INTERFACE = re.compile(r"ethernet[0-9]{1,2}/[0-9]{1,2}(\.[1-9][0-9]{0,3})?")
 ENDPOINT_EXPECTED = "an endpoint id: vpce- and 16 hexadecimal digits, 0x and hexadecimal digits, or a number"
 WILDCARD_EXPECTED = "an IPv4 address and the bits that do not count, as 10.20.1.0/0.0.248.255"
 

@@ -72,11 +72,15 @@ def _cluster_client(config: StoreConfig, context: ssl.SSLContext | None, login: 
         def __init__(self, **more: Any) -> None:
             require_private(config, Address(more["host"], more["port"]))
             super().__init__(
-                connection_class=_PlainConnection, context=context, server_name=config.server_name, **more
+                connection_class=_PlainConnection,
+                context=context,
+                server_name=config.server_name,
+                outward=config.outward,
+                **more,
             )
 
     wanted = options(config, context, login)
-    for name in ("context", "server_name", "retry"):
+    for name in ("context", "server_name", "outward", "retry"):
         del wanted[name]
     first, *others = config.cluster
     return redis.RedisCluster(

@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from everwall.config import read_password
 from everwall.limits import STORE_PREFIX_DEFAULT, STORE_TIMEOUT_S
+from everwall.outward import Outward
 
 
 class Address(NamedTuple):
@@ -50,6 +51,8 @@ class StoreConfig:
     """Names the cluster; clusters of one server have different ones."""
     owner: int = 0
     """The node's 32-bit id, shown in the server's client list."""
+    outward: Outward = field(default_factory=Outward)
+    """By which interface it is reached, and who knows its name."""
     sentinels: tuple[Address, ...] = ()
     """Sentinels that know the primary of ``service``."""
     service: str = ""
@@ -123,14 +126,19 @@ class Connection(redis.Connection):
     """
 
     def __init__(
-        self, context: ssl.SSLContext | None = None, server_name: str | None = None, **options: Any
+        self,
+        context: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+        outward: Outward | None = None,
+        **options: Any,
     ) -> None:
         self._context, self._server_name = context, server_name
+        self._outward = outward or Outward()
         self.socket: socket.socket | None = None
         super().__init__(**options)
 
     def _connect(self) -> socket.socket:
-        plain: socket.socket = super()._connect()
+        plain = self._outward.connect(self.host, self.port, STORE_TIMEOUT_S)
         if self._context is None:
             self.socket = plain
             return plain
@@ -147,6 +155,7 @@ def options(config: StoreConfig, context: ssl.SSLContext | None, login: Login) -
     return {
         "context": context,
         "server_name": config.server_name,
+        "outward": config.outward,
         "credential_provider": login if login.is_needed else None,
         "client_name": f"everwall-{config.owner:08x}",
         "protocol": 2,

@@ -1,0 +1,58 @@
+"""The policy that a bootstrap means, and the zones of the endpoints that it puts on subinterfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from everwall.bootstrap.associations import Association
+from everwall.bootstrap.faults import ZoneError
+from everwall.bootstrap.init_cfg import InitCfg
+from everwall.policy.compile import Loaded, compile_policy
+from everwall.policy.files import is_panos
+from everwall.policy.model import Policy
+from everwall.policy.panos import load_panos
+from everwall.policy.rules import read_policy
+
+
+def load_policy_of(config: InitCfg) -> Loaded:
+    """The policy that the configuration names, compiled. Raises ConfigError."""
+    policy = read_policy_of(config)
+    return Loaded(policy, *compile_policy(policy, config.resiliency_mode))
+
+
+def read_policy_of(config: InitCfg) -> Policy:
+    """The policy that the configuration names, with its endpoints in their zones. Raises ConfigError."""
+    path = config.policy
+    if path is not None and is_panos(path):
+        named: dict[str, list[str]] = {}
+        for each in config.associations:
+            named.setdefault(each.interface, []).append(each.vpce)
+        return load_panos(path, None, config.accept_ports, endpoints=named).policy
+    numbers: dict[str, list[int]] = {}
+    for each in config.associations:
+        numbers.setdefault(each.interface, []).append(each.endpoint)
+    return _looked_over(read_policy(path, None, config.accept_ports, numbers), config.associations)
+
+
+def _looked_over(policy: Policy, associations: Sequence[Association]) -> Policy:
+    """With a warning for each endpoint whose interface is in no zone: its packets are dropped.
+
+    Raises ZoneError where no endpoint has a zone: everything would be in one then, which nobody wrote.
+    """
+    mapped = {endpoint for zone in policy.zones for endpoint in zone.endpoints}
+    known = [interface for zone in policy.zones for interface in zone.interfaces]
+    if associations and policy.file and not mapped:
+        first = associations[0]
+        raise ZoneError(
+            first.place,
+            f"the interface of an endpoint in a zone of {policy.file} "
+            f"(interfaces of its zones: {', '.join(known) or 'none has any'})",
+            value=first.interface,
+        )
+    missing = [
+        f"{each.place}: {each.interface} is in no zone: packets of {each.vpce} are dropped"
+        for each in associations
+        if each.interface not in known
+    ]
+    return replace(policy, warnings=(*policy.warnings, *missing))

@@ -1,0 +1,202 @@
+"""Management's way out: by its own interface whatever the routing table prefers, by its own DNS servers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+
+from everwall import outward
+from everwall.outward import Outward
+from tests import needs
+from tests.two_interfaces import DATA, ELSEWHERE, MANAGEMENT, TwoInterfaces
+
+Reply = Callable[[dns.message.Message], dns.message.Message]
+
+
+class Nameserver:
+    """A DNS server on loopback, on UDP and TCP of one port."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.asked: list[str] = []
+        self._reply = reply
+        self._tcp = socket.create_server(("127.0.0.1", 0))
+        self.port = self._tcp.getsockname()[1]
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind(("127.0.0.1", self.port))
+        for serve in (self._serve_udp, self._serve_tcp):
+            threading.Thread(target=serve, daemon=True).start()
+
+    def _answer(self, wire: bytes, over: str) -> bytes:
+        query = dns.message.from_wire(wire)
+        self.asked.append(f"{over} {query.question[0].to_text()}")
+        reply = self._reply(query)
+        if over == "udp" and reply.flags & dns.flags.TC:
+            reply.answer.clear()
+        else:
+            reply.flags &= ~dns.flags.TC
+        return reply.to_wire()
+
+    def _serve_udp(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                wire, peer = self._udp.recvfrom(4096)
+                if not wire:
+                    return  # shut down
+                self._udp.sendto(self._answer(wire, "udp"), peer)
+
+    def _serve_tcp(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = self._tcp.accept()
+                with stream:
+                    size = int.from_bytes(stream.recv(2), "big")
+                    wire = self._answer(stream.recv(size), "tcp")
+                    stream.sendall(len(wire).to_bytes(2, "big") + wire)
+
+    def close(self) -> None:
+        for end in (self._udp, self._tcp):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Reply], Nameserver]]:
+    served: list[Nameserver] = []
+
+    def begin(reply: Reply) -> Nameserver:
+        served.append(Nameserver(reply))
+        return served[-1]
+
+    yield begin
+    for each in served:
+        each.close()
+
+
+def records(*rows: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, truncated: bool = False) -> Reply:
+    """Answers with those of ``rows`` ("name type value") whose type was asked for, and with every alias."""
+
+    def reply(query: dns.message.Message) -> dns.message.Message:
+        made = dns.message.make_response(query)
+        made.set_rcode(rcode)
+        wanted = dns.rdatatype.to_text(query.question[0].rdtype)
+        for row in rows:
+            name, kind, value = row.split()
+            if kind in (wanted, "CNAME"):
+                made.answer.append(dns.rrset.from_text(name, 60, "IN", kind, value))
+        if truncated:
+            made.flags |= dns.flags.TC
+        return made
+
+    return reply
+
+
+def own(server: Nameserver, *others: str) -> Outward:
+    return Outward(nameservers=(*others, "127.0.0.1"), nameserver_port=server.port)
+
+
+def addresses(way: Outward, host: str) -> list[str]:
+    return [str(place[0]) for _, place in way.places(host, 6379)]
+
+
+def test_a_name_is_asked_of_the_servers_that_were_given(serve: Callable[[Reply], Nameserver]) -> None:
+    server = serve(records("redis.example.com. A 10.0.0.5", "redis.example.com. AAAA 2001:db8::5"))
+    assert addresses(own(server), "redis.example.com") == ["10.0.0.5", "2001:db8::5"]
+    assert server.asked == ["udp redis.example.com. IN A", "udp redis.example.com. IN AAAA"]
+
+
+def test_an_alias_is_followed(serve: Callable[[Reply], Nameserver]) -> None:
+    server = serve(records("a.example.com. CNAME b.example.net.", "b.example.net. A 10.0.0.6"))
+    assert addresses(own(server), "a.example.com.") == ["10.0.0.6"]
+
+
+def test_an_answer_that_does_not_fit_is_fetched_over_tcp(serve: Callable[[Reply], Nameserver]) -> None:
+    server = serve(records("a.example.com. A 10.0.0.7", truncated=True))
+    assert addresses(own(server), "a.example.com") == ["10.0.0.7"]
+    assert server.asked[:2] == ["udp a.example.com. IN A", "tcp a.example.com. IN A"]
+
+
+def test_a_server_that_does_not_answer_or_refuses_is_passed_over(
+    serve: Callable[[Reply], Nameserver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outward, "DNS_TIMEOUT_S", 0.1)
+    good = serve(records("a.example.com. A 10.0.0.8"))
+    assert addresses(own(good, "127.0.0.99"), "a.example.com") == ["10.0.0.8"]
+    bad = serve(records(rcode=dns.rcode.SERVFAIL))
+    with pytest.raises(
+        OSError, match=r"no DNS server answers for a\.example\.com \(127\.0\.0\.1: SERVFAIL\)"
+    ):
+        addresses(own(bad), "a.example.com")
+
+
+def test_a_name_that_does_not_exist_has_no_address(serve: Callable[[Reply], Nameserver]) -> None:
+    server = serve(records(rcode=dns.rcode.NXDOMAIN))
+    assert addresses(own(server), "a.example.com") == []
+    with pytest.raises(OSError, match=r"a\.example\.com has no address"):
+        own(server).connect("a.example.com", 6379, 0.5)
+
+
+def test_addresses_and_localhost_are_asked_of_nobody(serve: Callable[[Reply], Nameserver]) -> None:
+    server = serve(records())
+    assert addresses(own(server), "2001:db8::1") == ["2001:db8::1"]
+    assert "127.0.0.1" in addresses(own(server), "localhost")
+    assert server.asked == []
+
+
+def test_the_next_address_is_tried_where_one_takes_no_connection(
+    serve: Callable[[Reply], Nameserver],
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        port = listener.getsockname()[1]
+        server = serve(records("a.example.com. A 127.0.0.98", "a.example.com. A 127.0.0.1"))
+        with own(server).connect("a.example.com", port, 1.0) as made:
+            assert made.getpeername() == ("127.0.0.1", port)
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert made.gettimeout() == 1.0
+
+
+# Interfaces -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[TwoInterfaces]:
+    needs.namespaces()
+    made = TwoInterfaces()
+    yield made
+    made.close()
+
+
+def seen_from(place: TwoInterfaces, way: Outward, host: str) -> str:
+    """The address from which a connection to ``host`` arrives."""
+    with place.router.entered():
+        listener = socket.create_server((ELSEWHERE, 0))
+    with listener, place.machine.entered():
+        local = socket.create_server((host, 0)) if host != ELSEWHERE else listener
+        with local, way.connect(host, local.getsockname()[1], 2.0):
+            return str(local.accept()[1][0])
+
+
+def test_management_leaves_by_its_interface_although_the_routing_table_prefers_the_other(
+    place: TwoInterfaces,
+) -> None:
+    assert seen_from(place, Outward(), ELSEWHERE) == DATA
+    assert seen_from(place, Outward(device="eth1"), ELSEWHERE) == MANAGEMENT
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", DATA, MANAGEMENT])
+def test_what_is_on_the_machine_itself_is_reached_all_the_same(place: TwoInterfaces, host: str) -> None:
+    assert seen_from(place, Outward(device="eth1"), host) == host
+
+
+def test_an_interface_that_is_not_there_is_named(place: TwoInterfaces) -> None:
+    with place.machine.entered(), pytest.raises(OSError, match="cannot use the interface eth7"):
+        Outward(device="eth7").connect(ELSEWHERE, 6379, 1.0)
