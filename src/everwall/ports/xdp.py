@@ -216,7 +216,10 @@ def _receive_queue(port, q, batch, count, limit):
 
 @inlined
 def _tell_room(port, q):
-    """Tell the program how many more packets the queue takes: the least of free descriptors and of frames."""
+    """Tell the program how many more packets the queue takes: as many as there are free descriptors.
+
+    Frames say nothing of it: where the driver copies nothing, it has taken those for what is still to come already.
+    """
     queues = port.queues
     room = queues[q, ROOM_AT]
     if room == 0:
@@ -224,8 +227,7 @@ def _tell_room(port, q):
     # Read first, so that what comes meanwhile makes the limit too low and not too high.
     handed = load64(room + HANDED * 8)
     waiting = (load32_acquire(queues[q, RX_PRODUCER]) - queues[q, RX_NEXT]) & _INDEX
-    frames = (queues[q, FILL_NEXT] - load32(queues[q, FILL_CONSUMER])) & _INDEX
-    store64(room + LIMIT * 8, handed + min(queues[q, RX_MASK] + 1 - waiting, frames))
+    store64(room + LIMIT * 8, handed + queues[q, RX_MASK] + 1 - waiting)
 
 
 @inlined
