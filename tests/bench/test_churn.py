@@ -17,13 +17,12 @@ def server():
     server.close()
 
 
-def test_memory_for_a_session_stays_what_it_was(server):
-    """So few sessions have room to spare in the allocator's classes: the bench holds its bound with many more."""
+def test_what_is_opened_is_there_and_what_has_expired_is_swept(server):
+    """How the memory grows is the benchmark's to say: it takes more sessions and a quiet machine."""
     try:
         found = churn.run(server, 4000, seconds=3.5, seed=1)
     except churn.TooSlow as error:
         pytest.skip(str(error))
     assert found["operations"] > 10_000
     assert found["swept_records"] > 100
-    assert found["last_growth_of_a_record"] < 1.15
-    assert found["fragmentation"] > 0
+    assert found["open_at_the_end"] > 0
