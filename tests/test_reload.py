@@ -172,6 +172,24 @@ def test_the_other_thread_is_on_the_same_processor_and_the_former_one_has_gone(o
     until(lambda: one.heartbeat > heard, "the loop to go on")
 
 
+def test_a_worker_whose_thread_has_just_gone_is_running_all_the_same(
+    one: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node ends, and fails its health checks, once a worker does not run."""
+    one.start()
+    former, seen = one._thread, []
+    assert former is not None
+    join = former.join
+
+    def gone() -> None:
+        join()
+        seen.append(one.running)
+
+    monkeypatch.setattr(former, "join", gone)
+    one.replace_policy(deny_all())
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("fails", ["start", "place"])
 def test_when_no_other_thread_comes_the_former_one_stays(
     one: Worker, monkeypatch: pytest.MonkeyPatch, fails: str

@@ -42,7 +42,7 @@ from everwall.handover import (
     share_counts,
     spread,
 )
-from everwall.kernels import inlined, kernel
+from everwall.kernels import fence, inlined, kernel
 from everwall.limits import (
     BATCH_PACKETS,
     BUSY_BATCH_PACKETS,
@@ -132,6 +132,7 @@ def run(state_, port, loop):
     if loop.control[_LEAVE] != 0:
         loop.control[_LEFT] = monotonic(loop.scratch)
         loop.control[_LEAVE] = 0
+        fence()  # all that this thread has written, before the other one goes on with it
         loop.control[_NEXT] = _ENTERING
         signal(loop.baton[0] & 0xFFFFFFFF, loop.leaving)
 
@@ -142,7 +143,9 @@ def _wait_for_the_loop(loop):
     loop.control[_NEXT] = _WAITING
     while loop.control[STOP] == 0 and loop.control[_NEXT] == _WAITING:
         wait(loop.baton, _NEXT_WAIT_NS, loop.baton_scratch)
-    return loop.control[_NEXT] == _ENTERING
+    ours = loop.control[_NEXT] == _ENTERING
+    fence()  # nothing of the other thread's is read before it has left
+    return ours
 
 
 @kernel
@@ -361,14 +364,14 @@ class Worker:
                 return 0
             baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
-                self._thread = self._succeed(former, state_, baton)
+                self._succeed(former, state_, baton)
             finally:
                 self.loop.control[_NEXT] = _NOBODY
                 os.close(baton)
             self.state = state_
             return int(self.loop.control[_ENTERED] - self.loop.control[_LEFT])
 
-    def _succeed(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:
+    def _succeed(self, former: threading.Thread, state_: pipeline.State, baton: int) -> None:
         """Bring another thread to the loop, and end the former one; returns when the loop is the new one's."""
         control = self.loop.control
         while control[_INSIDE] == 0 and former.is_alive():  # or it would take itself for the other one
@@ -388,12 +391,13 @@ class Worker:
             os.eventfd_write(baton, 1)
             successor.join()
             raise RuntimeError(f"no other thread could enter the worker's loop{problem}")
+        # Before the former one goes, or whoever asks meanwhile is told that the worker has stopped.
+        self._thread = successor
         control[_LEAVE] = 1
         os.eventfd_write(int(self.loop.descriptors[0]), 1)
         former.join()
         while control[_NEXT] != _NOBODY and successor.is_alive():
             time.sleep(_WATCH_S)
-        return successor
 
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""
