@@ -247,6 +247,18 @@ def test_of_several_workers_all_decide_alike_or_all_as_before(monkeypatch: pytes
             three.replace_policy(deny_all())
         assert all(worker.state.policy is former for worker in three.all)
         assert three.rematching == 67, "those that had changed ask about their sessions once more"
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the last; 1 of 3 workers"):
+            calls: list[Worker] = []
+
+            def fail_at_the_last_and_at_the_first(worker: Worker, policy: CompiledPolicy) -> int:
+                calls.append(worker)
+                if worker is three.all[2] or (calls.count(worker) == 2 and worker is three.all[0]):
+                    raise RuntimeError("the last" if worker is three.all[2] else "the first, on its way back")
+                return replace_one(worker, policy)
+
+            patched.setattr(Worker, "replace_policy", fail_at_the_last_and_at_the_first)
+            three.replace_policy(deny_all())
+        assert three.all[1].state.policy is former, "who can go back does"
         policy = deny_all()
         assert three.replace_policy(policy) == [0, 0, 0]
         assert all(worker.state.policy is policy for worker in three.all)

@@ -147,16 +147,26 @@ class Workers:
     def replace_policy(self, policy: CompiledPolicy) -> list[int]:
         """Decide by another policy from now on, worker after worker; returns for how many ns packets of each waited.
 
-        Raises RuntimeError, and all of them decide as before, when one of them cannot.
+        Raises RuntimeError, and all of them decide as before, when one of them cannot; those that cannot go back
+        either are counted in its message.
         """
         former = [worker.state.policy for worker in self.all]
         waited = []
         try:
             for worker in self.all:
                 waited.append(worker.replace_policy(policy))
-        except Exception:
+        except Exception as error:
+            stuck = 0
             for worker, before in zip(self.all[: len(waited)], former, strict=False):
-                worker.replace_policy(before)
+                try:
+                    worker.replace_policy(before)
+                except RuntimeError:
+                    stuck += 1
+            if stuck:
+                raise RuntimeError(
+                    f"{error}; {stuck} of {len(self.all)} workers could not go back and decide by the other policy: "
+                    "reload once more"
+                ) from error
             raise
         return waited
 
