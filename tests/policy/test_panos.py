@@ -403,6 +403,16 @@ def test_an_application_without_standard_ports_stays_out(application: str) -> No
     assert application in found.left_out[0]
 
 
+@pytest.mark.parametrize("where", ["any", "application-default"])
+@pytest.mark.parametrize("members", ["", "<members/>", "<members><member>none</member></members>"])
+def test_a_group_of_no_applications_allows_none(members: str, where: str) -> None:
+    group = f"<application-group><entry name='none'>{members}</entry></application-group>"
+    text = config(rule(application="none", service=where), objects=group)
+    found = load(text, accept_ports_for_applications=True)
+    assert found.policy.rules == ()
+    assert "its application groups (none) have no members" in found.left_out[0]
+
+
 def test_a_refused_application_may_not_pass_on_another_port() -> None:
     refused = config(rule(action="deny", application="ssh"), rule("b"))
     with pytest.raises(ConfigError, match="would pass on all but its standard ports"):

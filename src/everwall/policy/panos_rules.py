@@ -260,6 +260,9 @@ class RuleReader:
                 "--accept-ports-for-applications takes their standard ports"
             )
             return "any"
+        if applications == ():
+            reasons.append(f"its application groups ({', '.join(members)}) have no members")
+            return "any"
         filters = [name for name in applications or () if name in self.objects.application_reasons]
         if filters:
             reasons.append(f"application {filters[0]}: {self.objects.application_reasons[filters[0]]}")
