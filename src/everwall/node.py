@@ -15,11 +15,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import SecretBytes
@@ -73,6 +74,8 @@ from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
 
+_Found = TypeVar("_Found")
+
 
 class NodeError(RuntimeError):
     """The node cannot start; the message says what to do."""
@@ -82,6 +85,28 @@ def owner_id(name: str) -> int:
     """The 32-bit id of a node in records: of its name and this start, so that a restart is a new owner."""
     digest = hashlib.blake2b(f"{name} {os.getpid()} {time.time_ns()}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+async def _beside(work: Callable[[], _Found]) -> _Found:
+    """What ``work`` finds, in a thread that nobody waits for: a far server that is slow does not hold up the end."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[_Found] = loop.create_future()
+
+    def tell(how: Callable[[Any], None], what: Any) -> None:
+        if not found.done():
+            how(what)
+
+    def run() -> None:
+        told: tuple[Callable[[Any], None], Any]
+        try:
+            told = found.set_result, work()
+        except Exception as error:
+            told = found.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop may have ended meanwhile
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=run, name="source", daemon=True).start()
+    return await found
 
 
 def _load_politely(config: InitCfg) -> Loaded:
@@ -256,6 +281,8 @@ class Node:
             await asyncio.sleep(0.01)
         deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
         while self.resiliency.enabled and not self._store()["connected"] and not self._stopping.is_set():
+            if self._state != "joining":
+                break  # it is to go again: no session has come that the store would be needed for
             if time.monotonic_ns() > deadline:
                 log.warning("the store does not answer: joining without it", **self._store())
                 break
@@ -297,21 +324,28 @@ class Node:
         while late is not None and self.config.cluster_secret is None:
             await asyncio.sleep(late.every_s)
             try:
-                secret = await asyncio.to_thread(late.read)
+                secret = await _beside(late.read)
             except ConfigError as error:
                 if complaint != (complaint := titled(error)):
                     log.warning(complaint)
                 continue
-            if secret is not None:
+            if (
+                secret is not None and self.config.cluster_secret is None
+            ):  # `store secrets` may have been quicker
                 log.info(f"the cluster secret has come from {late.place}")
                 self.take_secret(secret)
 
     def take_secret(self, secret: SecretBytes) -> None:
         """Use a cluster secret that came after the start; resiliency that was held back for it is switched on."""
-        held_back = self.config.standing == "held back" and self.resiliency == self.config.resiliency
+        held_back = self._held_back
         self.config = replace(self.config, cluster_secret=secret, cluster_secret_awaited="")
-        if held_back:  # nobody has switched it off since
+        if held_back:
             self.switch_resiliency(True)
+
+    @property
+    def _held_back(self) -> bool:
+        """Whether resiliency waits for the cluster secret alone: nobody has switched it off since it was asked for."""
+        return self.config.standing == "held back" and self.resiliency == self.config.resiliency
 
     def _terminate(self) -> None:
         if self._state == "draining":
@@ -393,7 +427,7 @@ class Node:
             "drain": self._drain_command,
             "resiliency": self._resiliency_command,
             "buckets": self._buckets_command,
-            "secrets": lambda _: self.renew_secrets(),
+            "secrets": self._secrets_command,
             "policy": self._policy_command,
         }
 
@@ -555,7 +589,7 @@ class Node:
             raise ValueError(f"session resiliency is off: {self.resiliency.why}")
         if self._relayout is not None and self._relayout.running:
             raise ValueError(f"this node carries out a change already: {self._relayout.status()}")
-        relayout = Relayout(store_config(self.config, self._owner))
+        relayout = Relayout(store_config(self.config, self._owner, self._outward))
         try:
             layout = relayout.begin(buckets)
         except (ValueError, OSError):
@@ -564,26 +598,33 @@ class Node:
         self._relayout = relayout
         log.info("the number of the store's buckets changes", layout=str(layout))
 
-    def renew_secrets(self) -> Answer:
-        """Read the cluster's secrets again and use them from now on; nothing else in the file is looked at.
-
-        Raises ConfigError when the file is wrong, ValueError when there is no secret in it; then nothing has changed.
-        """
+    async def _secrets_command(self, _: Answer) -> Answer:
         if self._again is None:
             raise ValueError("this node was not started from a source that can be read again")
-        fresh = self._again()
+        # A bucket or a secret may be slow to answer, and health checks do not wait for it.
+        return self.renew_secrets(await _beside(self._again))
+
+    def renew_secrets(self, fresh: InitCfg) -> Answer:
+        """Use the cluster's secrets of ``fresh`` from now on, and nothing else of it; the first one may come so, too.
+
+        Raises ValueError when there is no secret in it; then nothing has changed.
+        """
         if fresh.cluster_secret is None:
             raise ValueError(f"{self.config.file}: no everwall-cluster-secret")
+        held_back = self._held_back
         self.config = replace(
             self.config,
             cluster_secret=fresh.cluster_secret,
             cluster_secret_second=fresh.cluster_secret_second,
+            cluster_secret_awaited="",
         )
         keys = derive_keys(*fresh.cluster_secrets)
         self.workers.use_keys(keys)
         if self._housekeeper is not None:
             self._housekeeper.use_secrets(fresh.cluster_secrets)
         log.info("the cluster's secrets were read again", secrets=fingerprints(keys))
+        if held_back:
+            self.switch_resiliency(True)
         return {"secrets": fingerprints(keys)}
 
     def _resiliency(self) -> Answer:
