@@ -22,7 +22,7 @@ from everwall.policy.model import Policy, Rule, Zone
 from everwall.policy.words import parse_service
 from everwall.ports import port as ports
 from everwall.session import state, tcp
-from everwall.worker import STOP, Worker
+from everwall.worker import _NEXT, _WAITING, STOP, Worker
 from everwall.workers import Workers
 from tests import company, packets
 from tests.conversations import Connection
@@ -226,6 +226,30 @@ def test_a_stop_in_the_middle_ends_both(one: Worker, monkeypatch: pytest.MonkeyP
         one.replace_policy(deny_all())
     assert told.is_set()
     one.stop()
+    assert not one.running
+    assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
+
+
+def test_a_loop_that_ends_by_itself_takes_the_waiting_thread_along(
+    one: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that ends is started anew; one whose worker only seems to run is not."""
+    one.start()
+    begin, former = one._begin, one._thread
+    assert former is not None
+
+    def begin_and_fail(state_: Any) -> threading.Thread:
+        successor = begin(state_)
+        until(lambda: one.loop.control[_NEXT] == _WAITING, "the other thread")
+        one.loop.control[STOP] = 1
+        os.eventfd_write(int(one.loop.descriptors[0]), 1)
+        former.join()
+        one.loop.control[STOP] = 0
+        return successor
+
+    monkeypatch.setattr(one, "_begin", begin_and_fail)
+    with pytest.raises(RuntimeError):
+        one.replace_policy(deny_all())
     assert not one.running
     assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
 

@@ -387,17 +387,24 @@ class Worker:
         while control[_NEXT] == _COMING and successor.is_alive():
             time.sleep(_WATCH_S)
         if problem or control[_NEXT] != _WAITING:
-            control[_NEXT] = _NOBODY
-            os.eventfd_write(baton, 1)
-            successor.join()
+            self._send_away(successor, baton)
             raise RuntimeError(f"no other thread could enter the worker's loop{problem}")
         # Before the former one goes, or whoever asks meanwhile is told that the worker has stopped.
         self._thread = successor
         control[_LEAVE] = 1
         os.eventfd_write(int(self.loop.descriptors[0]), 1)
         former.join()
+        if control[_NEXT] == _WAITING:  # it had ended by itself and left nothing to anybody
+            self._send_away(successor, baton)
+            raise RuntimeError("the worker has stopped")
         while control[_NEXT] != _NOBODY and successor.is_alive():
             time.sleep(_WATCH_S)
+
+    def _send_away(self, successor: threading.Thread, baton: int) -> None:
+        """End a thread that waits for the loop."""
+        self.loop.control[_NEXT] = _NOBODY
+        os.eventfd_write(baton, 1)
+        successor.join()
 
     def stop(self) -> None:
         """Leave the loop; returns when it has been left."""
