@@ -110,7 +110,13 @@ async def _beside(work: Callable[[], _Found]) -> _Found:
 
 
 def _load_politely(config: InitCfg) -> Loaded:
-    """Read and compile the policy beside threads that have to go on, in short turns of the interpreter."""
+    """Read and compile the policy beside threads that have to go on, in short turns of the interpreter.
+
+    Raises ConfigError, also for an empty file: an editor or a full disk leaves one for a moment, and a node that denies
+    everything ends every session.
+    """
+    if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
+        raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
     usual = sys.getswitchinterval()
     sys.setswitchinterval(RELOAD_SWITCH_S)
     try:
