@@ -124,6 +124,7 @@ class Rig:
             self._secret = secrets.token_hex(32)
             configuration.write(self._directory.path / "policy.yaml", configuration.policy())
             self._store: store.Store | None = None
+            self._management = ""
             self._stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
             os.sched_setaffinity(0, {GENERATOR_CPU})
             self._stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
@@ -191,6 +192,7 @@ class Rig:
         """A store with TLS on the generator's processor, reached from the device under test by a pair of its own."""
         if self._store is None:
             pair = self.network.pair(self.network.device, mtu=1500)
+            self._management = pair.far
             for namespace, device, cpu in (
                 (self.network.generator, pair.near, GENERATOR_CPU),
                 (self.network.device, pair.far, DEVICE_CPU),
@@ -234,6 +236,7 @@ class Rig:
             server = self.start_store()
             operations.append("set-sess-ress:True")
             lines += [
+                f"everwall-mgmt-interface={self._management}",
                 f"redis-endpoint={server.host}:{server.port}",
                 f"redis-auth={server.password}",
                 f"redis-certificate={server.authority_base64}",
