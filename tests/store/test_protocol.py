@@ -289,6 +289,13 @@ def test_the_greeting_tells_time_and_server(store):
     assert greeting.time_ns > 1_700_000_000 * 10**9
 
 
+def test_a_full_server_takes_no_proposal_and_is_spoken_to_all_the_same():
+    protocol, full = Protocol(KEYS), ErrorReply("OOM command not allowed when used memory > 'maxmemory'.")
+    assert protocol.greet([full, b"64", b"", [b"5", b"0"]]).buckets == 64
+    with pytest.raises(ErrorReply, match="OOM"):
+        Protocol(KEYS).greet([full, None, b"", [b"5", b"0"]])
+
+
 # Without a store ---------------------------------------------------------------------------------
 
 

@@ -338,6 +338,17 @@ def test_a_full_server_refuses_writes_and_still_answers_lookups(own, worker):
     assert node.outcome(rows[1:], WRITE) == [WRITTEN, WRITTEN]
 
 
+def test_a_node_that_connects_to_a_full_server_finds_what_is_there(own, worker):
+    where = config(own)
+    rows = sessions(3)
+    worker(where).connected().ask(rows, WRITE_FIRST)
+    with client(own) as admin:
+        admin.config_set("maxmemory", 1)
+        late = worker(where).connected()
+        assert late.outcome(rows, LOOKUP) == [FOUND] * 3
+        admin.config_set("maxmemory", 0)
+
+
 def test_a_server_that_became_a_replica_is_left_and_the_write_reaches_its_successor(own, worker):
     node = worker(config(own)).connected()
     row = sessions(1)

@@ -135,6 +135,8 @@ def connect(
         for _ in greeting:
             try:
                 replies.append(connection.read_response())
+            except redis.exceptions.OutOfMemoryError as error:
+                replies.append(ErrorReply(f"OOM {error}"))  # redis-py takes the code off
             except redis.ResponseError as error:
                 replies.append(ErrorReply(str(error)))
         after = time.monotonic_ns()

@@ -349,10 +349,12 @@ class Protocol:
         Raises ErrorReply with the server's error, ProtocolError when the answers make no sense, or the layout is of
         another version.
         """
+        proposed, agreed, info, time = answers
         for reply in answers:
-            if isinstance(reply, ErrorReply):
+            # A server that is full takes no proposal, and needs none where there is a layout already.
+            needless = reply is proposed and agreed is not None and not isinstance(agreed, ErrorReply)
+            if isinstance(reply, ErrorReply) and not (needless and reply.code == "OOM"):
                 raise reply
-        _, agreed, info, time = answers
         time_ns = store_time_ns(time)
         self.hear(agreed)
         self.move(time_ns // SECOND_NS)
