@@ -193,6 +193,11 @@ SHARD_LEAVING_NS = 60 * SECOND_NS
 WAIT_REPLICAS_MS = 80
 """Longest wait of the server for its replicas: nobody waits for the answer any more after STRICT_WAIT_NS."""
 STORE_RECONNECT_MAX_S = 2.0
+REFUSAL_PAUSE_MIN_S = 2.0
+"""What a server refused (out of memory) it is offered again after so long, each time after twice as long, up to"""
+REFUSAL_PAUSE_MAX_S = 60.0
+CLOCK_STEP_NS_MAX = 10 * SECOND_NS
+"""A server's clock that was set by more makes the expiries in the store untrue: sessions are written again."""
 
 # Housekeeping of the store: one thread of a node, on a connection of its own --------------------
 SWEEP_PASS_S = 600
@@ -382,6 +387,8 @@ assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connecti
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS
 assert WAIT_REPLICAS_MS * MS_NS < STRICT_WAIT_NS < STORE_TIMEOUT_S * SECOND_NS
+assert REFUSAL_PAUSE_MIN_S <= REFUSAL_PAUSE_MAX_S
+assert CLOCK_STEP_NS_MAX < FAILOVER_S * SECOND_NS, "a smaller step ends no record that a failover needs"
 assert SAME_ZONE_NS_MAX < LOOKUP_DEADLINE_NS
 assert BUCKET_SESSIONS_LOW < SESSIONS_PER_BUCKET < BUCKET_SESSIONS_HIGH
 

@@ -69,6 +69,16 @@ def test_a_lost_connection_leaves_the_newest_writes_and_they_are_compared():
     assert taken(backlog) == [(WRITE, 1), (WRITE, 3), (WRITE, 4)]
 
 
+def test_after_a_gap_what_waits_is_compared_and_nothing_is_dropped():
+    backlog = Backlog(KEYS)
+    rows = sessions(4)
+    backlog.put(asking(rows[:2], WRITE_FIRST))
+    backlog.put(asking(rows[2:3], DELETE))
+    backlog.put(asking(rows[3:], LOOKUP))
+    backlog.compare()
+    assert backlog.take(8)[:, image.OP].tolist() == [LOOKUP, WRITE, WRITE, DELETE]
+
+
 def test_lookups_can_be_taken_alone():
     backlog = Backlog(KEYS)
     backlog.put(asking(sessions(2), LOOKUP))

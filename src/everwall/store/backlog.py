@@ -221,6 +221,14 @@ def take(queue, rows, fields, most):
 
 
 @kernel
+def _compare(queue):
+    for position in range(queue.words[_FIRST], queue.words[_END]):
+        at = position & (queue.changes.shape[0] - 1)
+        if queue.changes[at, image.OP] == image.WRITE_FIRST:
+            queue.changes[at, image.OP] = image.WRITE
+
+
+@kernel
 def _put_back(queue, rows, count):
     for i in range(count):
         if rows[i, image.OP] == image.LOOKUP:
@@ -291,6 +299,10 @@ class Backlog:
         waiting = self.take(len(self))
         self.queue = self.queue._replace(keys=keys)
         self.put_back(waiting)
+
+    def compare(self) -> None:
+        """Time has passed unnoticed: a session that was new when it was queued may be another's by now."""
+        _compare(self.queue)
 
     def keep_writes(self, count: int) -> int:
         """Keep what outlives a lost connection, the newest ``count`` writes; returns how many were dropped.
