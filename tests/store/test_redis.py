@@ -349,6 +349,19 @@ def test_a_node_that_connects_to_a_full_server_finds_what_is_there(own, worker):
         admin.config_set("maxmemory", 0)
 
 
+def test_what_a_full_server_refused_is_offered_again(own, worker):
+    node = worker(config(own)).connected()
+    with client(own) as admin:
+        admin.config_set("maxmemory", 1)
+        node.tell(sessions(1), WRITE_FIRST)
+        eventually(lambda: node.status["unwritten"] == 1, "the write is refused")
+        admin.config_set("maxmemory", 0)
+    eventually(
+        lambda: node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
+    )
+    assert node.status["connections"] == 1
+
+
 def test_a_server_that_became_a_replica_is_left_and_the_write_reaches_its_successor(own, worker):
     node = worker(config(own)).connected()
     row = sessions(1)

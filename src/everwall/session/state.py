@@ -67,7 +67,7 @@ WORDS = 48
 
 # Indices of ``clock``
 CLOCK_OFFSET = 0  # store time minus local time, ns
-CLOCK_CONNECTIONS = 1  # connections to the store made so far
+CLOCK_CONNECTIONS = 1  # times at which the store may lack what it was told: new connections, say
 CLOCK_LAYOUT = 2  # so many times records were to be written to other places than before
 
 # Columns of ``pending``, look-ups and flows that strict mode holds: a key as in the table, then

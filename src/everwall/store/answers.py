@@ -61,7 +61,9 @@ class StoreClock:
     """Store time, as one server tells it: all nodes go by the same one, whatever the others say."""
 
     def __init__(self, words: npt.NDArray[np.int64]) -> None:
-        """``words``: where the worker reads the offset and the number of connections (``session.state``)."""
+        """``words``: where the worker reads the offset and when to offer live sessions (``session.state``)."""
+        self.connections = 0
+        """How often one was made."""
         self._words = words
         self._offset_ns = 0
         """Store time minus monotonic time."""
@@ -82,12 +84,13 @@ class StoreClock:
         """How far this machine's clock is behind."""
         return self._offset_ns - (local_ns - monotonic_ns)
 
-    @property
-    def connections(self) -> int:
-        """How often a connection was made: each time whoever watches it offers the live sessions again."""
-        return int(self._words[CLOCK_CONNECTIONS])
-
     def count_connection(self) -> None:
+        """One was made: the store may lack anything."""
+        self.connections += 1
+        self.offer_again()
+
+    def offer_again(self) -> None:
+        """The store may lack what it was told: whoever watches it offers the live sessions once more."""
         self._words[CLOCK_CONNECTIONS] += 1
 
     def count_move(self) -> None:

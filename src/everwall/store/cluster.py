@@ -159,7 +159,7 @@ class ClusterRouter:
         for first, last, address in ranges:
             owners[first : last + 1] = self._number(address)
         if ((self._owners == _NOBODY) & (owners != _NOBODY)).any() and self._is_agreed:
-            self._trade.clock.count_connection()  # what was not written meanwhile is offered again
+            self._trade.clock.offer_again()  # what was not written meanwhile is offered again
         self._owners[:] = owners
         self._settle_in()
         later, self._later = self._later, []

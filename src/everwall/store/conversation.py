@@ -20,7 +20,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ from everwall.store.answers import Answers, StoreClock
 from everwall.store.backlog import Backlog, take
 from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival, Link
+from everwall.store.occasions import Refusals
 from everwall.store.protocol import Command, ErrorReply, Protocol, ProtocolError, Rows, StoreBatch
-from everwall.store.replies import AGAIN, DONE, FULL, MORE, settle
+from everwall.store.replies import AGAIN, DONE, FULL, MORE, UNWRITTEN, settle
 
 _TIMEOUT_NS = int(STORE_TIMEOUT_S * SECOND_NS)
 _PROBE_NS = SECOND_NS
@@ -79,6 +80,13 @@ class Trade:
     errors: int = 0
     last_error: str | None = None
     dropped: int = 0
+    refusals: Refusals = field(default_factory=Refusals)
+
+    def offer_what_was_refused(self, now_ns: int) -> None:
+        """Once a pause has passed; called now and then."""
+        self.refusals.note(int(self.answers.tally[UNWRITTEN]), now_ns)
+        if self.refusals.is_due(now_ns):
+            self.clock.offer_again()
 
     def note_error(self, text: str) -> None:
         self.errors += 1
@@ -285,6 +293,7 @@ class Conversation:
                 pipeline = self._idle.pop()
                 self.protocol.probe(pipeline.batch)
                 self._send(link, pipeline, probe=True)
+                self._trade.offer_what_was_refused(self._probed_ns)
             self._held = not self._may_send()
             while self._idle and len(self.backlog) and not self._held:
                 pipeline = self._idle.pop()

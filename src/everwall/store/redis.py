@@ -4,7 +4,8 @@ The worker pushes rows into the request ring and wakes this thread by an eventfd
 for an answer, else when there is enough for a pipeline or the flush window has passed. The thread takes
 whatever is there and has it sent in pipelines (``conversation``) over the link it belongs to (``router``,
 ``cluster``); what the worker wants to know comes into the reply ring (``answers``). Nothing the store does or fails
-to do holds the worker up. Errors are counted and the last one is shown; the thread itself never ends on one.
+to do holds the worker up; what the store lacks although no connection was lost is offered again (``occasions.py``).
+Errors are counted and the last one is shown; the thread itself never ends on one.
 """
 
 from __future__ import annotations
