@@ -11,6 +11,7 @@ from everwall.limits import MS_NS, SECOND_NS
 from everwall.rings import Ring, ring_push
 from everwall.session import image
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT, CLOCK_OFFSET
+from everwall.store.occasions import is_clock_step
 from everwall.store.protocol import Rows
 from everwall.store.replies import GIVEN_ANSWERS, TALLY
 
@@ -72,10 +73,15 @@ class StoreClock:
         self._words[CLOCK_OFFSET] = self._offset_ns = store_ns - monotonic_ns
 
     def watch(self, store_ns: int, monotonic_ns: int, rtt_ns: int) -> None:
-        """Follow the server's clock when it was set, but not the jitter of the network."""
+        """Follow the server's clock when it was set, but not the jitter of the network.
+
+        Set by far, it makes the expiries in the store untrue: the live sessions are offered again.
+        """
         drift_ns = store_ns - monotonic_ns - self._offset_ns
         if abs(drift_ns) > max(CLOCK_DRIFT_NS, 2 * rtt_ns):
             self.set(store_ns, monotonic_ns)
+            if is_clock_step(drift_ns):
+                self.offer_again()
 
     def seconds(self, monotonic_ns: int) -> int:
         return (monotonic_ns + self._offset_ns) // SECOND_NS
