@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import time
 from dataclasses import replace
 
@@ -15,7 +17,8 @@ from everwall.rings import ring_length
 from everwall.session import image
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
-from everwall.store.connection import StoreConfig
+from everwall.store.connection import StoreConfig, tls_context
+from everwall.store.link import connect
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
 from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
@@ -360,6 +363,13 @@ def test_what_a_full_server_refused_is_offered_again(own, worker):
         lambda: node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
     )
     assert node.status["connections"] == 1
+
+
+def test_a_connection_that_is_given_up_takes_with_it_what_was_not_received(shared):
+    link = connect(config(shared), tls_context(config(shared)), []).link
+    lingers = link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    assert struct.unpack("ii", lingers) == (1, 0)
+    link.close()
 
 
 def test_a_server_that_became_a_replica_is_left_and_the_write_reaches_its_successor(own, worker):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ _BUFFER_BYTES = 1 << 18
 """Room for the replies to all pipelines under way, several times over."""
 _TLS_RECORD_BYTES = 1 << 14
 """The longest plaintext of a TLS record (RFC 8446, section 5.1)."""
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""When the connection is given up, or the process killed, what was not received yet never will be: a first write that
+arrived long after would overwrite whoever had the session by then."""
 
 
 class Link:
@@ -36,6 +40,7 @@ class Link:
         """Who is at the other end."""
         self._socket = connection.socket
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._unsent: list[memoryview] = []
         self.buffer: Buffer = np.zeros(_BUFFER_BYTES, np.uint8)
         self.start = self.end = 0
