@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import hiredis
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from everwall.rings import make_ring, ring_pop
 from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WRITTEN
 from everwall.store import replies
+from everwall.store.answers import Answers, StoreClock
+from everwall.store.conversation import Conversation, Trade
+from everwall.store.link import Arrival
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import ErrorReply, Protocol, reply_bytes
+from everwall.store.protocol import Command, ErrorReply, Protocol, reply_bytes
+from everwall.store.redis import make_clock
 from tests.store.stores import KEYS, NOW, asking, sessions
 
 pytestmark = pytest.mark.kernel
@@ -89,6 +95,22 @@ def test_a_row_is_asked_of_the_server_that_is_about_to_get_its_bucket(operation)
         read(protocol, batch, [store.execute(command, NOW) for command in commands])
         assert batch.outcomes.tolist() == [expected[1]]
     assert batch.errors == []
+
+
+def test_what_waits_to_be_asked_is_compared_after_the_thread_stood_still():
+    trade = Trade(
+        KEYS, Answers(make_ring(8, image.COLUMNS), 0), StoreClock(make_clock()), select.poll(), {}, 0
+    )
+    link = Conversation(trade, Protocol(KEYS, "test", 8, clustered=True), nobody, leads=False)
+    for operation in (WRITE_FIRST, DELETE):
+        link.ask(asking(sessions(1, seed=operation), operation)[0])
+    link.compare()
+    link.hang_up("so that both go back to the queue")
+    assert link.backlog.take(8)[:, image.OP].tolist() == [WRITE, DELETE]
+
+
+def nobody(greeting: list[Command]) -> Arrival:
+    raise ConnectionRefusedError
 
 
 @pytest.mark.parametrize(("holders", "told"), [(2, True), (3, True), (1, False), (0, False)])

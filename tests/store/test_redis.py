@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 import redis
 
-from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_TIMEOUT_S
+from everwall.limits import LOOKUP_DEADLINE_NS, LOOP_GAP_NS_MAX, MS_NS, SECOND_NS, STORE_TIMEOUT_S
 from everwall.rings import ring_length
 from everwall.session import image
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
@@ -363,6 +364,43 @@ def test_what_a_full_server_refused_is_offered_again(own, worker):
         lambda: node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
     )
     assert node.status["connections"] == 1
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_thread_that_stood_still_compares_what_waited_meanwhile(shared, worker, replicas):
+    """A node that is stopped with a first write in its queue wakes when another has the session."""
+    where = config(shared)
+    new = worker(replace(where, owner=2)).connected()
+    old = worker(replace(where, owner=1, wait_replicas=replicas)).connected()
+    stopped = Stopped(old.store._poll)
+    old.store._poll = stopped
+    eventually(lambda: stopped.sleeping, "the thread stands still")
+    old.tell(sessions(1, OWNER=1), WRITE_FIRST)
+    assert new.outcome(sessions(1, OWNER=2, GENERATION=1), WRITE) == [WRITTEN]
+    stopped.go_on.set()
+    assert old.answers(1)[0, image.OP] == LOST
+    assert new.ask(sessions(1), LOOKUP)[0, image.OWNER] == 2
+
+
+class Stopped:
+    """A poll object that stops its thread once, for at least as long as a gap takes."""
+
+    def __init__(self, poll) -> None:
+        self._poll = poll
+        self.sleeping = False
+        self.go_on = threading.Event()
+
+    def __getattr__(self, name: str):
+        return getattr(self._poll, name)
+
+    def poll(self, timeout: int):
+        began = time.monotonic_ns()
+        if not self.sleeping:
+            self.sleeping = True
+            assert self.go_on.wait(PATIENCE_S)
+            while time.monotonic_ns() - began <= timeout * MS_NS + LOOP_GAP_NS_MAX:
+                time.sleep(0.01)
+        return self._poll.poll(timeout)
 
 
 def test_a_connection_that_is_given_up_takes_with_it_what_was_not_received(shared):

@@ -23,7 +23,7 @@ from everwall.session import image
 from everwall.store.backlog import Backlog
 from everwall.store.clients import SLOTS, find_slots, require_private
 from everwall.store.connection import Address, Login, StoreConfig
-from everwall.store.conversation import Conversation, Trade, describe
+from everwall.store.conversation import Conversation, Trade, compared, describe
 from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival, connect
 from everwall.store.protocol import Command, ErrorReply, Protocol, Rows
@@ -321,10 +321,3 @@ class ClusterRouter:
                 self._trade.dropped += int((mine & (rows[:, image.OP] != image.LOOKUP)).sum())
             else:
                 self._shard(number).put(rows[mine], fields[mine])
-
-
-def compared(rows: Rows) -> Rows:
-    """The same requests for whenever they are made: a first write may not be the first any more by then."""
-    rows = rows.copy()
-    rows[rows[:, image.OP] == image.WRITE_FIRST, image.OP] = image.WRITE
-    return rows

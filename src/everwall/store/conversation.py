@@ -219,6 +219,11 @@ class Conversation:
         """Say another password on the link there is."""
         self._credentials = credentials
 
+    def compare(self) -> None:
+        """Time has passed unnoticed: whatever waits is compared when it is sent."""
+        self.backlog.compare()
+        self._asked = deque(compared(row[None])[0] for row in self._asked)
+
     def use_keys(self, keys: Rows) -> None:
         """Name and seal records by other keys, once nothing is under way."""
         self._new_keys = keys
@@ -491,6 +496,13 @@ class Conversation:
         self._pipelines.clear()
         self._is_full, self._hurried, self._credentials = False, 0, None
         self._fail_waiting()
+
+
+def compared(rows: Rows) -> Rows:
+    """The same requests for whenever they are made: a first write may not be the first any more by then."""
+    rows = rows.copy()
+    rows[rows[:, image.OP] == image.WRITE_FIRST, image.OP] = image.WRITE
+    return rows
 
 
 def describe(error: Exception) -> str:

@@ -35,6 +35,7 @@ from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade
 from everwall.store.lag import Lag
 from everwall.store.link import Arrival, connect
+from everwall.store.occasions import stood_still
 from everwall.store.protocol import Command, Protocol, Rows
 from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNREPLICATED, UNWRITTEN, settle
 from everwall.store.router import Router
@@ -78,6 +79,9 @@ class RedisStore:
         self._new_keys: Rows | None = None
         """Those of other secrets, which the links do not use yet."""
         self._looked_up = self._dropped = 0
+        self._passed_ns = time.monotonic_ns()
+        self._doubts = False
+        """This thread stood still: what waits here and in the ring is to be compared."""
         self._lag = Lag()
         self._collect: Any = bound(collect, self._router.lobby.queue, requests)
 
@@ -184,6 +188,8 @@ class RedisStore:
                     keys, self._new_keys = self._new_keys, None
                     router.use_keys(keys)
                 self._looked_up += self._collect(router.lobby.queue, self._requests)
+                if self._doubts:
+                    self._compare()
                 router.step()
                 for link in router.links:
                     link.step()
@@ -220,6 +226,16 @@ class RedisStore:
                 os.eventfd_read(descriptor)
             else:
                 self._by_descriptor[descriptor].readable = True
+
+        before, self._passed_ns = self._passed_ns, time.monotonic_ns()
+        self._doubts = self._doubts or stood_still(before, wait_ns, self._passed_ns)
+
+    def _compare(self) -> None:
+        """Whoever was new when this thread stood still may be another's by now."""
+        self._router.lobby.compare()
+        for link in self._router.links:
+            link.compare()
+        self._doubts = ring_length(self._requests) > 0
 
     def _authenticate(self) -> None:
         credentials, self._credentials = self._credentials, None
