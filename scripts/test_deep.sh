@@ -14,6 +14,8 @@ echo "=== the store in every topology"
 "$python" -m pytest -q tests/store tests/doctor/test_topology.py tests/test_node.py
 echo "=== simulator, 2000 seeds"
 "$python" -m everwall.sim --seeds 2000
+echo "=== simulator, 1000 seeds in strict mode"
+"$python" -m everwall.sim --mode strict --seeds 1000
 echo "=== half an hour of churn in the store"
 "$python" bench/churn.py
 echo "=== lab, full size"

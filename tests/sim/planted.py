@@ -1,6 +1,8 @@
-"""Engines with a bug in them, to see that the simulator would find it."""
+"""Engines and a store with a bug in them, to see that the simulator would find it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +10,9 @@ import numpy.typing as npt
 from everwall.engine import Engine
 from everwall.policy.match import allow_all
 from everwall.session import image
+from everwall.sim.storage import touched
+from everwall.store.memory import MemoryStore
+from everwall.store.protocol import DELETE_SCRIPT, Command, script_sha
 
 Rows = npt.NDArray[np.int64]
 
@@ -62,3 +67,25 @@ class NeverWaits(Engine):
     def inbox(self, replies: Rows, now: int) -> list[tuple[int, bytes]]:
         early = self.__dict__.pop("early", [])
         return early + super().inbox(replies, now)
+
+
+class NeverCompares(Engine):
+    """Writes every record as if nobody else could have the session."""
+
+    def outbox(self) -> Rows:
+        rows = super().outbox()
+        rows[rows[:, image.OP] == image.WRITE, image.OP] = image.WRITE_FIRST
+        return rows
+
+
+class BlindDelete(MemoryStore):
+    """A store whose script deletes a record whoever owns it by now."""
+
+    def execute(self, command: Command, now: float = 0.0) -> Any:
+        if command[:2] != (b"EVALSHA", script_sha(DELETE_SCRIPT)):
+            return super().execute(command, now)
+        answers = []
+        for bucket, field, _ in touched(command):
+            super().execute((b"HDEL", bucket, field), now)
+            answers.append(1)
+        return answers

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from everwall.counters import Counter
+from everwall.session import state, tcp
 from everwall.session import table as t
-from everwall.session import tcp
 from everwall.sim import packets
 from everwall.sim.checkers import PromiseBroken, books
 from everwall.sim.checkers.order import SessionOrder
@@ -120,8 +120,7 @@ def test_a_generation_that_falls_is_noticed(cluster: Cluster) -> None:
 
 
 def test_a_record_that_is_taken_back_is_noticed(cluster: Cluster) -> None:
-    (bucket, records) = next((k, v) for k, v in cluster.server.memory.keys.items() if isinstance(v, dict))
-    field, value = next(iter(records.items()))
+    bucket, field, value = some_record(cluster)
     older = value[:21] + (int.from_bytes(value[21:27], "big") - 1).to_bytes(6, "big") + value[27:]
     with pytest.raises(PromiseBroken, match="took a record back"):
         cluster.server.execute([(b"HSET", bucket, field, older)])
@@ -168,7 +167,7 @@ def test_a_stored_connection_that_falls_silent_is_lost(cluster: Cluster) -> None
 def test_an_unstored_connection_of_a_node_that_fails_is_excused(cluster: Cluster) -> None:
     connection = stored_connection(cluster)
     node = cluster.passage.carriers[connection.flow.key]
-    del cluster.store_order.acknowledged[connection.flow.key]
+    forget(cluster, connection)
     cluster.liveness.struck([connection], node, cluster.loop.now)
     cluster.liveness.broke(connection, "client: reset")
     assert cluster.liveness.lost == [connection]
@@ -177,6 +176,86 @@ def test_an_unstored_connection_of_a_node_that_fails_is_excused(cluster: Cluster
     )
     with pytest.raises(PromiseBroken, match="was lost: client: reset"):
         cluster.liveness.broke(stored, "client: reset")
+
+
+def test_a_record_that_another_owner_writes_over_is_noticed(cluster: Cluster) -> None:
+    bucket, field, value = some_record(cluster)
+    stranger = value[:17] + b"\0\0\0\1" + value[21:]
+    with pytest.raises(PromiseBroken, match="over the record of another owner"):
+        cluster.server.execute([(b"HSET", bucket, field, stranger)])
+
+
+def test_a_connection_of_a_time_before_the_clock_was_set_back_may_be_written_over(cluster: Cluster) -> None:
+    bucket, field, value = some_record(cluster)
+    start = int.from_bytes(value[21:27], "big")
+    younger = value[:21] + (start - 4_000).to_bytes(6, "big") + value[27:]
+    cluster.server.set_clock(-5 * SECOND)
+    cluster.server.execute([(b"HSET", bucket, field, younger)])
+    oldest = value[:21] + (start - 10_000).to_bytes(6, "big") + value[27:]
+    with pytest.raises(PromiseBroken, match="took a record back"):
+        cluster.server.execute([(b"HSET", bucket, field, oldest)])
+
+
+def test_a_node_that_says_the_store_has_all_its_sessions_is_held_to_it(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    node = cluster.passage.carriers[connection.flow.key]
+    assert node.is_whole
+    cluster.records.must_hold(node, [connection])
+    forget(cluster, connection)
+    with pytest.raises(PromiseBroken, match="said that the store has all its sessions"):
+        cluster.records.must_hold(node, [connection])
+
+
+@pytest.mark.parametrize("trouble", ["hung", "full", "away", "resync"])
+def test_nothing_is_demanded_of_a_store_that_nobody_calls_whole(cluster: Cluster, trouble: str) -> None:
+    connection = stored_connection(cluster)
+    node = cluster.passage.carriers[connection.flow.key]
+    forget(cluster, connection)
+    if trouble == "hung":
+        cluster.server.stop()
+    elif trouble == "full":
+        cluster.server.fill(True)
+    elif trouble == "away":
+        cluster.server.cut({node.name})
+    else:
+        node.engine.sessions_state.clock[state.CLOCK_CONNECTIONS] += 1
+    cluster.records.must_hold(node, [connection])
+
+
+def test_a_strict_connection_without_record_is_lost_by_whoever_lost_it(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    node = cluster.passage.carriers[connection.flow.key]
+    cluster.server.stop()  # so that nothing else is demanded
+    cluster.records.answered.add(connection)
+    forget(cluster, connection)
+    with pytest.raises(PromiseBroken, match="was answered and has no record"):
+        cluster.records.must_hold(node, [connection])
+    cluster.records.store_lost({connection})
+    cluster.records.must_hold(node, [connection])
+
+
+def test_what_the_store_loses_is_excused_while_no_node_that_is_well_has_it(cluster: Cluster) -> None:
+    connection = stored_connection(cluster)
+    cluster.liveness.store_lost({connection}, lambda node: True)
+    assert connection not in cluster.liveness.excused
+    cluster.liveness.store_lost({connection}, lambda node: False)
+    assert "while its node was away" in cluster.liveness.excused[connection]
+
+
+def forget(cluster: Cluster, connection: TcpConnection) -> None:
+    """The store has no record of a connection any more."""
+    bucket, field = cluster.store_order.place(connection.flow.key)
+    found = cluster.server.memory.keys[bucket]
+    assert isinstance(found, dict)
+    del found[field]
+
+
+def some_record(cluster: Cluster) -> tuple[bytes, bytes, bytes]:
+    """(bucket, field, value) of a live connection."""
+    bucket, field = cluster.store_order.place(stored_connection(cluster).flow.key)
+    value = cluster.server.value(bucket, field)
+    assert value is not None
+    return bucket, field, value
 
 
 def wrapped(flow: Flow) -> bytes:

@@ -8,21 +8,22 @@ import pytest
 
 from everwall.engine import Engine
 from everwall.sim.__main__ import main
-from everwall.sim.cluster import SimulationFailure, simulate
+from everwall.sim.cluster import STRICT, SimulationFailure, simulate
 from everwall.sim.loop import MS
-from everwall.sim.plan import Kind, draw
-from tests.sim.planted import NeverRefreshed, NeverWaits, NoPolicyCheck, NoRestore
+from everwall.sim.plan import Kind, Moment, draw, draw_strict
+from everwall.store.memory import MemoryStore
+from tests.sim.planted import BlindDelete, NeverCompares, NeverRefreshed, NeverWaits, NoPolicyCheck, NoRestore
 
 SEEDS = range(1, 201)
 
 
-def first_failure(engine: type[Engine]) -> SimulationFailure:
+def first_failure(engine: type[Engine] = Engine, store: type[MemoryStore] = MemoryStore) -> SimulationFailure:
     for seed in SEEDS:
         try:
-            simulate(seed, engine)
+            simulate(seed, engine, store())
         except SimulationFailure as failure:
             return failure
-    raise AssertionError(f"{engine.__name__} went through all seeds")
+    raise AssertionError(f"{engine.__name__} with {store.__name__} went through all seeds")
 
 
 def test_an_engine_that_restores_nothing_is_found() -> None:
@@ -37,12 +38,20 @@ def test_an_engine_that_restores_against_todays_policy_is_found() -> None:
 
 def test_an_engine_that_lets_records_grow_old_is_found() -> None:
     failure = first_failure(NeverRefreshed)
-    assert "no round trip" in failure.what
+    assert "no round trip" in failure.what or "is lost" in failure.what
     assert draw(failure.seed).long, "only flows that outlive the first expiry can tell"
 
 
 def test_an_engine_that_answers_before_the_store_has_it_is_found() -> None:
     assert "before the store had it" in first_failure(NeverWaits).what
+
+
+def test_an_engine_that_writes_without_comparison_is_found() -> None:
+    assert "HSET took a record back" in first_failure(NeverCompares).what
+
+
+def test_a_store_that_deletes_without_comparison_is_found() -> None:
+    assert "deleted a record" in first_failure(store=BlindDelete).what
 
 
 @pytest.mark.kernel
@@ -78,6 +87,18 @@ def test_many_seeds_end_with_a_summary(capfd: pytest.CaptureFixture[str]) -> Non
     assert lines[3].startswith("2 seeds, 0 failed")
 
 
+def test_in_strict_mode_what_a_client_was_told_survives_kills_at_any_instant() -> None:
+    reports = [simulate(seed, mode=STRICT) for seed in range(1, 4)]
+    assert sum(report.acknowledged for report in reports) > 100
+    assert sum(report.lost_by_store for report in reports) <= 2
+
+
+def test_a_strict_plan_kills_again_and_again() -> None:
+    for plan in map(draw_strict, SEEDS):
+        assert all(rule.strict for rule in plan.rulebook.rules)
+        assert sum(fault.kind is Kind.KILL for fault in plan.faults) >= 3
+
+
 def test_every_plan_has_a_kill_and_every_fault_has_its_turn() -> None:
     plans = [draw(seed) for seed in SEEDS]
     assert all(any(fault.kind is Kind.KILL for fault in plan.faults) for plan in plans)
@@ -85,9 +106,13 @@ def test_every_plan_has_a_kill_and_every_fault_has_its_turn() -> None:
     assert seen == set(Kind)
     assert 0.2 < sum(plan.long for plan in plans) / len(plans) < 0.5
     assert 0.2 < sum(plan.change is not None for plan in plans) / len(plans) < 0.6
+    assert any(fault.step for plan in plans for fault in plan.faults)
+    assert any(plan.wait_replicas for plan in plans)
     doubled = 0
+    moments = {fault.moment for plan in plans for fault in plan.faults}
+    assert moments == set(Moment)
     for plan in plans:
-        nodes = [fault for fault in plan.faults if fault.kind not in (Kind.STORE_SLOW, Kind.STORE_DOWN)]
+        nodes = [fault for fault in plan.faults if not fault.kind.is_of_store]
         for before, after in pairwise(nodes):
             if after.at <= before.at + 1_500 * MS:
                 doubled += 1

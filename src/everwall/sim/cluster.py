@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
@@ -23,16 +24,20 @@ from everwall.sim.checkers import PromiseBroken, books
 from everwall.sim.checkers.liveness import BOUND, Liveness
 from everwall.sim.checkers.order import SessionOrder, StoreOrder, flow_of_row
 from everwall.sim.checkers.passage import Passage
+from everwall.sim.checkers.records import Records
 from everwall.sim.flows import Flow, flow_of
-from everwall.sim.hosts import Hosts, TcpConnection
+from everwall.sim.hosts import Hosts
 from everwall.sim.loop import MS, SECOND, Loop
 from everwall.sim.network import Link
 from everwall.sim.node import Node
 from everwall.sim.packets import ICMP, ICMPV6, TCP, UDP
-from everwall.sim.plan import Fault, Kind, Plan
+from everwall.sim.plan import Plan
 from everwall.sim.rulebook import Rulebook
 from everwall.sim.storage import Rows, StoreServer, named
+from everwall.sim.storelink import StoreLink
+from everwall.sim.strikes import Strikes
 from everwall.sim.traffic import Traffic
+from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict
 
@@ -41,6 +46,10 @@ EPOCH = 1_750_000_000 * SECOND
 SETTLING = 8 * SECOND
 """After the last word of the hosts: by then nothing is on its way any more."""
 BUCKETS = 64
+MIXED, STRICT = "mixed", "strict"
+"""Which rules are strict: about a third of them, or all."""
+SKEW = 20 * MS
+"""By so much a node may be wrong about store time without noticing."""
 _SECRET = b"a secret that every node of a simulated cluster knows"
 _BALANCER = int(IPv4Address("10.9.0.1"))
 _FIRST_NODE = int(IPv4Address("10.9.1.1"))
@@ -49,12 +58,13 @@ _FIRST_NODE = int(IPv4Address("10.9.1.1"))
 class SimulationFailure(Exception):
     """A run broke a promise; the message says how to see it again."""
 
-    def __init__(self, seed: int, when: int, what: str, story: list[str]) -> None:
+    def __init__(self, seed: int, when: int, what: str, story: list[str], mode: str = MIXED) -> None:
         self.seed = seed
         self.what = what
         lines = [f"seed {seed}, after {when / SECOND:.6f} s: {what}"]
         lines += [f"    {line}" for line in story]
-        lines.append(f"see it again: make sim SEED={seed}")
+        arguments = "" if mode == MIXED else f" ARGS='--mode {mode}'"
+        lines.append(f"see it again: make sim SEED={seed}{arguments}")
         super().__init__("\n".join(lines))
 
 
@@ -78,6 +88,12 @@ class Report:
     lost: int
     """Excused conversations that broke indeed."""
     demoted: int
+    demanded: int
+    """Conversations of failing nodes that the store had to have, and had."""
+    acknowledged: int
+    """Strict conversations that were answered when the store had them."""
+    lost_by_store: int
+    """Those of them that broke because the store lost them."""
     drops: dict[str, int]
 
     def __str__(self) -> str:
@@ -89,10 +105,17 @@ class Report:
 
 
 class Cluster:
-    """A simulated cluster; ``engine`` is the class of its nodes' engines."""
+    """A simulated cluster; ``engine`` is the class of its nodes' engines, ``memory`` what its store consists of."""
 
-    def __init__(self, plan: Plan, engine: type[Engine] = Engine) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        engine: type[Engine] = Engine,
+        memory: MemoryStore | None = None,
+        mode: str = MIXED,
+    ) -> None:
         self.plan = plan
+        self._mode = mode
         self.loop = loop = Loop()
         self.story: deque[str] = deque(maxlen=30)
         """What happened lately, for whoever has to understand a failure."""
@@ -101,7 +124,8 @@ class Cluster:
         self._rulebook = plan.rulebook
         self._rulebooks = [plan.rulebook]
         self._keys = record.derive_keys(_SECRET)
-        self.server = StoreServer(loop, EPOCH, Random(f"{plan.seed}/store"), plan.store_delay)
+        self.server = StoreServer(loop, EPOCH, Random(f"{plan.seed}/store"), plan.store_delay, memory)
+        self.server.lag, self.server.waits = plan.lag, plan.wait_replicas
         self.store_order = self.server.witness = StoreOrder(self.server)
         self.session_order = SessionOrder()
         targets = Targets(rebalance=True, deregistration_delay=plan.deregistration_delay)
@@ -119,10 +143,11 @@ class Cluster:
         self.edge_in = Link(loop, self._network, plan.edge, self.balancer.enter)
         self.hosts = Hosts(self.edge_in.send)
         self.edge_out = Link(loop, self._network, plan.edge, self.hosts.receive)
-        self.passage = Passage(loop, self.hosts.by_flow.get, self.store_order.ever.__contains__, self._idle())
-        self.liveness = Liveness(
-            loop, EPOCH, self.store_order.acknowledged, self.passage.carriers, self._allowed_everywhere
+        self.passage = Passage(
+            loop, self.hosts.by_flow.get, self.store_order.ever.__contains__, self._idle(max)
         )
+        self.records = Records(loop, self.server, self.store_order, self._strict_everywhere, self._idle(min))
+        self.liveness = Liveness(loop, self.records.is_stored, self.passage.carriers, self.allowed_everywhere)
         self.traffic = Traffic(loop, plan, self.hosts, self.edge_in.send, self.liveness, self._forge)
         self.nodes: list[Node] = []
         """Every life of every node."""
@@ -130,25 +155,29 @@ class Cluster:
         self.to_nodes: dict[int, Link] = {}
         self.from_nodes: dict[int, Link] = {}
         self._withheld: dict[Flow, deque[str]] = {}
-        self._faults_done: list[str] = []
-        self._restored_before: int | None = None
+        self.strikes = Strikes(self)
         for i in range(plan.nodes):
             address = _FIRST_NODE + i
             self.to_nodes[address] = Link(loop, self._network, plan.data, self._arrive_at(address))
             self.from_nodes[address] = Link(loop, self._network, plan.data, self.balancer.returned)
             name = f"fw{i + 1}"
-            self._start(name, address)
+            self.start(name, address)
             targets.register(name, str(IPv4Address(address)), 0)
             self.gateway.set_target_state(name, State.HEALTHY, 0)
 
-    def _idle(self) -> dict[int, int]:
+    def _idle(self, which: Callable[[Iterable[int]], int]) -> dict[int, int]:
+        """The longest or shortest idle time-out by protocol, ns."""
         timeouts = {**_DEFAULT_IDLE, **self.plan.timeouts}
-        tcp_longest = max(value for which, value in timeouts.items() if which not in _DATAGRAMS)
+        of_tcp = which(value for state, value in timeouts.items() if state not in _DATAGRAMS)
         icmp = timeouts[tcp.ICMP]
-        return {TCP: tcp_longest, UDP: timeouts[tcp.UDP], ICMP: icmp, ICMPV6: icmp}
+        return {TCP: of_tcp, UDP: timeouts[tcp.UDP], ICMP: icmp, ICMPV6: icmp}
 
-    def _allowed_everywhere(self, flow: Flow) -> bool:
+    def allowed_everywhere(self, flow: Flow) -> bool:
+        """Whether every rulebook so far allows a flow."""
         return all(book.allows(flow) for book in self._rulebooks)
+
+    def _strict_everywhere(self, flow: Flow) -> bool:
+        return all(book.is_strict(flow) for book in self._rulebooks)
 
     def tell(self, what: str) -> None:
         """A line of the story."""
@@ -178,24 +207,12 @@ class Cluster:
     def forwarded(self, node: Node, outer: bytes) -> None:
         """A node lets a packet out."""
         self.passage.forwarded(node, outer)
-        if any(rule.strict for rule in self._rulebook.rules):
-            self._check_strict(node, outer)
-
-    def _check_strict(self, node: Node, outer: bytes) -> None:
-        """A SYN-ACK that strict rules let out is of a connection that the store knows; or it is counted."""
         packet = packets.read(packets.inner_of(outer))
-        if packet.protocol != TCP or packet.flags & (packets.SYN | packets.ACK) != packets.SYN | packets.ACK:
-            return
-        flow = flow_of(int.from_bytes(outer[12:20], "big"), packet).turned
-        one = self.hosts.by_flow.get(flow)
-        if (
-            one is None
-            or not all(book.is_strict(flow) for book in self._rulebooks)
-            or self.liveness.is_stored(one)
-        ):
-            return
-        if not any(life.engine.counters[Counter.STRICT_UNACKNOWLEDGED.label] for life in self.nodes):
-            raise PromiseBroken(f"{node.name} answered {one} before the store had it", flow)
+        flow = flow_of(int.from_bytes(outer[12:20], "big"), packet)
+        conversation = self.hosts.by_flow.get(flow) or self.hosts.by_flow.get(flow.turned)
+        if conversation is not None:
+            self.records.forwarded(node, flow, packet, conversation)
+        self.strikes.let_out(node, packet)
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None:
         """A node parks a packet or drops it."""
@@ -208,22 +225,25 @@ class Cluster:
             if row[image.OP] != image.WRITTEN:
                 outcome = _OUTCOMES[int(row[image.OP])]
                 self._remember(flow_of_row(row), f"{node.name} is told by the store: {outcome}")
+        self.strikes.answered(node, rows)
 
     def _remember(self, flow: Flow, what: str) -> None:
         """Keep the last of what happened to a flow, for the story of a failure."""
         lines = self._withheld.setdefault(flow.key, deque(maxlen=10))
         lines.append(f"{self.loop.now / SECOND:12.6f}  {what}")
 
-    def stepped(self, node: Node) -> None:
+    def stepped(self, node: Node, asked: Rows) -> None:
         """A node's engine has done something."""
         self.session_order.stepped(node)
+        self.strikes.asked(node, asked)
 
     # Nodes -----------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, address: int) -> None:
+    def start(self, name: str, address: int) -> None:
+        """A node begins its life; what time it is it knows from its own clock until the store says so."""
         random = self._random
         offset = random.randint(1, 10**6) * SECOND
-        skew = random.randint(-2, 2) * MS
+        skew = random.choice((0, 2 * MS, SECOND, 3_600 * SECOND)) * random.choice((-1, 1))
         config = EngineConfig(
             max_sessions=256,
             owner=random.getrandbits(32),
@@ -241,136 +261,31 @@ class Cluster:
             self._engine(config, self._rulebook.compiled()),
             offset,
             self._rulebook,
-            self.server,
-            Protocol(self._keys, buckets=BUCKETS),
+            lambda deliver, set_clock: self._link(name, deliver, set_clock),
             self._from_node,
             self,
         )
         self.nodes.append(node)
         self.current[name] = node
 
-    def _active(self) -> list[Node]:
-        """Nodes that new flows go to."""
-        return [
-            node
-            for node in self.current.values()
-            if node.alive
-            and not node.hung
-            and not self.to_nodes[node.address].cut
-            and self.gateway.targets[node.name].state is State.HEALTHY
-        ]
-
-    def _mark(self, node: Node, healthy: bool) -> None:
-        """What the health checks find out about a node, if it still is so."""
-        if self.current[node.name] is not node:
-            return
-        well = node.alive and not node.hung and not self.to_nodes[node.address].cut
-        if well is healthy and self.gateway.targets[node.name].state is not State.UNUSED:
-            self.gateway.set_target_state(
-                node.name, State.HEALTHY if healthy else State.UNHEALTHY, self.loop.now
-            )
-            self.tell(f"{node.name} is {'healthy' if healthy else 'unhealthy'} for the balancer")
-
-    def _restart(self, node: Node) -> None:
-        self._start(node.name, node.address)
-        if self.gateway.targets[node.name].state is State.UNUSED:
-            self.gateway.targets.register(node.name, str(IPv4Address(node.address)), self.loop.now)
-        self.loop.after(self._random.randint(300, 1_000) * MS, self._mark, self.current[node.name], True)
-        self.tell(f"{node.name} is started again")
-
-    # Faults ----------------------------------------------------------------------------------------------------
-
-    def _strike(self, fault: Fault) -> None:
-        if fault.kind is Kind.STORE_DOWN or fault.kind is Kind.STORE_SLOW:
-            self._hurt_store(fault)
-            return
-        active = self._active()
-        if len(active) < 2:
-            self.tell(f"no {fault.kind}: too few nodes are left")
-            return
-        node = max(active, key=self._stored_connections)
-        self.tell(
-            f"{fault.kind} {node.name}, which carries {self._stored_connections(node)} stored connections"
-        )
-        self._faults_done.append(f"{fault.kind} {node.name}")
-        until = self.loop.now + fault.detection
-        for other in self.plan.faults:
-            over = other.at + other.lasts
-            store = other.kind in (Kind.STORE_DOWN, Kind.STORE_SLOW)
-            if store and other.at <= until + SECOND and over > self.loop.now:
-                until = max(until, over)
-        self.liveness.struck(self.traffic.live, node, until)
-        {Kind.KILL: self._kill, Kind.HANG: self._hang, Kind.DRAIN: self._drain, Kind.PARTITION: self._cut}[
-            fault.kind
-        ](node, fault)
-        self.traffic.probe()
-
-    def _stored_connections(self, node: Node) -> int:
-        return sum(
-            isinstance(one, TcpConnection)
-            and one.live
-            and self.passage.carriers.get(one.flow.key) is node
-            and self.liveness.is_stored(one)
-            and self._allowed_everywhere(one.flow)
-            for one in self.traffic.live
+    def _link(
+        self, name: str, deliver: Callable[[Rows], None], set_clock: Callable[[int, bool], None]
+    ) -> StoreLink:
+        protocol, random = Protocol(self._keys, buckets=BUCKETS), self._random
+        error = random.randint(-SKEW, SKEW)
+        return StoreLink(
+            self.loop,
+            name,
+            self.server,
+            protocol,
+            self._keys,
+            Random(random.random()),
+            error,
+            deliver,
+            set_clock,
         )
 
-    def _kill(self, node: Node, fault: Fault) -> None:
-        if self._restored_before is None:
-            if not self._stored_connections(node):
-                raise PromiseBroken("the first kill hits no node with stored connections")
-            self._restored_before = self._restored()
-        node.kill()
-        self.loop.after(fault.detection, self._mark, node, False)
-        if fault.back:
-            self.loop.after(fault.detection + fault.back, self._restart, node)
-
-    def _hang(self, node: Node, fault: Fault) -> None:
-        node.hang()
-        self.loop.after(fault.detection, self._mark, node, False)
-        if fault.lasts:
-            self.loop.after(fault.lasts, self._resume, node)
-        else:
-            self.loop.after(fault.detection + SECOND, node.kill)
-            self.loop.after(fault.detection + fault.back, self._restart, node)
-
-    def _resume(self, node: Node) -> None:
-        self.tell(f"{node.name} goes on")
-        node.resume()
-        self.loop.after(self._random.randint(200, 800) * MS, self._mark, node, True)
-
-    def _drain(self, node: Node, fault: Fault) -> None:
-        self.gateway.targets.deregister(node.name, self.loop.now)
-        self.loop.after(self.plan.deregistration_delay + 3 * SECOND, node.kill)
-        self.loop.after(fault.back, self._restart, node)
-
-    def _cut(self, node: Node, fault: Fault) -> None:
-        links = self.to_nodes[node.address], self.from_nodes[node.address]
-        for link in links:
-            link.cut = True
-        self.loop.after(fault.detection, self._mark, node, False)
-        self.loop.after(fault.lasts, self._heal, node, links)
-
-    def _heal(self, node: Node, links: tuple[Link, Link]) -> None:
-        self.tell(f"{node.name} is connected again")
-        for link in links:
-            link.cut = False
-        self.loop.after(self._random.randint(200, 800) * MS, self._mark, node, True)
-
-    def _hurt_store(self, fault: Fault) -> None:
-        self.tell(f"{fault.kind} for {fault.lasts / SECOND:.1f} s")
-        self._faults_done.append(str(fault.kind))
-        self.server.down = fault.kind is Kind.STORE_DOWN
-        self.server.extra_delay = fault.delay
-        self.loop.after(fault.lasts, self._mend_store)
-
-    def _mend_store(self) -> None:
-        if self.server.down:
-            self.server.memory.scripts.clear()  # it was started again, with its data
-            for node in self.current.values():
-                node.reconnect()
-        self.server.down = False
-        self.server.extra_delay = 0
+    # Changes ---------------------------------------------------------------------------------------------------
 
     def _change_policy(self, rulebook: Rulebook, apart: int) -> None:
         self._rulebook = rulebook
@@ -416,14 +331,13 @@ class Cluster:
             story = list(self.story)
             if broken.flow is not None:
                 story += self._withheld.get(broken.flow.key, ())
-            raise SimulationFailure(self.plan.seed, self.loop.now, str(broken), story) from broken
+            raise SimulationFailure(self.plan.seed, self.loop.now, str(broken), story, self._mode) from broken
         return self._report()
 
     def _run(self) -> None:
         plan = self.plan
         self.traffic.begin()
-        for fault in plan.faults:
-            self.loop.at(fault.at, self._strike, fault)
+        self.strikes.begin()
         if plan.change:
             change = plan.change
             self.loop.at(change.at, self._change_policy, change.rulebook, change.apart)
@@ -443,11 +357,14 @@ class Cluster:
         books.check_network(
             self.gateway, self.nodes, self.edge_in, self.edge_out, self.to_nodes, self.from_nodes
         )
-        before = self._restored_before
-        if before is None or self._restored() <= before:
+        self.records.must_not_have_lost(self.liveness.lost, self.allowed_everywhere)
+        if self.strikes.restored_before is None:
+            raise PromiseBroken("nobody was killed")
+        if self.strikes.must_restore and self.restored() <= self.strikes.restored_before:
             raise PromiseBroken("after the kill no session was restored")
 
-    def _restored(self) -> int:
+    def restored(self) -> int:
+        """Sessions taken over from the store so far."""
         return sum(node.engine.counters["sessions-restored"] for node in self.nodes)
 
     def _total(self, which: Counter) -> int:
@@ -459,8 +376,8 @@ class Cluster:
             for name, times in node.engine.verdicts.items():
                 if name not in ("forward", "park"):
                     drops[name] = drops.get(name, 0) + times
-        assert self._restored_before is not None
-        faults = list(self._faults_done)
+        assert self.strikes.restored_before is not None
+        faults = list(self.strikes.done)
         if self.plan.change:
             faults.insert(0, "policy change")
         return Report(
@@ -471,13 +388,16 @@ class Cluster:
             packets=self._total(Counter.RECEIVED),
             rounds=self.liveness.rounds,
             faults=tuple(faults),
-            restored=self._restored(),
-            restored_after_kill=self._restored() - self._restored_before,
+            restored=self.restored(),
+            restored_after_kill=self.restored() - self.strikes.restored_before,
             adopted=self._total(Counter.SESSIONS_ADOPTED),
             denied=self._total(Counter.RESTORE_DENIED),
             excused=len(self.liveness.excused),
             lost=len(self.liveness.lost),
             demoted=self._total(Counter.SESSIONS_DEMOTED),
+            demanded=self.records.demanded,
+            acknowledged=len(self.records.answered),
+            lost_by_store=len(self.records.answered & self.records.ever_lost & set(self.liveness.lost)),
             drops=drops,
         )
 
@@ -494,6 +414,9 @@ _DATAGRAMS = (tcp.UDP, tcp.ICMP, tcp.OTHER)
 _DEFAULT_IDLE = {tcp.TCP_HALF_CLOSED_CLIENT: 120 * SECOND, tcp.UDP: 30 * SECOND, tcp.ICMP: 6 * SECOND}
 
 
-def simulate(seed: int, engine: type[Engine] = Engine) -> Report:
+def simulate(
+    seed: int, engine: type[Engine] = Engine, memory: MemoryStore | None = None, mode: str = MIXED
+) -> Report:
     """Run one seed; raises SimulationFailure."""
-    return Cluster(plans.draw(seed), engine).run()
+    plan = plans.draw_strict(seed) if mode == STRICT else plans.draw(seed)
+    return Cluster(plan, engine, memory, mode).run()

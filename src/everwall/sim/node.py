@@ -12,10 +12,11 @@ from everwall.counters import Counter
 from everwall.engine import Engine
 from everwall.limits import BATCH_PACKETS, HEADROOM_BYTES
 from everwall.session import image, state
+from everwall.session.resync import RESTING, progress
 from everwall.sim.loop import MS, SECOND, US, Loop
 from everwall.sim.rulebook import Rulebook
-from everwall.sim.storage import Rows, StoreLink, StoreServer
-from everwall.store.protocol import Protocol as StoreProtocol
+from everwall.sim.storage import Rows
+from everwall.sim.storelink import StoreLink
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.meta import make_batch
@@ -46,7 +47,7 @@ class NodeWitness(Protocol):
 
     def answered(self, node: Node, rows: Rows) -> None: ...
 
-    def stepped(self, node: Node) -> None: ...
+    def stepped(self, node: Node, asked: Rows) -> None: ...
 
 
 class Node:
@@ -60,11 +61,11 @@ class Node:
         engine: Engine,
         clock_offset: int,
         rulebook: Rulebook,
-        server: StoreServer,
-        protocol: StoreProtocol,
+        connect: Callable[[Callable[[Rows], None], Callable[[int, bool], None]], StoreLink],
         send: Callable[[int, bytes], None],
         witness: NodeWitness,
     ) -> None:
+        """``connect`` makes the link to the store, from what takes its answers and what takes its time."""
         self.name = name
         self.address = address
         self.engine = engine
@@ -89,7 +90,7 @@ class Node:
         self._polling = False
         self._batch = make_batch(BATCH_PACKETS)
         self._due = 0
-        self.link = StoreLink(loop, server, protocol, self._replied)
+        self.link = connect(self._replied, self._told_time)
         self._set_timer()
 
     @property
@@ -107,7 +108,7 @@ class Node:
     def kill(self) -> None:
         """SIGKILL: no last words."""
         self.alive = False
-        self.link.dead = True
+        self.link.kill()
         self.abandoned += len(self._queue)
         self._queue.clear()
 
@@ -125,9 +126,25 @@ class Node:
             self._wake()
             self._set_timer()
 
-    def reconnect(self) -> None:
-        """The store is there again, and may have lost what it was not told."""
-        self.engine.sessions_state.clock[state.CLOCK_CONNECTIONS] += 1
+    def _told_time(self, offset: int, resync: bool) -> None:
+        """Store time minus the simulation's; ``resync``: the store may lack what it was told."""
+        clock = self.engine.sessions_state.clock
+        clock[state.CLOCK_OFFSET] = offset - self._clock_offset
+        if resync:
+            clock[state.CLOCK_CONNECTIONS] += 1
+            self._set_timer()
+
+    @property
+    def store_time(self) -> int:
+        """Store time as this node believes it to be, ns."""
+        return self.local_now + int(self.engine.sessions_state.clock[state.CLOCK_OFFSET])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the node says that the store has all its sessions."""
+        facts = progress(self.engine.sessions_state)
+        whole = facts["resync_percent"] == 100 and facts["unsynced_sessions"] == 0
+        return self.link.connected and not self.link.refused and whole
 
     def replace_policy(self, rulebook: Rulebook) -> None:
         """Decide new and restored sessions by other rules."""
@@ -186,16 +203,23 @@ class Node:
         self._stepped()
 
     def _stepped(self) -> None:
-        self.link.push(self.engine.outbox())
-        self._witness.stepped(self)
+        rows = self.engine.outbox()
+        self.link.push(rows)
+        self._witness.stepped(self, rows)
         if self._asking:
             self._set_timer()
 
     @property
     def _asking(self) -> bool:
-        """Whether look-ups are under way or packets wait, whose deadlines have to be kept."""
-        counters = self.engine.sessions_state.counters
-        return bool(counters[Counter.LOOKUPS] > counters[_ANSWERED].sum() or counters[Counter.PARKED])
+        """Whether look-ups are under way or packets wait, whose deadlines have to be kept, or a resync goes on."""
+        sessions = self.engine.sessions_state
+        counters, words = sessions.counters, sessions.words
+        return bool(
+            counters[Counter.LOOKUPS] > counters[_ANSWERED].sum()
+            or counters[Counter.PARKED]
+            or words[state.RESYNC] != RESTING
+            or words[state.CONNECTIONS] != sessions.clock[state.CLOCK_CONNECTIONS]
+        )
 
     # Time ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -31,8 +31,34 @@ class Kind(StrEnum):
     HANG = "hang"
     DRAIN = "drain"
     PARTITION = "partition"
+    ISOLATE = "isolate"
     STORE_SLOW = "store-slow"
     STORE_DOWN = "store-down"
+    STORE_HUNG = "store-hung"
+    STORE_FULL = "store-full"
+    STORE_RESTARTED = "store-restarted"
+    STORE_EMPTIED = "store-emptied"
+    STORE_FAILED_OVER = "store-failed-over"
+    STORE_SPLIT = "store-split"
+    STORE_CLOCK = "store-clock"
+
+    @property
+    def is_of_store(self) -> bool:
+        """Whether it is the store that is hurt, not a node."""
+        return self.value.startswith("store-")
+
+
+class Moment(StrEnum):
+    """What a fault waits for, so that it strikes when it hurts."""
+
+    NONE = "at its time"
+    ASKED = "a node asks for a first write"
+    ANSWERED = "a node is told that a session is written"
+    LET_OUT = "a node lets a SYN-ACK out"
+
+
+MOMENT_WAIT = 2 * SECOND
+"""A fault whose moment does not come strikes after so long."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,11 @@ class Fault:
     """When a killed or drained node is started again, after the fault; 0: it stays away."""
     delay: int = 0
     """Additional delay of a slow store, one way."""
+    step: int = 0
+    """By how much the store's clock is set, also by a fail-over: the replica has a clock of its own."""
+    moment: Moment = Moment.NONE
+    after: int = 0
+    """From the moment to the strike."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,10 @@ class Plan:
     edge: Quality
     data: Quality
     store_delay: int
+    lag: int
+    """How far the store's replica is behind."""
+    wait_replicas: bool
+    """An answer that a node waits for says that the replica has it too."""
     deregistration_delay: int
     timeouts: dict[int, int]
     steady: int
@@ -90,7 +125,7 @@ class Plan:
 
 def draw(seed: int) -> Plan:
     """The plan of a seed."""
-    random = Random(f"{seed}/plan")
+    random, lagging = Random(f"{seed}/plan"), Random(f"{seed}/lag")
     long = random.random() < 0.35
     timeouts = {
         tcp.TCP_ESTABLISHED: random.choice((120, 200, 300)) * SECOND,
@@ -116,6 +151,8 @@ def draw(seed: int) -> Plan:
         edge=_quality(random, 1 * MS),
         data=_quality(random, 300 * US),
         store_delay=random.choice((100, 200, 500, 2_000)) * US,
+        lag=(lag := lagging.choice((1, 5, 20, 200, 1_500)) * MS),
+        wait_replicas=lag <= 20 * MS and lagging.random() < 0.5,
         deregistration_delay=random.randint(500, 4_000) * MS,
         timeouts=timeouts,
         steady=random.randint(10, 16),
@@ -123,6 +160,46 @@ def draw(seed: int) -> Plan:
         datagrams=random.randint(3, 6),
         pings=random.randint(1, 2),
         intrusions=random.choice((0, 5, 20)),
+    )
+
+
+def draw_strict(seed: int) -> Plan:
+    """A plan in which every rule is strict, connections are opened all the time, and node after node is killed."""
+    random = Random(f"{seed}/strict")
+    endpoints = (101,) if random.random() < 0.5 else (101, 202)
+    nodes = random.choice((2, 3, 4))
+    faults: list[Fault] = []
+    at = over = random.randint(4_000, 7_000) * MS
+    for number in range(random.randint(3, 5)):
+        kill = Fault(Kind.KILL, at, random.randint(100, 900) * MS, back=random.randint(1_500, 4_000) * MS)
+        over = at + kill.detection + kill.back
+        if random.random() < 0.5:
+            faults.append(_store_trouble(random, at))
+            over = max(over, faults[-1].at + faults[-1].lasts)
+        faults.append(_at_a_moment(random, kill) if number else kill)
+        at = over + RECOVERY // 2 + random.randint(0, 3_000) * MS
+    lag = random.choice((1, 5, 20, 200, 1_500)) * MS
+    return Plan(
+        seed=seed,
+        nodes=nodes,
+        endpoints=endpoints,
+        rulebook=_rulebook(random, None, endpoints),
+        change=None,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        duration=over + RECOVERY,
+        long=False,
+        edge=_quality(random, 1 * MS),
+        data=_quality(random, 300 * US),
+        store_delay=random.choice((100, 500, 2_000, 10_000)) * US,
+        lag=lag,
+        wait_replicas=lag <= 20 * MS and random.random() < 0.5,
+        deregistration_delay=SECOND,
+        timeouts={tcp.TCP_ESTABLISHED: 120 * SECOND},
+        steady=random.randint(4, 8),
+        passing=random.randint(20, 40),
+        datagrams=random.randint(3, 6),
+        pings=random.randint(1, 2),
+        intrusions=0,
     )
 
 
@@ -137,15 +214,20 @@ def _quality(random: Random, delay: int) -> Quality:
     )
 
 
-def _rulebook(random: Random, modes: Random, endpoints: tuple[int, ...]) -> Rulebook:
+def _rulebook(random: Random, modes: Random | None, endpoints: tuple[int, ...]) -> Rulebook:
+    """``modes`` says which rules are strict; None: all of them."""
     servers = tuple(ipaddress.ip_network(text) for text in SERVER_NETWORKS)
+
+    def strict() -> bool:
+        return modes is None or modes.random() < 0.3
+
     rules = (
-        Rule("web", True, TCP, WEB, WEB, servers, strict=modes.random() < 0.3),
-        Rule("alternative", True, TCP, ALT, ALT, servers, strict=modes.random() < 0.3),
-        Rule("spare", True, TCP, SPARE_FIRST, SPARE_LAST),
-        Rule("push", True, UDP, PUSH, PUSH),
-        Rule("names", True, UDP, DNS, DNS, servers, strict=modes.random() < 0.3),
-        Rule("ping", True, ICMP),
+        Rule("web", True, TCP, WEB, WEB, servers, strict=strict()),
+        Rule("alternative", True, TCP, ALT, ALT, servers, strict=strict()),
+        Rule("spare", True, TCP, SPARE_FIRST, SPARE_LAST, strict=modes is None),
+        Rule("push", True, UDP, PUSH, PUSH, strict=modes is None),
+        Rule("names", True, UDP, DNS, DNS, servers, strict=strict()),
+        Rule("ping", True, ICMP, strict=modes is None),
     )
     zones = tuple((f"zone-{endpoint}", endpoint) for endpoint in endpoints)
     return Rulebook(rules, zones if random.random() < 0.6 else ())
@@ -166,15 +248,17 @@ def _faults(random: Random, first: int, nodes: int) -> tuple[tuple[Fault, ...], 
     twice = nodes > 2 and random.random() < 0.2
     kinds: list[Kind] = [Kind.KILL]
     for _ in range(random.choice((0, 1, 1, 2))):
-        other = random.choice((Kind.KILL, Kind.HANG, Kind.HANG, Kind.DRAIN, Kind.PARTITION, Kind.PARTITION))
-        kinds.insert(random.randint(0, len(kinds)), other)
+        kinds.insert(random.randint(0, len(kinds)), random.choice(_OTHERS))
     faults: list[Fault] = []
-    at = first
+    at, killed = first, False
     for kind in kinds:
         detection = random.randint(100, 900) * MS
         fault = _fault(random, kind, at, detection)
+        if killed or kind is not Kind.KILL:  # the first kill is to hit connections that are there already
+            fault = _at_a_moment(random, fault)
+        killed = killed or kind is Kind.KILL
         over = at + max(fault.detection, fault.lasts, fault.back)
-        if random.random() < 0.3:
+        if random.random() < 0.6:
             faults.append(_store_trouble(random, at))
             over = max(over, faults[-1].at + faults[-1].lasts)
         faults.append(fault)
@@ -188,6 +272,10 @@ def _faults(random: Random, first: int, nodes: int) -> tuple[tuple[Fault, ...], 
     return tuple(sorted(faults, key=lambda fault: fault.at)), over
 
 
+_OTHERS = (Kind.KILL, Kind.HANG, Kind.HANG, Kind.DRAIN, Kind.PARTITION, Kind.ISOLATE, Kind.ISOLATE)
+_STORE_TROUBLES = tuple(kind for kind in Kind if kind.is_of_store)
+
+
 def _fault(random: Random, kind: Kind, at: int, detection: int) -> Fault:
     if kind is Kind.KILL:
         return Fault(kind, at, detection, back=random.randint(1_500, 6_000) * MS)
@@ -196,15 +284,32 @@ def _fault(random: Random, kind: Kind, at: int, detection: int) -> Fault:
         lasts = random.choice((detection // 2, detection + random.randint(500, 4_000) * MS, 0))
         back = 0 if lasts else random.randint(2_000, 6_000) * MS
         return Fault(kind, at, detection, lasts=lasts, back=back)
-    if kind is Kind.PARTITION:
+    if kind is Kind.PARTITION or kind is Kind.ISOLATE:
         return Fault(kind, at, detection, lasts=detection + random.randint(500, 5_000) * MS)
     return Fault(kind, at, back=random.randint(8_000, 10_000) * MS)
 
 
+def _at_a_moment(random: Random, fault: Fault) -> Fault:
+    """A node is hurt at any instant, or just when it speaks with the store."""
+    if fault.kind not in (Kind.KILL, Kind.HANG, Kind.ISOLATE) or random.random() < 0.5:
+        return fault
+    moment = random.choice((Moment.ASKED, Moment.ANSWERED, Moment.LET_OUT))
+    return replace(fault, moment=moment, after=random.choice((0, random.randint(0, 3_000))) * US)
+
+
 def _store_trouble(random: Random, at: int) -> Fault:
-    """A bad moment of the store: some time before a fault, or around it."""
-    begin = at - random.choice((4_000, 100, 0)) * MS
+    """A bad moment of the store: long enough before a fault to be over, or around it."""
+    begin = max(at - random.choice((9_000, 5_000, 100, 0)) * MS, SECOND)
     lasts = random.randint(300, 2_500) * MS
-    if random.random() < 0.5:
-        return Fault(Kind.STORE_DOWN, begin, lasts=lasts)
-    return Fault(Kind.STORE_SLOW, begin, lasts=lasts, delay=random.choice((5, 20, 60, 300)) * MS)
+    kind = random.choice(_STORE_TROUBLES)
+    fault = Fault(kind, begin, lasts=lasts)
+    if kind is Kind.STORE_SLOW:
+        return replace(fault, delay=random.choice((5, 20, 60, 300)) * MS)
+    step = random.choice((1, -1)) * random.choice(
+        (30 * MS, 400 * MS, 5 * SECOND, 90 * SECOND, 1_000 * SECOND)
+    )
+    if kind is Kind.STORE_CLOCK:
+        return replace(fault, step=step, lasts=0)
+    if kind is Kind.STORE_FAILED_OVER and random.random() < 0.5:
+        return replace(fault, step=step // 10)
+    return fault

@@ -4,7 +4,9 @@ Every round trip of a live conversation has to end within ``BOUND`` of its begin
 which the cluster was whole again, where a fault came between. A live connection may not be reset or given up.
 Excused is only
 
-* a conversation whose node died, hung or was cut off before the store had acknowledged its record;
+* a conversation whose node died, hung or was cut off when the store had no record of it (``records.py`` says when it
+  must have one);
+* one whose record the store lost while its node was away: nobody has it then;
 * one that a rulebook in force somewhere does not allow any more.
 
 A fault of the store alone excuses nothing: traffic goes on without it.
@@ -18,12 +20,11 @@ from dataclasses import dataclass
 from everwall.sim.checkers import PromiseBroken
 from everwall.sim.flows import Flow
 from everwall.sim.hosts import Conversation, Phase
-from everwall.sim.loop import MS, SECOND, Loop
+from everwall.sim.loop import SECOND, Loop
 from everwall.sim.node import Node
 
 BOUND = 12 * SECOND
 """Five retransmissions at the slowest pace and more; packets are lost at random as well."""
-_SKEW_MS = 200
 
 
 @dataclass
@@ -40,8 +41,7 @@ class Liveness:
     def __init__(
         self,
         loop: Loop,
-        epoch: int,
-        acknowledged: dict[Flow, int],
+        is_stored: Callable[[Conversation], bool],
         carriers: dict[Flow, Node],
         allowed: Callable[[Flow], bool],
     ) -> None:
@@ -52,9 +52,8 @@ class Liveness:
         """Conversations that broke and were excused."""
         self.disturbances: list[Disturbance] = []
         self.rounds = 0
+        self.is_stored = is_stored
         self._loop = loop
-        self._epoch = epoch
-        self._acknowledged = acknowledged
         self._carriers = carriers
         self._allowed = allowed
         self._current: dict[Conversation, int] = {}
@@ -78,17 +77,23 @@ class Liveness:
 
     # Told by faults --------------------------------------------------------------------------------------------
 
+    def carried(self, conversations: list[Conversation], node: Node) -> list[Conversation]:
+        """Those of the conversations whose last packet this node let out."""
+        return [one for one in conversations if self._carriers.get(one.flow.key) is node]
+
     def struck(self, conversations: list[Conversation], node: Node, until: int) -> None:
         """A fault hits a node; at ``until`` all is well again as far as others are concerned."""
         self.disturbances.append(Disturbance(self._loop.now, until))
-        for conversation in conversations:
-            if self._carriers.get(conversation.flow.key) is node and not self.is_stored(conversation):
+        for conversation in self.carried(conversations, node):
+            if not self.is_stored(conversation):
                 self.excused.setdefault(conversation, f"not acknowledged when {node.name} failed")
 
-    def is_stored(self, conversation: Conversation) -> bool:
-        """Whether the store acknowledged a record of this conversation, not of an older one."""
-        start = self._acknowledged.get(conversation.flow.key)
-        return start is not None and start >= (self._epoch + conversation.opened) // MS - _SKEW_MS
+    def store_lost(self, conversations: set[Conversation], well: Callable[[Node], bool]) -> None:
+        """The store has lost the records of these; who has a node that is well is in its table still."""
+        for conversation in conversations:
+            carrier = self._carriers.get(conversation.flow.key)
+            if carrier is None or not well(carrier):
+                self.excused.setdefault(conversation, "the store lost it while its node was away")
 
     # Judging ---------------------------------------------------------------------------------------------------
 

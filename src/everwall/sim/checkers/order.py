@@ -1,8 +1,9 @@
 """State never goes backwards: neither in the store nor in an engine.
 
 In the store every record has an order, (start, generation), which may only grow while the record
-lives; a deletion may only take what is not newer than the record it was asked with. In an engine a session moves
-along the life of a TCP connection in one direction, and its generation never falls.
+lives, and of two owners with the same order only the first may go on writing; a deletion may only take what is
+not newer than the record it was asked with. In an engine a session moves along the life of a TCP connection in one
+direction, and its generation never falls.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy.typing as npt
 
 from everwall.session import image
 from everwall.session import table as t
+from everwall.session.record import RECORD_BYTES
 from everwall.sim.checkers import PromiseBroken
 from everwall.sim.flows import Flow
+from everwall.sim.loop import MS
 from everwall.sim.node import Node
 from everwall.sim.storage import StoreServer, named, touched
 from everwall.store.protocol import Command, StoreBatch
@@ -26,16 +29,29 @@ _RANK = {1: 0, 2: 1, 3: 2, 6: 2, 4: 3, 11: 3, 5: 4, 10: 5}
 _STATELESS = {7, 8, 9}
 
 
-class _Order(NamedTuple):
+_DELETING = (image.DELETE, image.CLEAR)
+_ORDER_COLUMNS = [image.START, image.GENERATION, image.OWNER, image.OP]
+
+
+class Order(NamedTuple):
+    """What decides between two records of a flow."""
+
     start: int
     generation: int
 
 
-def _order(value: bytes) -> _Order:
-    return _Order(int.from_bytes(value[21:27], "big"), int.from_bytes(value[27:29], "big"))
+def order_of(value: bytes) -> Order:
+    """Of a sealed record."""
+    return Order(int.from_bytes(value[21:27], "big"), int.from_bytes(value[27:29], "big"))
 
 
-def _expiry(value: bytes) -> int:
+def owner_of(value: bytes) -> bytes:
+    """Of a sealed record."""
+    return value[17:21]
+
+
+def expiry_of(value: bytes) -> int:
+    """Of a sealed record, seconds of store time."""
     return int.from_bytes(value[29:33], "big")
 
 
@@ -43,54 +59,92 @@ class StoreOrder:
     """Watches every command the store executes, and remembers which flows it acknowledged."""
 
     def __init__(self, server: StoreServer) -> None:
-        self.acknowledged: dict[Flow, int] = {}
-        """Flow key -> start in ms of store time, for all records written and not deleted since."""
+        self.acknowledged: dict[Flow, Order] = {}
+        """Flow key -> order of the record that was written last, for all that were not deleted since."""
         self.ever: set[Flow] = set()
         """Flow keys that had a record once."""
         self._server = server
-        self._held: list[tuple[bytes, bytes, bytes, bytes | None]] = []
+        self._places: dict[Flow, list[tuple[bytes, bytes]]] = {}
+        """Flow key -> (bucket, field) of all places that were ever written to, the last one last."""
+        self._held: list[tuple[bytes, bytes, bytes | None]] = []
+        self._asked: dict[tuple[bytes, bytes], tuple[Order, bytes]] = {}
+        """What the batch under way wants to delete, and for whom, whether its commands say so or not."""
 
-    def _value(self, bucket: bytes, field: bytes) -> bytes | None:
-        found = self._server.memory.keys.get(bucket)
-        return found.get(field) if isinstance(found, dict) else None
+    def place(self, flow: Flow) -> tuple[bytes, bytes]:
+        """Bucket and field to which a flow key was written last."""
+        return self._places[flow][-1]
+
+    def held(self, flow: Flow) -> Order | None:
+        """The order of the record that the store holds for a flow key at this moment, None without one."""
+        values = [self._server.value(*place) for place in self._places.get(flow, ())]
+        return max(
+            (
+                order_of(value)
+                for value in values
+                if value is not None and len(value) == RECORD_BYTES and expiry_of(value) >= self._server.now_s
+            ),
+            default=None,
+        )
+
+    def begins(self, batch: StoreBatch) -> None:
+        """A batch is about to be executed."""
+        self._asked = {}
+        if not np.isin(batch.rows[:, image.OP], _DELETING).any():
+            return
+        for row, bucket, field in named(batch):
+            start, generation, owner, operation = batch.rows[row, _ORDER_COLUMNS].tolist()
+            if operation in _DELETING:
+                asked = Order(start, generation), owner.to_bytes(4, "big")
+                self._asked[bucket, field] = max(asked, self._asked.get((bucket, field), asked))
 
     def before(self, command: Command) -> None:
         """What lies there before the command."""
         self._held = [
-            (bucket, field, value, self._value(bucket, field))
+            (bucket, field, self._server.value(bucket, field))
             for bucket, field, value in touched(command)
-            if value
+            if value is not None
         ]
 
     def after(self, command: Command) -> None:
         """Compare with what lies there now."""
-        now_s = self._server.now_s
-        newest: dict[tuple[bytes, bytes], _Order] = {}
-        for bucket, field, value, _ in self._held:
-            # One script call may speak of the same record twice.
-            newest[bucket, field] = max(_order(value), newest.get((bucket, field), _Order(0, 0)))
-        for bucket, field, _, old in self._held:
-            new = self._value(bucket, field)
-            if old is None or _expiry(old) < now_s:
+        for bucket, field, old in self._held:
+            if old is None or len(old) != RECORD_BYTES or expiry_of(old) < self._server.now_s:
                 continue
-            how, by = command[0].decode(), newest[bucket, field]
-            if new is None and by < _order(old):
-                raise PromiseBroken(f"{how} deleted a record {_order(old)} for an older one {by}")
-            if new is not None and _order(new) < _order(old):
-                raise PromiseBroken(f"{how} took a record back from {_order(old)} to {_order(new)}")
+            new = self._server.value(bucket, field)
+            if new is None:
+                self._deleted(command, *self._asked[bucket, field], old)
+            elif new != old:
+                self._replaced(command, new, old)
+
+    def _deleted(self, command: Command, by: Order, owner: bytes, old: bytes) -> None:
+        how = command[0].decode()
+        if by < order_of(old):
+            raise PromiseBroken(f"{how} deleted a record {order_of(old)} for an older one {by}")
+        if by == order_of(old) and owner != owner_of(old):
+            raise PromiseBroken(f"{how} deleted a record {by} of another owner")
+
+    def _replaced(self, command: Command, new: bytes, old: bytes) -> None:
+        how, before, now = command[0].decode(), order_of(old), order_of(new)
+        if now == before and owner_of(new) != owner_of(old):
+            raise PromiseBroken(f"{how} wrote {now} over the record of another owner")
+        # A connection that begins after the clock was set back is the newer one, whatever its record says.
+        begun = self._server.set_back // MS if command[0] == b"HSET" else 0
+        if now.start + begun < before.start or (now.start == before.start and now < before):
+            raise PromiseBroken(f"{how} took a record back from {before} to {now}")
 
     def executed(self, batch: StoreBatch, replies: list[Any]) -> None:
         """Note which sessions the store holds now."""
         for row, bucket, field in named(batch):
             operation = batch.rows[row, image.OP]
-            if operation == image.LOOKUP:
+            if operation in (image.LOOKUP, image.CLEAR):
                 continue
-            flow = flow_of_row(batch.rows[row])
-            value = self._value(bucket, field)
+            flow, place = flow_of_row(batch.rows[row]), (bucket, field)
+            value = self._server.value(*place)
             if value is None:
                 self.acknowledged.pop(flow, None)
             elif operation != image.DELETE:
-                self.acknowledged[flow] = _order(value).start
+                self.acknowledged[flow] = order_of(value)
+                self._places[flow] = [*(one for one in self._places.get(flow, ()) if one != place), place]
                 self.ever.add(flow)
 
 

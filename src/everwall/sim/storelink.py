@@ -1,0 +1,309 @@
+"""One node's way to the store: what the store's thread does, without thread and socket.
+
+Queue and commands are the real ones; connecting, giving up, the pause before the next attempt, the deadline of look-ups
+and the watch on the server's clock are told a second time, in fake time (``store/conversation.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from everwall.limits import (
+    LOOKUP_DEADLINE_NS,
+    STORE_FLUSH_NS,
+    STORE_QUEUE_ROWS,
+    STORE_RECONNECT_MAX_S,
+    STORE_RECONNECT_MIN_S,
+    STORE_TIMEOUT_S,
+)
+from everwall.session import image
+from everwall.sim.loop import MS, SECOND, US, Loop
+from everwall.sim.storage import Connection, Rows, StoreServer
+from everwall.store.backlog import Backlog
+from everwall.store.occasions import Refusals, is_clock_step
+from everwall.store.protocol import ErrorReply, Protocol, ProtocolError, StoreBatch, reply_bytes
+
+BATCH_ROWS = 256
+PIPELINES_MAX = 4
+WATCHED = 6 * SECOND
+"""After trouble the server is asked for its time once a second, for so long; otherwise nothing would come of it."""
+_DRIFT = 20 * MS
+_TIMEOUT = round(STORE_TIMEOUT_S * SECOND)
+
+
+@dataclass
+class _Pipeline:
+    """A batch under way; None is the question for the time."""
+
+    batch: StoreBatch | None
+    sent: int
+    late: bool = False
+
+
+class StoreLink:
+    """``deliver`` takes reply rows, ``set_clock`` store time minus local time and whether a resync is due."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        server: StoreServer,
+        protocol: Protocol,
+        keys: Rows,
+        random: Random,
+        error: int,
+        deliver: Callable[[Rows], None],
+        set_clock: Callable[[int, bool], None],
+    ) -> None:
+        """``error``: ns by which this node misjudges store time."""
+        self.name = name
+        self.dead = False
+        """The node was killed: what is on its way arrives, nothing more is sent."""
+        self.stopped = False
+        """The node hangs: nothing is sent, answers wait."""
+        self._loop = loop
+        self._server = server
+        self._protocol = protocol
+        self._random = random
+        self._error = error
+        self._deliver = deliver
+        self._set_clock = set_clock
+        self._backlog = Backlog(keys)
+        self._connection: Connection | None = None
+        self._is_welcome = False
+        self._asked = 0
+        self._attempts = 0
+        self._pipelines: deque[_Pipeline] = deque()
+        self._unheard: list[Any] = []
+        """What came while the node hung."""
+        self._flushing = -1
+        """When the next flush is due."""
+        self._heard = 0
+        self._offset = 0
+        """Store time minus the simulation's."""
+        self._refusals = Refusals()
+        self._unwritten = 0
+        self._watching = False
+        self._connect()
+
+    @property
+    def connected(self) -> bool:
+        """Whether requests reach the store, as far as the node knows."""
+        return self._is_welcome
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server has refused writes, and was not offered them again yet."""
+        return self._refusals.pending
+
+    # The node's side -----------------------------------------------------------------------------------------
+
+    def push(self, rows: Rows) -> None:
+        """Requests from the engine's outbox."""
+        if len(rows):
+            self._backlog.put(rows)
+            urgent = ((rows[:, image.OP] == image.LOOKUP) | (rows[:, image.CONFIRM] != 0)).any()
+            self._schedule(US if urgent else STORE_FLUSH_NS)
+
+    def kill(self) -> None:
+        """The process is gone, and its connection with it: what has not come through yet never will."""
+        self.dead = True
+        if self._connection is not None:
+            self._server.leave(self._connection)
+
+    def resume(self) -> None:
+        """The node runs again after a hang: sessions that wait here may be another node's by now."""
+        self.stopped = False
+        self._backlog.compare()
+        unheard, self._unheard = self._unheard, []
+        for each in unheard:
+            each()
+        self._judge_silence()
+        self._schedule(US)
+        self.watch()
+
+    def watch(self) -> None:
+        """Something may be wrong with the server."""
+        if not self._watching and not self.dead:
+            self._watching = True
+            self._loop.after(SECOND, self._probe)
+
+    # Connecting ----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self.dead:
+            return
+        if self.stopped:
+            self._unheard.append(self._connect)
+            return
+        greeting = self._protocol.greeting()
+        connection = self._connection = self._server.connect(self)
+        self._asked = self._loop.now
+        connection.send(lambda: (self._server.execute(greeting), False))
+        self._loop.after(_TIMEOUT, self._expect_greeting, connection)
+
+    def _expect_greeting(self, connection: Connection) -> None:
+        if connection is self._connection and not self._is_welcome:
+            self._disconnect()
+
+    def _welcome(self, answers: list[Any]) -> None:
+        try:
+            greeting = self._protocol.greet(answers)
+        except (ErrorReply, ProtocolError):
+            self._disconnect()
+            return
+        self._is_welcome, self._attempts, self._heard = True, 0, self._loop.now
+        self._backlog.keep_writes(STORE_QUEUE_ROWS)
+        self._tell_clock(greeting.time_ns, (self._asked + self._loop.now) // 2, True)
+        self._schedule(US)
+
+    def cut_off(self, connection: Connection) -> None:
+        """The server has closed a connection."""
+        if self.stopped:
+            self._unheard.append(lambda: self.cut_off(connection))
+        elif connection is self._connection and not self.dead:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Give the connection up, or an attempt at one; the next follows after a pause that grows."""
+        assert self._connection is not None
+        self._server.leave(self._connection)
+        self._connection, self._is_welcome = None, False
+        for pipeline in reversed(self._pipelines):  # of two changes of a session the later one is kept
+            if pipeline.batch is not None:
+                if not pipeline.late:
+                    self._fail(pipeline.batch.lookups)
+                self._backlog.put_back(pipeline.batch.changes)
+        self._pipelines.clear()
+        self._fail(self._backlog.take_lookups())
+        pause = min(STORE_RECONNECT_MIN_S * 2**self._attempts, STORE_RECONNECT_MAX_S)
+        self._attempts = min(self._attempts + 1, 16)
+        self._loop.after(int(pause * self._random.uniform(0.5, 1.0) * SECOND), self._connect)
+
+    # Requests ------------------------------------------------------------------------------------------------
+
+    def _schedule(self, delay: int) -> None:
+        due = self._loop.now + delay
+        if len(self._backlog) and (self._flushing < self._loop.now or due < self._flushing):
+            self._flushing = due
+            self._loop.at(due, self._flush, due)
+
+    def _flush(self, due: int) -> None:
+        if due != self._flushing or self.dead or self.stopped:
+            return
+        self._flushing = -1
+        if not self._is_welcome:
+            self._fail(self._backlog.take_lookups())
+            return
+        while len(self._backlog) and len(self._pipelines) < PIPELINES_MAX:
+            now_s = (self._loop.now + self._offset) // SECOND
+            self._send(self._protocol.encoded(self._backlog.take(BATCH_ROWS), now_s))
+
+    def _send(self, batch: StoreBatch | None) -> None:
+        assert self._connection is not None
+        self._pipelines.append(_Pipeline(batch, self._loop.now))
+        server = self._server
+        if batch is None:
+            self._connection.send(lambda: (server.now_ns, False))
+        else:
+            self._connection.send(lambda: server.execute_batch(batch))
+        self._loop.after(LOOKUP_DEADLINE_NS, self._judge_silence)
+
+    def _probe(self) -> None:
+        self._watching = False
+        if self.dead or self.stopped:
+            return
+        if self._is_welcome and len(self._pipelines) < PIPELINES_MAX:
+            self._send(None)
+        if self._refusals.is_due(self._loop.now):
+            self._set_clock(self._offset, True)
+        if self._loop.now - self._server.changed < WATCHED or not self._is_welcome or self.refused:
+            self.watch()
+
+    def _judge_silence(self) -> None:
+        """While the server is silent beyond the look-up deadline nobody waits for it any longer."""
+        if self.dead or self.stopped or not self._pipelines:
+            return
+        silent = self._loop.now - max(self._heard, self._pipelines[0].sent)
+        if silent >= _TIMEOUT:
+            self._disconnect()
+            return
+        if silent < LOOKUP_DEADLINE_NS:
+            self._loop.after(LOOKUP_DEADLINE_NS - silent, self._judge_silence)
+            return
+        for pipeline in self._pipelines:
+            if not pipeline.late and pipeline.batch is not None:
+                pipeline.late = True
+                self._fail(pipeline.batch.lookups)
+        self._fail(self._backlog.take_lookups())
+        self._loop.after(_TIMEOUT - silent, self._judge_silence)
+
+    # Answers -------------------------------------------------------------------------------------------------
+
+    def heard(self, connection: Connection, answer: Any) -> None:
+        """The server answers the greeting, or the oldest pipeline."""
+        if self.dead:
+            return
+        if self.stopped:
+            self._unheard.append(lambda: self.heard(connection, answer))
+        elif connection is self._connection:
+            if self._is_welcome:
+                self._heard = self._loop.now
+                self._settle(answer)
+            else:
+                self._welcome(answer)
+
+    def _settle(self, answer: Any) -> None:
+        pipeline = self._pipelines.popleft()
+        batch = pipeline.batch
+        if batch is None:
+            self._watch_clock(answer, (pipeline.sent + self._loop.now) // 2)
+            self._schedule(US)
+            return
+        now_s = (self._loop.now + self._offset) // SECOND
+        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, answer)), now_s)
+        self._backlog.put_back(decoded.again)
+        if len(decoded.unwritten):
+            self._note_refusal(len(decoded.unwritten))
+        rows = decoded.answers
+        if pipeline.late:
+            asked = np.isin(rows[:, image.OP], (image.FOUND, image.MISSING, image.REFUSED, image.FAILED))
+            rows = rows[~asked]
+        if len(rows):
+            self._deliver(rows)
+        self._schedule(US)
+
+    def _fail(self, rows: Rows) -> None:
+        if len(rows):
+            rows = rows.copy()
+            rows[:, image.OP] = image.FAILED
+            self._loop.after(US, self._give, rows)
+
+    def _give(self, rows: Rows) -> None:
+        if self.stopped:
+            self._unheard.append(lambda: self._give(rows))
+        elif not self.dead:
+            self._deliver(rows)
+
+    # Clock and refusals --------------------------------------------------------------------------------------
+
+    def _tell_clock(self, store: int, when: int, resync: bool) -> None:
+        self._offset = store - when + self._error
+        self._set_clock(self._offset, resync)
+
+    def _watch_clock(self, store: int, when: int) -> None:
+        drift = store - when + self._error - self._offset
+        if abs(drift) > max(_DRIFT, 4 * self._server.longest_way):
+            self._tell_clock(store, when, is_clock_step(drift))
+
+    def _note_refusal(self, count: int) -> None:
+        """What the server refused it is offered again after a while."""
+        self._unwritten += count
+        self._refusals.note(self._unwritten, self._loop.now)
+        self.watch()

@@ -1,0 +1,167 @@
+"""One trouble at a time: each has its run, and a cluster that does not mind it is caught where that is possible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from everwall.session import image
+from everwall.sim import storelink
+from everwall.sim.checkers.order import flow_of_row
+from everwall.sim.cluster import Cluster, Report, SimulationFailure
+from everwall.sim.flows import Flow
+from everwall.sim.hosts import Conversation, TcpConnection
+from everwall.sim.loop import MS, SECOND
+from everwall.sim.node import Node
+from everwall.sim.plan import Fault, Kind, Moment, Plan, draw
+from everwall.store.backlog import Backlog
+from everwall.store.occasions import Refusals
+from everwall.store.protocol import StoreBatch
+
+SEED = 18
+"""A short run without change of policy."""
+LATE_KILL = Fault(Kind.KILL, 15 * SECOND, 300 * MS, back=2 * SECOND)
+
+
+def scenario(*faults: Fault, **changes: Any) -> Plan:
+    """A run of two nodes with these faults."""
+    plan = replace(draw(SEED), nodes=2, lag=0, wait_replicas=False, intrusions=0)
+    return replace(plan, faults=faults, duration=faults[-1].at + 14 * SECOND, **changes)
+
+
+def run(*faults: Fault, **changes: Any) -> Report:
+    report = Cluster(scenario(*faults, **changes)).run()
+    assert report.lost == report.lost_by_store == 0
+    return report
+
+
+# Nodes that were away --------------------------------------------------------------------------------------
+
+
+def test_a_hung_node_that_wakes_gives_up_what_others_have() -> None:
+    hang = Fault(Kind.HANG, 6 * SECOND, 300 * MS, lasts=4 * SECOND)
+    report = run(hang, replace(LATE_KILL, at=30 * SECOND))
+    assert report.demoted > 0
+
+
+def first_words() -> Plan:
+    """A node hangs with the first write of a flow in its hands; the flow goes on elsewhere as a new one."""
+    hang = Fault(Kind.HANG, 100 * MS, 200 * MS, lasts=6 * SECOND, moment=Moment.ASKED)
+    return scenario(hang, LATE_KILL, steady=0, passing=0, pings=0, datagrams=8)
+
+
+def test_a_first_write_from_before_a_hang_is_compared_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Cluster(first_words()).run().demoted > 0
+    monkeypatch.setattr(Backlog, "compare", lambda backlog: None)
+    with pytest.raises(SimulationFailure, match="HSET took a record back"):
+        Cluster(first_words()).run()
+
+
+@pytest.mark.parametrize("kind", [Kind.PARTITION, Kind.ISOLATE])
+def test_a_node_that_was_cut_off_comes_back_and_does_no_harm(kind: Kind) -> None:
+    report = run(Fault(kind, 6 * SECOND, 300 * MS, lasts=5 * SECOND), replace(LATE_KILL, at=30 * SECOND))
+    assert report.restored > report.restored_after_kill > 0, "flows moved when it left"
+    assert report.demoted > 0, "and their sessions ended there when it was back"
+
+
+def test_a_delete_that_waits_for_a_connection_is_never_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(scenario(LATE_KILL, steady=12))
+    cluster.traffic.begin()
+    cluster.loop.run(5 * SECOND)
+    node = max(cluster.nodes, key=lambda node: node.engine.counters["sessions"])
+    cluster.server.cut({node.name})
+    carried = cluster.liveness.carried(cluster.traffic.live, node)
+    closed = [one for one in carried if isinstance(one, TcpConnection) and cluster.records.is_stored(one)]
+    for one in closed:
+        one.abort(by_client=True)
+    cluster.loop.run(9 * SECOND)
+    assert not node.link.connected
+    deletes: list[Flow] = []
+    begins = cluster.store_order.begins
+
+    def watch(batch: StoreBatch) -> None:
+        deletes.extend(map(flow_of_row, batch.rows[batch.rows[:, image.OP] == image.DELETE]))
+        begins(batch)
+
+    monkeypatch.setattr(cluster.store_order, "begins", watch)
+    cluster.server.heal({node.name})
+    cluster.loop.run(14 * SECOND)
+    assert node.link.connected
+    assert closed
+    assert not {one.flow.key for one in closed}.intersection(deletes)
+
+
+# A store that fails ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind.STORE_DOWN,
+        Kind.STORE_HUNG,
+        Kind.STORE_FULL,
+        Kind.STORE_RESTARTED,
+        Kind.STORE_EMPTIED,
+        Kind.STORE_FAILED_OVER,
+        Kind.STORE_SPLIT,
+    ],
+)
+def test_when_the_store_was_made_whole_again_a_kill_loses_nothing(kind: Kind) -> None:
+    report = run(Fault(kind, 5 * SECOND, lasts=2 * SECOND), LATE_KILL, lag=1_500 * MS)
+    assert report.demanded > 3, "the node said that the store has all, and it had"
+
+
+def test_a_store_that_is_not_made_whole_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Node._told_time
+    monkeypatch.setattr(Node, "_told_time", lambda node, offset, resync: told(node, offset, False))
+    emptied = Fault(Kind.STORE_EMPTIED, 5 * SECOND, lasts=500 * MS)
+    with pytest.raises(SimulationFailure, match="said that the store has all its sessions"):
+        Cluster(scenario(emptied, LATE_KILL)).run()
+
+
+def test_what_a_full_store_refused_is_written_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Fault(Kind.STORE_FULL, SECOND // 10, lasts=5 * SECOND)
+    assert run(full, LATE_KILL).demanded > 3
+    monkeypatch.setattr(Refusals, "note", lambda refusals, refused, now_ns: None)
+    with pytest.raises(SimulationFailure, match="said that the store has all its sessions"):
+        Cluster(scenario(full, LATE_KILL)).run()
+
+
+# Clocks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-1_000, -5, 5, 1_000])
+def test_a_clock_that_is_set_does_no_harm(seconds: int) -> None:
+    step = Fault(Kind.STORE_CLOCK, 7 * SECOND, step=seconds * SECOND)
+    assert run(step, LATE_KILL).demanded > 3
+
+
+def test_expiries_of_another_time_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storelink, "is_clock_step", lambda drift: False)
+    step = Fault(Kind.STORE_CLOCK, 7 * SECOND, step=1_000 * SECOND)
+    with pytest.raises(SimulationFailure, match="said that the store has all its sessions"):
+        Cluster(scenario(step, LATE_KILL)).run()
+
+
+# Replicas --------------------------------------------------------------------------------------------------
+
+
+def lost_by_a_fail_over(wait: bool) -> set[Conversation]:
+    """The store fails over right after a client got its first answer in strict mode."""
+    plan = scenario(LATE_KILL, lag=40 * MS, wait_replicas=wait, passing=30)
+    rules = tuple(replace(rule, strict=True) for rule in plan.rulebook.rules)
+    cluster = Cluster(replace(plan, rulebook=replace(plan.rulebook, rules=rules)))
+    cluster.traffic.begin()
+    cluster.loop.run(3 * SECOND)
+    before = set(cluster.records.answered)
+    while cluster.records.answered == before:
+        cluster.loop.run(cluster.loop.now + 5 * MS)
+    cluster.strikes.hurt_store(Fault(Kind.STORE_FAILED_OVER, cluster.loop.now, lasts=300 * MS))
+    return cluster.records.answered & cluster.records.ever_lost
+
+
+def test_what_a_replica_has_acknowledged_a_fail_over_does_not_lose() -> None:
+    assert lost_by_a_fail_over(wait=False)
+    assert not lost_by_a_fail_over(wait=True)
