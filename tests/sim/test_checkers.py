@@ -196,6 +196,16 @@ def test_a_connection_of_a_time_before_the_clock_was_set_back_may_be_written_ove
         cluster.server.execute([(b"HSET", bucket, field, oldest)])
 
 
+def test_a_record_from_the_future_may_be_written_over_by_a_new_connection(cluster: Cluster) -> None:
+    bucket, field, value = some_record(cluster)
+    found = cluster.server.memory.keys[bucket]
+    assert isinstance(found, dict)
+    start = cluster.server.now_ns // 1_000_000 + 3_600_000
+    found[field] = value[:21] + start.to_bytes(6, "big") + value[27:]
+    cluster.server.execute([(b"HSET", bucket, field, value)])
+    assert cluster.server.value(bucket, field) == value
+
+
 def test_a_node_that_says_the_store_has_all_its_sessions_is_held_to_it(cluster: Cluster) -> None:
     connection = stored_connection(cluster)
     node = cluster.passage.carriers[connection.flow.key]
