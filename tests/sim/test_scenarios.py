@@ -11,11 +11,11 @@ from everwall.session import image
 from everwall.sim import storelink
 from everwall.sim.checkers.order import flow_of_row
 from everwall.sim.cluster import Cluster, Report, SimulationFailure
-from everwall.sim.flows import Flow
 from everwall.sim.hosts import Conversation, TcpConnection
 from everwall.sim.loop import MS, SECOND
 from everwall.sim.node import Node
 from everwall.sim.plan import Fault, Kind, Moment, Plan, draw
+from everwall.sim.storage import Rows
 from everwall.store.backlog import Backlog
 from everwall.store.occasions import Refusals
 from everwall.store.protocol import StoreBatch
@@ -27,7 +27,7 @@ LATE_KILL = Fault(Kind.KILL, 15 * SECOND, 300 * MS, back=2 * SECOND)
 
 def scenario(*faults: Fault, **changes: Any) -> Plan:
     """A run of two nodes with these faults."""
-    plan = replace(draw(SEED), nodes=2, lag=0, wait_replicas=False, intrusions=0)
+    plan = replace(draw(SEED), nodes=2, lag=0, wait_replicas=False, moving=False, intrusions=0)
     return replace(plan, faults=faults, duration=faults[-1].at + 14 * SECOND, **changes)
 
 
@@ -78,19 +78,38 @@ def test_a_delete_that_waits_for_a_connection_is_never_sent(monkeypatch: pytest.
         one.abort(by_client=True)
     cluster.loop.run(9 * SECOND)
     assert not node.link.connected
-    deletes: list[Flow] = []
-    begins = cluster.store_order.begins
-
-    def watch(batch: StoreBatch) -> None:
-        deletes.extend(map(flow_of_row, batch.rows[batch.rows[:, image.OP] == image.DELETE]))
-        begins(batch)
-
-    monkeypatch.setattr(cluster.store_order, "begins", watch)
+    rows = rows_of(cluster, monkeypatch)
     cluster.server.heal({node.name})
     cluster.loop.run(14 * SECOND)
     assert node.link.connected
     assert closed
-    assert not {one.flow.key for one in closed}.intersection(deletes)
+    deletes = {flow_of_row(row) for row in rows if row[image.OP] == image.DELETE}
+    assert not deletes.intersection(one.flow.key for one in closed)
+
+
+def rows_of(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[Rows]:
+    """What the store is asked from now on, row by row."""
+    rows: list[Rows] = []
+    begins = cluster.store_order.begins
+
+    def watch(batch: StoreBatch) -> None:
+        rows.extend(batch.rows.copy())
+        begins(batch)
+
+    monkeypatch.setattr(cluster.store_order, "begins", watch)
+    return rows
+
+
+@pytest.mark.parametrize("kind", [Kind.HANG, Kind.ISOLATE])
+def test_the_same_in_the_middle_of_a_rotation(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that write with either secret take sessions over from each other, and give them up."""
+    cluster = Cluster(scenario(Fault(kind, 6 * SECOND, 300 * MS, lasts=5 * SECOND), LATE_KILL, moving=True))
+    rows = rows_of(cluster, monkeypatch)
+    report = cluster.run()
+    assert image.CLEAR in [int(row[image.OP]) for row in rows], "records moved"
+    assert report.lost == 0
+    assert report.restored > report.restored_after_kill > 0
+    assert report.demoted > 0
 
 
 # A store that fails ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from everwall.balancer.gateway import Gateway
 from everwall.balancer.targets import State, Targets
 from everwall.counters import Counter
 from everwall.engine import Engine, EngineConfig
-from everwall.limits import LB_IDLE_TCP_S
+from everwall.limits import LB_IDLE_TCP_S, STORE_PREFIX_DEFAULT
 from everwall.session import image, record, tcp
 from everwall.sim import packets
 from everwall.sim import plan as plans
@@ -37,6 +37,7 @@ from everwall.sim.storage import Rows, StoreServer, named
 from everwall.sim.storelink import StoreLink
 from everwall.sim.strikes import Strikes
 from everwall.sim.traffic import Traffic
+from everwall.store.layout import Epoch, Layout, meta_key
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol
 from everwall.verdict import Verdict
@@ -51,6 +52,11 @@ MIXED, STRICT = "mixed", "strict"
 SKEW = 20 * MS
 """By so much a node may be wrong about store time without noticing."""
 _SECRET = b"a secret that every node of a simulated cluster knows"
+_NEXT_SECRET = b"the one that takes its place while nodes are running"
+_MOVING = Layout(
+    Epoch(1, 2 * BUCKETS), Epoch(0, BUCKETS), from_s=EPOCH // SECOND, until_s=2 * EPOCH // SECOND
+)
+"""Another number of buckets is written to, and the former one is asked still."""
 _BALANCER = int(IPv4Address("10.9.0.1"))
 _FIRST_NODE = int(IPv4Address("10.9.1.1"))
 
@@ -123,9 +129,13 @@ class Cluster:
         self._random = Random(f"{plan.seed}/cluster")
         self._rulebook = plan.rulebook
         self._rulebooks = [plan.rulebook]
-        self._keys = record.derive_keys(_SECRET)
+        secrets = (_SECRET, _NEXT_SECRET) if plan.moving else (_SECRET,)
+        self._keys = [record.derive_keys(*secrets), record.derive_keys(*reversed(secrets))]
+        """A node in the middle of a rotation writes with either secret, and reads both."""
         self.server = StoreServer(loop, EPOCH, Random(f"{plan.seed}/store"), plan.store_delay, memory)
         self.server.lag, self.server.waits = plan.lag, plan.wait_replicas
+        if plan.moving:
+            self.server.memory.keys[meta_key(STORE_PREFIX_DEFAULT)] = str(_MOVING).encode()
         self.store_order = self.server.witness = StoreOrder(self.server)
         self.session_order = SessionOrder()
         targets = Targets(rebalance=True, deregistration_delay=plan.deregistration_delay)
@@ -271,14 +281,16 @@ class Cluster:
     def _link(
         self, name: str, deliver: Callable[[Rows], None], set_clock: Callable[[int, bool], None]
     ) -> StoreLink:
-        protocol, random = Protocol(self._keys, buckets=BUCKETS), self._random
+        random = self._random
+        keys = self._keys[len(self.nodes) % 2]
+        protocol = Protocol(keys, buckets=BUCKETS)
         error = random.randint(-SKEW, SKEW)
         return StoreLink(
             self.loop,
             name,
             self.server,
             protocol,
-            self._keys,
+            keys,
             Random(random.random()),
             error,
             deliver,
@@ -308,8 +320,8 @@ class Cluster:
         family = 4 if len(key.client) == 4 else 6
         row[0, image.KEY2] = key.cport | key.sport << 16 | key.protocol << 32 | family << 40
         assert flow_of_row(row[0]) == key
-        batch = Protocol(self._keys, buckets=BUCKETS).encoded(row, self.server.now_s)
-        ((_, bucket, field),) = named(batch)
+        batch = Protocol(random.choice(self._keys), buckets=BUCKETS).encoded(row, self.server.now_s)
+        _, bucket, field = next(named(batch))
         genuine = [
             value
             for found in self.server.memory.keys.values()

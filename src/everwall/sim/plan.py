@@ -112,6 +112,8 @@ class Plan:
     """How far the store's replica is behind."""
     wait_replicas: bool
     """An answer that a node waits for says that the replica has it too."""
+    moving: bool
+    """Records may lie in several places: the secret is being changed, and the number of buckets."""
     deregistration_delay: int
     timeouts: dict[int, int]
     steady: int
@@ -153,6 +155,7 @@ def draw(seed: int) -> Plan:
         store_delay=random.choice((100, 200, 500, 2_000)) * US,
         lag=(lag := lagging.choice((1, 5, 20, 200, 1_500)) * MS),
         wait_replicas=lag <= 20 * MS and lagging.random() < 0.5,
+        moving=lagging.random() < 0.3,
         deregistration_delay=random.randint(500, 4_000) * MS,
         timeouts=timeouts,
         steady=random.randint(10, 16),
@@ -193,6 +196,7 @@ def draw_strict(seed: int) -> Plan:
         store_delay=random.choice((100, 500, 2_000, 10_000)) * US,
         lag=lag,
         wait_replicas=lag <= 20 * MS and random.random() < 0.5,
+        moving=False,
         deregistration_delay=SECOND,
         timeouts={tcp.TCP_ESTABLISHED: 120 * SECOND},
         steady=random.randint(4, 8),

@@ -143,7 +143,8 @@ class StoreOrder:
             flow, place = flow_of_row(batch.rows[row]), (bucket, field)
             value = self._server.value(*place)
             if value is None:
-                self.acknowledged.pop(flow, None)
+                if all(self._server.value(*one) is None for one in self._places.get(flow, ())):
+                    self.acknowledged.pop(flow, None)
             elif operation != image.DELETE:
                 self.acknowledged[flow] = order_of(value)
                 self._places[flow] = [*(one for one in self._places.get(flow, ()) if one != place), place]
