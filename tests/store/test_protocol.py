@@ -327,3 +327,12 @@ def test_scripts_are_the_ones_the_package_carries():
 )
 def test_buckets_hold_about_64_sessions(sessions_max, buckets):
     assert buckets_for(sessions_max) == buckets
+
+
+@pytest.mark.parametrize(
+    "told", [[b"99999999999999999", b"0"], [b"-1", b"0"], [b"1", b"1000000"], [b"1"], None]
+)
+def test_a_time_that_cannot_be_is_no_answer(told):
+    """It would not fit the clock that the worker reads, and end the thread that puts it there."""
+    with pytest.raises(ProtocolError, match="TIME was answered by"):
+        Protocol(KEYS, "test", 64).greet([b"OK", b"64", b"", told])

@@ -48,9 +48,14 @@ class Dialer(Generic[Result]):
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, attempt: Callable[[], Result]) -> None:
-        """Whatever goes wrong in ``attempt`` is its result."""
-        self._thread = threading.Thread(target=self._run, args=(attempt,), name=self._name, daemon=True)
-        self._thread.start()
+        """Whatever goes wrong in ``attempt`` is its result, and that there is no thread to be had is one as well."""
+        thread = threading.Thread(target=self._run, args=(attempt,), name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._results.put(error)
+        else:
+            self._thread = thread
 
     def _run(self, attempt: Callable[[], Result]) -> None:
         try:
@@ -66,8 +71,6 @@ class Dialer(Generic[Result]):
 
     def result(self) -> Result | Exception | None:
         """What the attempt came to, or None while it is under way."""
-        if self._thread is None:
-            return None
         try:
             result = self._results.get_nowait()
         except queue.Empty:

@@ -514,12 +514,15 @@ def buckets_for(sessions: int) -> int:
 
 
 def store_time_ns(reply: Any) -> int:
-    """The answer to TIME, seconds and microseconds, as nanoseconds. Raises ProtocolError."""
+    """The answer to TIME, seconds and microseconds, as nanoseconds. Raises ProtocolError, also for a time that no
+    record could bear."""
     try:
-        seconds, microseconds = reply
-        return int(seconds) * SECOND_NS + int(microseconds) * 1000
+        seconds, microseconds = map(int, reply)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"TIME was answered by {reply!r}") from error
+    if not (0 <= seconds < 1 << 32 and 0 <= microseconds < 1_000_000):
+        raise ProtocolError(f"TIME was answered by {reply!r}")
+    return seconds * SECOND_NS + microseconds * 1000
 
 
 def _server_name(info: Any) -> str:
