@@ -173,6 +173,8 @@ REQUEST_RING_ROWS = 1 << 13
 again and again. What finds no room is marked and tried again by the ageing hand."""
 STORE_QUEUE_ROWS = 1 << 15
 """Requests of each kind that wait for the server; of writes that wait for a connection the newest are kept."""
+STORE_ASKED_ROWS = 1 << 12
+"""Requests that one server of a cluster sent to another while a slot moves, and that wait there."""
 REPLY_RING_ROWS = 1 << 13
 EVENT_RING_ROWS = 1 << 14
 STORE_FLUSH_NS = MS_NS

@@ -262,6 +262,11 @@ class Backlog:
         return bool(self._words[_END] - self._words[_FIRST] >= STORE_QUEUE_ROWS)
 
     @property
+    def lookups(self) -> int:
+        """How many look-ups wait."""
+        return int(self._words[_END_LOOKUP] - self._words[_FIRST_LOOKUP])
+
+    @property
     def mark(self) -> tuple[int, int] | None:
         """The place of the last change that waits, for ``is_past``; None when none does."""
         first, end, _, _, _, turns = self._words.tolist()
@@ -288,7 +293,7 @@ class Backlog:
 
     def take_lookups(self) -> Rows:
         """All look-ups, to be answered otherwise."""
-        return self.take(int(self._words[_END_LOOKUP] - self._words[_FIRST_LOOKUP]))
+        return self.take(self.lookups)
 
     def put_back(self, rows: Rows) -> None:
         """Queue what did not get through; of changes only those for which no later one of the same session waits."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -64,8 +65,9 @@ class ClusterRouter:
         self._is_agreed = False
         self._leaving: dict[Address, int] = {}
         """Servers without slots, and since when."""
-        self._later: list[Rows] = []
+        self._later: deque[Rows] = deque()
         """Changes that were sent to and fro, until the next map."""
+        self._later_rows = 0
         self._survey: Dialer[Ranges] = Dialer(
             "everwall-store-survey", trade.wake_fd, lambda _: None, STORE_SURVEY_MAX_S
         )
@@ -80,11 +82,7 @@ class ClusterRouter:
     def step(self) -> None:
         """Learn who has which slots, and hand what came in to them."""
         self._look_around()
-        if not self._is_agreed:
-            hold(self.lobby, self._trade)
-            return
-        while self._distributor.take():
-            self._deliver(self._distributor.rows, self._distributor.fields)
+        self._distribute()
 
     def use_keys(self, keys: Rows) -> None:
         """Have all links name and seal records by other keys, each as soon as nothing is under way there."""
@@ -162,9 +160,9 @@ class ClusterRouter:
             self._trade.clock.offer_again()  # what was not written meanwhile is offered again
         self._owners[:] = owners
         self._settle_in()
-        later, self._later = self._later, []
+        later, self._later, self._later_rows = self._later, deque(), 0
         for rows in later:
-            self.lobby.put_back(rows)
+            self._take_back(rows)
 
     def _settle_in(self) -> None:
         """The map has changed."""
@@ -229,7 +227,7 @@ class ClusterRouter:
             return
         del self._leaving[address]
         for link in shard.links:
-            self.lobby.put_back(link.end())
+            self._take_back(link.end())
             self.links.remove(link)
             self._ended = [ended for ended in self._ended if ended.is_dialling] + [link]
         self._numbered[self._numbered.index(shard)] = None
@@ -267,7 +265,7 @@ class ClusterRouter:
                     strict = shard.awaited is not None and row[image.CONFIRM] == image.REPLICATED
                     (shard.awaited if strict and shard.awaited else shard.ordinary).ask(row)
             elif kind == "MOVED" and self._believe(link, slot, address):
-                self._forward(compared(rows))
+                self._take_back(compared(rows))
             else:
                 self._postpone(rows)
 
@@ -295,22 +293,32 @@ class ClusterRouter:
     def _address_of(self, link: Conversation) -> Address:
         return next(address for address, shard in self._shards.items() if link in shard.links)
 
-    def _forward(self, rows: Rows) -> None:
-        """Requests that came back, to whoever has their slot now."""
-        changes = rows[rows[:, image.OP] != image.LOOKUP]
-        self.lobby.put_back(changes)
-        lookups = rows[rows[:, image.OP] == image.LOOKUP]
-        if len(lookups):
-            self.lobby.put(lookups)
-
     def _postpone(self, rows: Rows) -> None:
         """Requests that nobody takes: changes wait for the next map."""
         self._trade.answers.fail(rows[rows[:, image.OP] == image.LOOKUP])
-        self._later.append(compared(rows[rows[:, image.OP] != image.LOOKUP]))
-        while sum(map(len, self._later)) > STORE_QUEUE_ROWS:
-            self._trade.dropped += len(self._later.pop(0))
+        changes = compared(rows[rows[:, image.OP] != image.LOOKUP])
+        if len(changes):
+            self._later.append(changes)
+            self._later_rows += len(changes)
+        while self._later_rows > STORE_QUEUE_ROWS:
+            dropped = len(self._later.popleft())
+            self._later_rows -= dropped
+            self._trade.dropped += dropped
+
+    def _take_back(self, rows: Rows) -> None:
+        """At most STORE_QUEUE_ROWS requests that a link had: several may bring theirs before the next turn."""
+        if len(self.lobby) >= STORE_QUEUE_ROWS:
+            self._distribute()
+        self.lobby.put_back(rows)
 
     # Requests -----------------------------------------------------------------------------------------
+
+    def _distribute(self) -> None:
+        if not self._is_agreed:
+            hold(self.lobby, self._trade)
+            return
+        while self._distributor.take():
+            self._deliver(self._distributor.rows, self._distributor.fields)
 
     def _deliver(self, rows: Rows, fields: Rows) -> None:
         owners = homes_of(fields, self._bucket_owners)

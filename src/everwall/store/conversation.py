@@ -31,6 +31,7 @@ from everwall.limits import (
     LOOKUP_DEADLINE_NS,
     MS_NS,
     SECOND_NS,
+    STORE_ASKED_ROWS,
     STORE_QUEUE_ROWS,
     STORE_TIMEOUT_S,
     WAIT_REPLICAS_MS,
@@ -207,12 +208,21 @@ class Conversation:
 
     def make_room(self) -> None:
         """Let the oldest changes go when there is no room for more."""
-        if self.backlog.is_full:
+        if self.backlog.lookups >= STORE_QUEUE_ROWS or self.backlog.is_full:
             self._trade.answers.fail(self.backlog.take_lookups())
+        if self.backlog.is_full:
             self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS // 2)
 
     def ask(self, row: Rows) -> None:
-        """Send one row after ASKING: the server is about to get its bucket from another."""
+        """Send one row after ASKING: the server is about to get its bucket from another.
+
+        One goes in each pipeline; where more come than are sent, the oldest are let go.
+        """
+        if len(self._asked) >= STORE_ASKED_ROWS:
+            oldest = self._asked.popleft().reshape(1, -1)
+            is_lookup = bool(oldest[0, image.OP] == image.LOOKUP)
+            self._trade.answers.fail(oldest[:is_lookup])
+            self._trade.dropped += not is_lookup
         self._asked.append(row)
 
     def authenticate(self, credentials: tuple[str, ...]) -> None:
