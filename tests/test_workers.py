@@ -114,6 +114,23 @@ def test_all_are_told_to_stop_before_one_is_waited_for(monkeypatch: pytest.Monke
     assert told == [[1, 1, 1]] * 3
 
 
+def test_a_store_that_hangs_is_waited_for_once_and_not_for_each_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[RedisStore] = []
+    stop = RedisStore.stop
+
+    def note(self: RedisStore, timeout: float = 1.0) -> bool:
+        told.extend(store for store in three._stores if store._stop_at_ns is not None)
+        return stop(self, timeout)
+
+    monkeypatch.setattr(RedisStore, "stop", note)
+    with workers(3) as three:
+        three.connect(StoreConfig(host="127.0.0.1", port=1, tls=False), derive_keys(b"s" * 32), 16)
+        three._start_stores()
+    assert told == three._stores * 3, "all are to end by the time the first is waited for"
+
+
 def test_what_is_between_workers_when_they_stop_is_counted() -> None:
     with workers(2) as pair:
         inner = packets.tcp("10.0.0.1", "10.0.1.1", 40_000, 80, flags="S")

@@ -202,6 +202,8 @@ class Workers:
             worker.stop()
         for worker in self.all:
             abandon(worker.sessions, worker.loop.handover)
+        for store in self._started:
+            store.begin_stop()  # a store that hangs is waited for once, not once for each worker
         ended = [store.stop() for store in self._started]
         if all(ended):  # a store that hangs may still want to wake its worker
             self._descriptors.close()

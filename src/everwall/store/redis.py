@@ -103,13 +103,18 @@ class RedisStore:
         """Start the thread; it connects by itself, again and again."""
         self._thread.start()
 
+    def begin_stop(self, timeout: float = 1.0) -> None:
+        """Have it send what waits, for ``timeout`` seconds at most, and end; ``stop`` waits for that."""
+        if self._stop_at_ns is None:
+            self._stop_at_ns = time.monotonic_ns() + int(timeout * SECOND_NS)
+            os.eventfd_write(self._wake_fd, 1)
+
     def stop(self, timeout: float = 1.0) -> bool:
         """Send what waits, for ``timeout`` seconds at most, then end; True when the thread has ended.
 
         The eventfds may be closed once this has returned True.
         """
-        self._stop_at_ns = time.monotonic_ns() + int(timeout * SECOND_NS)
-        os.eventfd_write(self._wake_fd, 1)
+        self.begin_stop(timeout)
         self._thread.join(timeout + STORE_TIMEOUT_S)
         return self._router.join() and not self._thread.is_alive()
 
