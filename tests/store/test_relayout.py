@@ -7,14 +7,16 @@ import time
 import numpy as np
 import pytest
 
+from everwall.config import ConfigError
 from everwall.limits import SECOND_NS
 from everwall.session import image
 from everwall.session.image import FOUND, LOOKUP, MISSING, WRITE, WRITE_FIRST
-from everwall.session.record import derive_keys
+from everwall.session.record import derive_keys, fingerprints
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT
 from everwall.store import layout, relayout
 from everwall.store.connection import Address, StoreConfig
 from everwall.store.layout import Epoch, Layout, LayoutError, meta_key
+from everwall.store.protocol import ProtocolError
 from everwall.store.relayout import Relayout
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer
@@ -167,6 +169,18 @@ def test_the_secret_is_rotated_under_running_nodes_and_no_session_is_missing_at_
     assert fields == 200, "under the former secret nothing is left"
 
 
+def test_a_refresh_counts_as_one_while_a_record_has_two_places(shared, worker):
+    """It is written in one and cleared from the other; rates are what is left of the writes without refreshes."""
+    node = worker(config(shared))
+    both = derive_keys(SECRET, NEXT)
+    node.store.use_keys(both)
+    eventually(lambda: node.status["secrets"] == ", ".join(fingerprints(both)), "the secrets are used")
+    rows = sessions(3)
+    node.ask(rows, WRITE_FIRST)
+    node.ask(rows, WRITE)
+    assert (node.status["written"], node.status["refreshed"]) == (6, 3)
+
+
 def test_with_a_secret_that_nobody_else_has_nothing_is_found(shared, worker):
     where = config(shared)
     node, rows = worker(where), sessions(3)
@@ -184,3 +198,38 @@ def test_what_cannot_be_done_is_said_before_it_is_begun(shared):
         Relayout(StoreConfig("127.0.0.1", 1, password=PASSWORD, ca_pem=shared.ca_pem)).begin(64)
     with pytest.raises(LayoutError, match="Redis Cluster"):
         Relayout(StoreConfig(cluster=(Address("127.0.0.1", 1),), tls=False))
+
+
+def test_moving_ends_between_two_buckets_when_the_node_does(shared, monkeypatch):
+    """A slow server must not hold the node up for a slice of a hundred buckets."""
+    where = config(shared)
+    change = Relayout(where)
+    former, moved = Epoch(0, 100), []
+
+    def move(*words) -> int:
+        moved.append(words[-1])
+        change._stop.set()
+        return 0
+
+    monkeypatch.setattr(relayout, "move_bucket", move)
+    change._move_rest(Layout(Epoch(1, 200), former, 1, 2))
+    assert moved == [0]
+    change.stop()
+
+
+def test_what_a_change_cannot_do_now_is_tried_again_whatever_the_reason(shared, monkeypatch):
+    """A password file that is being replaced, an answer that makes no sense."""
+    change, tried = Relayout(config(shared)), []
+    wrong = [ConfigError("auth", "a password"), ProtocolError("TIME was answered by None"), OSError("gone")]
+
+    def tell(_) -> int:
+        tried.append(1)
+        if wrong:
+            raise wrong.pop()
+        return 10
+
+    monkeypatch.setattr(relayout, "store_time_s", tell)
+    monkeypatch.setattr(relayout, "STORE_RECONNECT_MAX_S", 0)
+    change._carry_out(Layout(Epoch(1, 200), Epoch(0, 100), 1, 2))
+    assert (len(tried), change.status()["state"]) == (4, "left to its time-out")
+    change.stop()

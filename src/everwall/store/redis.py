@@ -174,7 +174,7 @@ class RedisStore:
             "unwritten": tally[UNWRITTEN],
             "unreplicated": tally[UNREPLICATED],
             "written": tally[image.WRITTEN],
-            "refreshed": tally[image.WRITE],
+            "refreshed": tally[image.WRITE] + tally[image.CLEAR],
             "deleted": tally[image.DELETE],
             "lost": tally[image.LOST],
             "dropped": trade.dropped,

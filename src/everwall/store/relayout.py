@@ -20,6 +20,7 @@ from typing import Any
 
 import redis
 
+from everwall.config import ConfigError
 from everwall.limits import (
     BUCKET_TTL_S,
     LAYOUT_LEASE_NS,
@@ -35,6 +36,7 @@ from everwall.store.protocol import (
     REPLACE_SCRIPT,
     Command,
     ErrorReply,
+    ProtocolError,
     script_sha,
     store_time_ns,
 )
@@ -163,7 +165,7 @@ class Relayout:
                     return
                 steps[step](layout)
                 step += 1
-            except (redis.RedisError, ErrorReply) as error:
+            except (redis.RedisError, ErrorReply, ProtocolError, OSError, ConfigError) as error:
                 self._error = str(error)
                 self._stop.wait(STORE_RECONNECT_MAX_S)
 
@@ -180,6 +182,8 @@ class Relayout:
         for first in range(0, total, _SLICE_BUCKETS):
             due = time.monotonic() + _SLICE_BUCKETS / MOVED_BUCKETS_PER_S
             for bucket in range(first, min(first + _SLICE_BUCKETS, total)):
+                if self._stop.is_set():
+                    return
                 self._moved += move_bucket(self._ask, self._config.prefix, layout, bucket)
             self._percent = 100 * min(first + _SLICE_BUCKETS, total) // total
             if self._stop.wait(max(due - time.monotonic(), 0)):
