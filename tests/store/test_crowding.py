@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from everwall.limits import STORE_ASKED_ROWS, STORE_QUEUE_ROWS
+from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_ASKED_ROWS, STORE_QUEUE_ROWS
 from everwall.rings import make_ring
 from everwall.session import image
 from everwall.session.image import FAILED, LOOKUP, WRITE
@@ -121,3 +121,38 @@ def test_lookups_for_a_slow_server_fail_before_they_overwrite_one_another(monkey
     assert len(waiting) + common.answers.tally[FAILED] == 200
     assert len(waiting) <= 64
     assert waiting[:, image.TAG].tolist() == list(range(200 - len(waiting), 200))
+
+
+class Busy:
+    """A link over which nothing comes and nothing more can be sent."""
+
+    wants_to_send = False
+
+    def receive(self) -> bool:
+        return False
+
+
+def test_lookups_for_which_nobody_waits_any_more_are_not_sent_to_a_slow_server(monkeypatch):
+    """It answers all the time, and each question stands behind those that came too late: none is answered in time."""
+    common = trade()
+    link = Shard(
+        common, Protocol(KEYS, "test", 64, clustered=True), unreachable, leads=False, replicas=0
+    ).ordinary
+    link._idle.clear()
+    now = 10 * SECOND_NS
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    link._probed_ns = now
+    rows = asking(sessions(30), LOOKUP)
+    link.backlog.put(rows[:10])
+    link._with_link(Busy(), False)
+    link.backlog.put(rows[10:20])
+    assert link.backlog.take_lookups(4)[:, image.TAG].tolist() == [0, 1, 2, 3], "some are sent"
+    now += LOOKUP_DEADLINE_NS
+    link._with_link(Busy(), False)
+    assert common.answers.tally[FAILED] == 6, "the rest of those that have waited so long"
+    link._with_link(Busy(), False)
+    assert len(link.backlog.take_lookups()) == 10, "the server is asked about those that came since"
+    link.backlog.put(rows[20:])
+    now += LOOKUP_DEADLINE_NS
+    link._with_link(Busy(), False)
+    assert common.answers.tally[FAILED] == 6, "and these have just come"

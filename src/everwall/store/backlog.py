@@ -267,6 +267,12 @@ class Backlog:
         return int(self._words[_END_LOOKUP] - self._words[_FIRST_LOOKUP])
 
     @property
+    def lookup_mark(self) -> tuple[int, int]:
+        """The place behind the last look-up that waits, for ``take_lookups``."""
+        _, _, _, end, _, turns = self._words.tolist()
+        return turns, end
+
+    @property
     def mark(self) -> tuple[int, int] | None:
         """The place of the last change that waits, for ``is_past``; None when none does."""
         first, end, _, _, _, turns = self._words.tolist()
@@ -291,9 +297,14 @@ class Backlog:
         taken: Rows = rows[: take(self.queue, rows, fields, most)]
         return taken
 
-    def take_lookups(self) -> Rows:
-        """All look-ups, to be answered otherwise."""
-        return self.take(self.lookups)
+    def lookups_before(self, mark: tuple[int, int]) -> int:
+        """How many of the look-ups that waited when ``lookup_mark`` was taken still do."""
+        turns, end = mark
+        return max(int(end - self._words[_FIRST_LOOKUP]), 0) if self._words[_TURNS] == turns else 0
+
+    def take_lookups(self, most: int | None = None) -> Rows:
+        """The oldest look-ups, all of them where it is not said how many, to be answered otherwise."""
+        return self.take(self.lookups if most is None else most)
 
     def put_back(self, rows: Rows) -> None:
         """Queue what did not get through; of changes only those for which no later one of the same session waits."""

@@ -2,8 +2,8 @@
 
 Nothing that the server does or fails to do holds anybody up:
 
-* every look-up is answered: FAILED at once while there is no link, and FAILED after the look-up deadline when
-  the server has not answered by then;
+* every look-up is answered: FAILED at once while there is no link, and FAILED after the look-up deadline while
+  the server is silent; what could not be sent within once or twice that time, because it is slow, is FAILED too;
 * writes wait, bounded and one for each session; across a lost link they are kept (compared when they are sent at
   last), deletes are dropped, for somebody else may own the session by then.
 
@@ -150,6 +150,8 @@ class Conversation:
         self._new_keys: Rows | None = None
         self._held = False
         """Nothing but probes may be sent."""
+        self._waiting: tuple[tuple[int, int], int] | None = None
+        """Look-ups that were not sent yet, and when that was seen."""
 
         pipeline, buffer = self._idle[0].batch.pipeline, np.zeros(1, np.uint8)
         answers = trade.answers
@@ -319,6 +321,7 @@ class Conversation:
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
                 self._send(link, pipeline)
+            self._fail_stale(time.monotonic_ns())
             if link.wants_to_send:
                 link.flush()
         except Exception as error:
@@ -470,6 +473,19 @@ class Conversation:
 
     def _silence_ns(self, now: int) -> int:
         return now - max(self._heard_ns, self._pipelines[0].sent_ns)
+
+    def _fail_stale(self, now: int) -> None:
+        """Answer look-ups that the server is too slow for: they are not sent any more once nobody waits for them.
+
+        Otherwise a server that gets more questions than it answers in time would answer none in time: each would stand
+        behind those that came too late.
+        """
+        backlog = self.backlog
+        if self._waiting is None or not backlog.lookups_before(self._waiting[0]):
+            self._waiting = (backlog.lookup_mark, now) if backlog.lookups else None
+        elif now - self._waiting[1] >= LOOKUP_DEADLINE_NS:
+            self._trade.answers.fail(backlog.take_lookups(backlog.lookups_before(self._waiting[0])))
+            self._waiting = None
 
     def _fail_waiting(self) -> None:
         """Answer look-ups that were not sent yet."""
