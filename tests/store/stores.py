@@ -132,7 +132,7 @@ class Node:
     def ask(self, rows, operation: int | None = None, now_s: int = NOW):
         """The reply rows in the order of the requests' TAG, repeated requests settled."""
         rows = rows if operation is None else asking(rows, operation)
-        answered = []
+        answered = [rows[:0]]
         self.commands = []
         while len(rows):
             batch = self.protocol.encoded(rows, now_s)
