@@ -551,7 +551,9 @@ def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
         f"policy: {file}:10:15: rules[1].service[1]: 'tcp/99999': expected ports up to 65535"
     )
     file.write_text("")
-    assert "write 'rules: []'" in node.ask("policy", do="reload")["error"], "not a policy that ends every session"
+    assert "write 'rules: []'" in node.ask("policy", do="reload")["error"], (
+        "not a policy that ends every session"
+    )
     node.process.send_signal(signal.SIGHUP)
     until(lambda: node.said().count("the policy stays as it was") == 3, ANSWER_S, "the log")
     assert balancer.through(node, c2s(flags="PA", seq=1001, ack=5001, payload=b"not touched"))

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
-import dns.flags
-import dns.message
 import dns.rcode
-import dns.rrset
 import pytest
 
 from everwall import outward
 from everwall.outward import Outward
 from tests import needs
+from tests.nameserver import Nameserver, Reply, records
 from tests.two_interfaces import DATA, ELSEWHERE, MANAGEMENT, TwoInterfaces
-
-Reply = Callable[[dns.message.Message], dns.message.Message]
-
-
-class Nameserver:
-    """A DNS server on loopback, on UDP and TCP of one port."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.asked: list[str] = []
-        self._reply = reply
-        self._tcp = socket.create_server(("127.0.0.1", 0))
-        self.port = self._tcp.getsockname()[1]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", self.port))
-        for serve in (self._serve_udp, self._serve_tcp):
-            threading.Thread(target=serve, daemon=True).start()
-
-    def _answer(self, wire: bytes, over: str) -> bytes:
-        query = dns.message.from_wire(wire)
-        self.asked.append(f"{over} {query.question[0].to_text()}")
-        reply = self._reply(query)
-        if over == "udp" and reply.flags & dns.flags.TC:
-            reply.answer.clear()
-        else:
-            reply.flags &= ~dns.flags.TC
-        return reply.to_wire()
-
-    def _serve_udp(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                wire, peer = self._udp.recvfrom(4096)
-                if not wire:
-                    return  # shut down
-                self._udp.sendto(self._answer(wire, "udp"), peer)
-
-    def _serve_tcp(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                stream, _ = self._tcp.accept()
-                with stream:
-                    size = int.from_bytes(stream.recv(2), "big")
-                    wire = self._answer(stream.recv(size), "tcp")
-                    stream.sendall(len(wire).to_bytes(2, "big") + wire)
-
-    def close(self) -> None:
-        for end in (self._udp, self._tcp):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
 
 
 @pytest.fixture
@@ -79,24 +26,6 @@ def serve() -> Iterator[Callable[[Reply], Nameserver]]:
     yield begin
     for each in served:
         each.close()
-
-
-def records(*rows: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, truncated: bool = False) -> Reply:
-    """Answers with those of ``rows`` ("name type value") whose type was asked for, and with every alias."""
-
-    def reply(query: dns.message.Message) -> dns.message.Message:
-        made = dns.message.make_response(query)
-        made.set_rcode(rcode)
-        wanted = dns.rdatatype.to_text(query.question[0].rdtype)
-        for row in rows:
-            name, kind, value = row.split()
-            if kind in (wanted, "CNAME"):
-                made.answer.append(dns.rrset.from_text(name, 60, "IN", kind, value))
-        if truncated:
-            made.flags |= dns.flags.TC
-        return made
-
-    return reply
 
 
 def own(server: Nameserver, *others: str) -> Outward:
@@ -200,3 +129,19 @@ def test_what_is_on_the_machine_itself_is_reached_all_the_same(place: TwoInterfa
 def test_an_interface_that_is_not_there_is_named(place: TwoInterfaces) -> None:
     with place.machine.entered(), pytest.raises(OSError, match="cannot use the interface eth7"):
         Outward(device="eth7").connect(ELSEWHERE, 6379, 1.0)
+
+
+def test_the_addresses_of_a_full_name_are_looked_for_in_no_search_list(
+    serve: Callable[[Reply], Nameserver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(records("api.example.com. A 192.0.2.1", "api.example.com. AAAA 2001:db8::1"))
+    assert own(server).addresses("api.example.com") == ["192.0.2.1", "2001:db8::1"]
+    asked = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", ("192.0.2.1", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    assert Outward().addresses("api.example.com") == ["192.0.2.1", "2001:db8::1"]
+    assert asked == ["api.example.com."]

@@ -262,10 +262,10 @@ def test_of_several_workers_all_decide_alike_or_all_as_before(monkeypatch: pytes
         replace_one = Worker.replace_policy
         with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no other thread"):
 
-            def fail_at_the_last(worker: Worker, policy: CompiledPolicy) -> int:
+            def fail_at_the_last(worker: Worker, policy: CompiledPolicy, rematch: bool) -> int:
                 if worker is three.all[2]:
                     raise RuntimeError("no other thread")
-                return replace_one(worker, policy)
+                return replace_one(worker, policy, rematch)
 
             patched.setattr(Worker, "replace_policy", fail_at_the_last)
             three.replace_policy(deny_all())
@@ -286,6 +286,11 @@ def test_of_several_workers_all_decide_alike_or_all_as_before(monkeypatch: pytes
         policy = deny_all()
         assert three.replace_policy(policy) == [0, 0, 0]
         assert all(worker.state.policy is policy for worker in three.all)
+        assert three.rematching == 100
+        for worker in three.all:
+            worker.sessions.words[state.REMATCH_LEFT] = 0
+        assert three.replace_policy(allow_all(), rematch=False) == [0, 0, 0]
+        assert three.rematching == 0, "nobody's sessions are asked about"
     finally:
         three.stop()
         for port in opened:

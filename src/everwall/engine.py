@@ -24,6 +24,7 @@ import numpy.typing as npt
 from everwall import limits, pipeline
 from everwall.counters import Counter
 from everwall.policy.match import CompiledPolicy
+from everwall.policy.settings import DEFAULT_SETTINGS, TIMEOUTS, SessionSettings
 from everwall.rematch import begin_rematch
 from everwall.rings import Ring, ring_pop
 from everwall.session import control, image, parking, state, tcp
@@ -40,6 +41,20 @@ from everwall.wire.meta import Batch
 Network = ipaddress.IPv4Network
 _ANYWHERE = (ipaddress.IPv4Network("0.0.0.0/0"),)
 
+# Field of SessionSettings: the states that end by it.
+_STATES = {
+    "tcp": (tcp.TCP_ESTABLISHED,),
+    "udp": (tcp.UDP,),
+    "icmp": (tcp.ICMP,),
+    "other": (tcp.OTHER,),
+    "tcp_init": (tcp.TCP_INIT,),
+    "tcp_handshake": (tcp.TCP_HANDSHAKE,),
+    "tcp_half_closed": (tcp.TCP_HALF_CLOSED_CLIENT, tcp.TCP_HALF_CLOSED_SERVER),
+    "tcp_time_wait": (tcp.TCP_TIME_WAIT, tcp.TCP_CLOSED),
+    "tcp_unverified_rst": (tcp.TCP_UNVERIFIED_RST,),
+}
+assert set(_STATES) == set(TIMEOUTS)
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -53,8 +68,10 @@ class EngineConfig:
     owner: int = 0
     """32-bit id of the node, as it stands in records."""
     geneve_sources: tuple[Network, ...] = _ANYWHERE
+    settings: SessionSettings = DEFAULT_SETTINGS
+    """What the policy says about sessions."""
     timeouts: dict[int, int] = field(default_factory=dict)
-    """Idle time-outs by session state that differ from the defaults."""
+    """Idle time-outs by session state that differ from these."""
     parked_packets: int = limits.PARKED_PACKETS_MAX
     lookups: int = limits.LOOKUPS_MAX
     frame_bytes: int = limits.FRAME_BYTES
@@ -97,10 +114,22 @@ def make_state(
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset
+    use_settings(sessions, config.settings)
     for which, timeout in config.timeouts.items():
         sessions.timeouts[which] = timeout
     sources = [(int(net.network_address), int(net.broadcast_address)) for net in config.geneve_sources]
     return pipeline.State(sessions, policy, np.array(sources, np.int64).reshape(-1, 2))
+
+
+def use_settings(sessions: Sessions, settings: SessionSettings) -> None:
+    """Keep sessions as long as ``settings`` say, by default where they say nothing; live ones are aged by it too."""
+    usual = state.default_timeouts()
+    for name, states in _STATES.items():
+        seconds = getattr(settings, name)
+        for which in states:
+            # One by one: a worker may read them.
+            sessions.timeouts[which] = usual[which] if seconds is None else seconds * limits.SECOND_NS
+    sessions.words[state.ADMIT_NON_SYN] = int(settings.reject_non_syn is False)
 
 
 def drain_ring(ring: Ring) -> npt.NDArray[np.int64]:

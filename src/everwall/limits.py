@@ -65,6 +65,10 @@ UDP_NS = 30 * SECOND_NS
 ICMP_NS = 6 * SECOND_NS
 OTHER_NS = 30 * SECOND_NS
 
+STORED_IDLE_NS = TCP_ESTABLISHED_NS
+"""The longest silence that the store keeps a session for, whatever time-out an operator wants: half of what its bucket
+lives without a write, which is when a write renews it."""
+
 AGEING_PERIOD_NS = SECOND_NS
 """Time in which the ageing hand passes over the whole table once."""
 AGEING_TICKS = 64
@@ -89,6 +93,8 @@ NAME_RETRY_NS = 10 * SECOND_NS
 NAME_LOOKUPS_MAX = 8
 """Names asked for at once."""
 NAME_WATCH_S = 0.1
+NAME_PATIENCE_S = 5.0
+"""A reload waits for the addresses of names that are new for so long: live sessions are asked about by them."""
 POLICY_COVERAGE_RULES_MAX = 20_000
 """Largest policy that is searched for rules that are never reached."""
 SERVICE_PORTS_MAX = 1024
@@ -376,7 +382,7 @@ assert POLL_MS_MAX * MS_NS * 2 <= HEARTBEAT_STALE_NS
 assert HEALTH_WATCH_S * SECOND_NS * 2 <= HEARTBEAT_STALE_NS
 assert GWLB_SOURCE_PORT_FIRST + GWLB_SOURCE_PORTS == 1 << 16
 assert GWLB_SOURCE_PORTS_UNPRIVILEGED <= UDP_SOURCE_PORTS_MAX
-assert BUCKET_TTL_S >= TCP_ESTABLISHED_NS // SECOND_NS + FAILOVER_S
+assert BUCKET_TTL_S // 2 >= STORED_IDLE_NS // SECOND_NS + FAILOVER_S
 assert LAYOUT_LEASE_NS > 2 * STORE_TIMEOUT_S * SECOND_NS, (
     "it is asked for once a second, and the answer may take one"
 )

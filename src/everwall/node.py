@@ -29,7 +29,7 @@ from everwall import __version__
 from everwall.bootstrap.faults import titled
 from everwall.bootstrap.init_cfg import InitCfg, Resiliency
 from everwall.bootstrap.load import LateSecret
-from everwall.bootstrap.zones import load_policy_of
+from everwall.bootstrap.zones import load_policy_of, read_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
 from everwall.dataplane import (
@@ -49,6 +49,7 @@ from everwall.limits import (
     JUMBO_MTU_MIN,
     MAINTENANCE_S,
     MS_NS,
+    NAME_PATIENCE_S,
     REFUSED_LOG_S,
     RELOAD_SWITCH_S,
     SECOND_NS,
@@ -57,10 +58,13 @@ from everwall.limits import (
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
+from everwall.management.names import NameWatcher
 from everwall.outward import Outward
 from everwall.policy.checksum import policy_checksum
-from everwall.policy.compile import Loaded
+from everwall.policy.compile import Loaded, PolicyNames, compile_policy
+from everwall.policy.match import CompiledPolicy
 from everwall.policy.model import Policy
+from everwall.policy.names import NameBook
 from everwall.session import state
 from everwall.session.record import derive_keys, fingerprints
 from everwall.store.housekeeper import Housekeeper
@@ -109,20 +113,34 @@ async def _beside(work: Callable[[], _Found]) -> _Found:
     return await found
 
 
-def _load_politely(config: InitCfg) -> Loaded:
-    """Read and compile the policy beside threads that have to go on, in short turns of the interpreter.
+def _read_again(config: InitCfg) -> Policy:
+    """The policy of a node that runs.
 
     Raises ConfigError, also for an empty file: an editor or a full disk leaves one for a moment, and a node that denies
     everything ends every session.
     """
     if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
         raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(RELOAD_SWITCH_S)
-    try:
-        return load_policy_of(config)
-    finally:
-        sys.setswitchinterval(usual)
+    return read_policy_of(config)
+
+
+async def _politely(work: Callable[..., _Found], *arguments: Any) -> _Found:
+    """Read or compile a policy beside threads that have to go on, in short turns of the interpreter."""
+
+    def in_short_turns() -> _Found:
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(RELOAD_SWITCH_S)
+        try:
+            return work(*arguments)
+        finally:
+            sys.setswitchinterval(usual)
+
+    return await asyncio.to_thread(in_short_turns)
+
+
+def _say_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (failure := task.exception()):
+        log.error("host names of the policy are not asked for any more", error=repr(failure))
 
 
 class Node:
@@ -177,6 +195,7 @@ class Node:
             epoch_offset=time.time_ns() - time.monotonic_ns(),
             seed=int.from_bytes(os.urandom(8), "big", signed=True),
             frame_bytes=frame_bytes_for(self._data.mtu),
+            settings=self.policy.policy.settings,
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
         self._owner = owner
@@ -197,7 +216,11 @@ class Node:
             self._traffic_log = TrafficLog(config.traffic_log)
             opened.pop_all()
         self._own_names = self.policy.names
+        self._host_names = NameWatcher(self.policy.policy, self._use_addresses, self._outward.addresses)
         self._reloading = asyncio.Lock()
+        """Held by a reload that somebody asked for; there is no second one meanwhile."""
+        self._swapping = asyncio.Lock()
+        """Held by whoever reads or compiles a policy and brings it to the workers; others wait."""
         self._reload: asyncio.Task[None] | None = None
         self._state = "joining"
         self._started_ns = time.monotonic_ns()
@@ -239,9 +262,11 @@ class Node:
             None if self._management.shared else self._data.name,
         )
         control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
-        maintenance = waiting = None
+        maintenance = waiting = watching = None
         try:
             self.workers.start()
+            watching = asyncio.create_task(self._host_names.run())
+            watching.add_done_callback(_say_failure)
             if self._housekeeper is not None:
                 self._housekeeper.start()
             await self._join()
@@ -261,8 +286,9 @@ class Node:
             waiting = asyncio.create_task(self._await_secret())
             await self._stopping.wait()
         finally:
-            if waiting is not None:
-                waiting.cancel()
+            for beside in (waiting, watching):
+                if beside is not None:
+                    beside.cancel()
             if maintenance is not None:
                 maintenance.cancel()
                 await asyncio.wait([maintenance])
@@ -281,8 +307,8 @@ class Node:
         return self._state if self.workers.running else "failing"
 
     async def _join(self) -> None:
-        """Wait for the workers to be in their loops, and for the store as long as the grace allows: without
-        it new sessions still work."""
+        """Wait for the workers to be in their loops, and for the store and the policy's host names as long as the grace
+        allows: without the store new sessions still work, without a name's addresses its rules match nothing."""
         while self.workers.running and self.workers.heartbeat == 0:
             await asyncio.sleep(0.01)
         deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
@@ -293,17 +319,20 @@ class Node:
                 log.warning("the store does not answer: joining without it", **self._store())
                 break
             await asyncio.sleep(0.01)
+        while not self._host_names.settled and not self._stopping.is_set():
+            if time.monotonic_ns() > deadline:
+                log.warning(
+                    "host names of the policy are not resolved yet: joining without them",
+                    names=", ".join(self._host_names.unresolved()),
+                )
+                break
+            await asyncio.sleep(0.01)
         if self._state == "joining":
             self._state = "active"
 
     def _announce(self) -> None:
         for warning in self.policy.policy.warnings:
             log.warning(warning)
-        if names := self.policy.policy.host_names:
-            # Answers would need a policy that can be exchanged while the workers run.
-            log.warning(
-                "host names of the policy are not asked for yet: they match nothing", names=", ".join(names)
-            )
         log.info(
             "ready",
             name=self.name,
@@ -521,26 +550,67 @@ class Node:
         """
         if self._reloading.locked():
             raise ValueError("a reload is under way")
-        async with self._reloading:
+        async with self._reloading, self._swapping:
             began = time.monotonic_ns()
+            former: NameBook | None = None
             try:
-                loaded = await asyncio.to_thread(_load_politely, self.config)
+                policy = await _politely(_read_again, self.config)
+                former = self._host_names.replace(policy)
+                await self._host_names.heard(NAME_PATIENCE_S)
+                compiled, names, changes = await self._compile()
                 read_ns = time.monotonic_ns() - began
-                waited = await asyncio.to_thread(self.workers.replace_policy, loaded.compiled)
+                waited = await asyncio.to_thread(self.workers.replace_policy, compiled)
             except (ConfigError, RuntimeError) as error:
+                if former is not None:
+                    self._host_names.restore(former)
                 log.error("the policy stays as it was", error=str(error))
                 raise
-            self.policy = loaded._replace(names=loaded.names.after(self._own_names))
-            self._own_names = loaded.names
-        for warning in loaded.policy.warnings:
+            self._host_names.in_force(changes)
+            self.workers.use_settings(policy.settings)
+            self.policy = Loaded(policy, compiled, names.after(self._own_names))
+            self._own_names = names
+        for warning in policy.warnings:
             log.warning(warning)
         facts = {"read_ms": round(read_ns / MS_NS, 1), "packets_waited_us": round(max(waited) / 1000, 1)}
-        log.info("another policy", policy=loaded.policy.summary, **facts)
-        return {**self._policy(), **facts, "warnings": list(loaded.policy.warnings)}
+        log.info("another policy", policy=policy.summary, **facts)
+        return {**self._policy(), **facts, "warnings": list(policy.warnings)}
+
+    async def _compile(self) -> tuple[CompiledPolicy, PolicyNames, int]:
+        """The policy that is watched with its host names' addresses, and of how many changes these are."""
+        changes, policy = self._host_names.changes, self._host_names.policy()
+        return *await _politely(compile_policy, policy, self.config.resiliency_mode), changes
+
+    async def _use_addresses(self) -> None:
+        """Decide new sessions by what the policy's host names stand for now.
+
+        Live sessions are not asked about: names of many addresses are answered with others each time, and what was
+        allowed to one of them goes on. Nor are those that a reload has still to ask about by the former addresses.
+        """
+        async with self._swapping:
+            if not self._host_names.behind:
+                return  # a reload has just used them
+            while self.workers.rematching and self.workers.running:
+                await asyncio.sleep(0.01)
+            try:
+                compiled, _, changes = await self._compile()
+                waited = await asyncio.to_thread(self.workers.replace_policy, compiled, False)
+            except (ConfigError, RuntimeError) as error:
+                log.error("the addresses of host names stay as they were", error=str(error))
+                return
+            self._host_names.in_force(changes)
+            self.policy = self.policy._replace(compiled=compiled)
+        log.info(
+            "other addresses of host names in the policy",
+            names=len(self._host_names),
+            unresolved=len(self._host_names.unresolved()),
+            packets_waited_us=round(max(waited) / 1000, 1),
+        )
 
     def _policy(self) -> Answer:
         return {
             "summary": self.policy.policy.summary,
+            "host_names": len(self._host_names),
+            "unresolved_host_names": len(self._host_names.unresolved()),
             "rematch_percent": 100 - self.workers.rematching,
             "ruled_out": self._count(Counter.SESSIONS_RULED_OUT),
         }

@@ -69,6 +69,11 @@ class Outward:
         first = [(socket.AF_INET, (address, port)) for address in self._ask(host, "A")]
         return [*first, *((socket.AF_INET6, (address, port)) for address in self._ask(host, "AAAA"))]
 
+    def addresses(self, name: str) -> list[str]:
+        """The addresses of both families of a full name. Raises OSError."""
+        # The dot at the end keeps search lists out.
+        return [str(place[0]) for _, place in self.places(f"{name}.", 0)]
+
     def _ask(self, host: str, kind: str) -> list[str]:
         """What the first server that answers says; a server that does not, or refuses, is passed over."""
         import dns.exception  # slow to import, and most nodes have no DNS servers of their own

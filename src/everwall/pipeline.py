@@ -355,7 +355,8 @@ def _miss(state_, batch, i, now):
     if is_tcp and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         if tcp.event_of(meta[i, m.TCP_FLAG_BITS]) == tcp.SYN:
             return _open_tcp(state_, batch, i, now)
-        return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
+        verdict = _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
+        return _open_midstream(state_, batch, i, now) if verdict == _NON_SYN_TCP else verdict
     if is_tcp:
         return _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
     if meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
@@ -381,6 +382,29 @@ def _open_tcp(state_, batch, i, now):
     )
     _count(sessions, meta, slot, i, now)
     return FORWARD
+
+
+@kernel
+def _open_midstream(state_, batch, i, now):
+    """A segment of a connection whose SYN nobody saw and that the store does not know: policy decides, where the
+    operator wants that (``tcp-reject-non-syn: no``); its sender counts as the client.
+
+    Only what an open connection sends, ACK or FIN: an RST ends nothing here, and a SYN-ACK would open a flow in the
+    direction that policy was not asked about. Strict mode holds nothing: neither end waits for its first answer.
+    """
+    sessions, meta = state_.sessions, batch.meta
+    if sessions.words[state.ADMIT_NON_SYN] == 0 or meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
+        return _NON_SYN_TCP
+    event = tcp.event_of(meta[i, m.TCP_FLAG_BITS])
+    if event != tcp.ACK and event != tcp.FIN:
+        return _NON_SYN_TCP
+    parking.clear_missing(sessions, meta, i)
+    verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
+    if verdict != FORWARD:
+        return verdict
+    tcp.open_midstream(sessions.table.short, slot)
+    sessions.table.cold[slot, t.WRITTEN] = now  # since then it relearns
+    return _hit(state_, batch, slot, i, now)
 
 
 @inlined
@@ -520,6 +544,8 @@ def _resume(state_, row, verdict, now):
         return _ICMP_ERROR_UNMATCHED if verdict == _NON_SYN_TCP else verdict
     unknown = verdict == _NON_SYN_TCP or verdict == FORWARD
     if meta[row, m.PROTOCOL] == m.PROTOCOL_TCP:
+        if verdict == _NON_SYN_TCP:  # the store has never heard of it
+            return _open_midstream(state_, arena, row, now)
         return _NON_SYN_TCP if unknown else verdict
     if meta[row, m.ICMP_KIND] == m.ICMP_REPLY:
         return _ICMP_UNSOLICITED if unknown else verdict

@@ -71,6 +71,7 @@ from everwall.wire.meta import Batch, make_batch
 STOP = 0  # set from outside: leave the loop
 _LEAVE = 1  # set from outside: leave it to the thread that waits for it
 _NEXT = 2  # what that thread does, see below
+_REMATCH = 3  # 1: it asks about the live sessions again
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
 _ENTERED = 10  # and at which that one had it
@@ -121,7 +122,8 @@ def run(state_, port, loop):
         if not _wait_for_the_loop(loop):
             loop.control[_NEXT] = _NOBODY
             return
-        begin_rematch(state_.sessions)
+        if loop.control[_REMATCH] != 0:
+            begin_rematch(state_.sessions)
         loop.control[_ENTERED] = monotonic(loop.scratch)
         loop.control[_NEXT] = _NOBODY
     loop.control[_INSIDE] = 1
@@ -349,8 +351,9 @@ class Worker:
         if self._core is not None and thread.native_id is not None:
             os.sched_setaffinity(thread.native_id, {self._core})
 
-    def replace_policy(self, policy: CompiledPolicy) -> int:
-        """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes.
+    def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> int:
+        """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes,
+        or, without ``rematch``, stay as they are.
 
         Kernels know where their arrays are when they are entered. So another thread is brought to the loop with the
         new ones, and goes on where this one leaves: nothing is lost, and packets wait for as many ns as returned.
@@ -360,8 +363,10 @@ class Worker:
             state_, former = self.state._replace(policy=policy), self._thread
             if former is None or not former.is_alive():
                 self.state = state_
-                begin_rematch(self.sessions)
+                if rematch:
+                    begin_rematch(self.sessions)
                 return 0
+            self.loop.control[_REMATCH] = int(rematch)
             baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
                 self._succeed(former, state_, baton)

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.counters import Counter
-from everwall.engine import EngineConfig, describe_sessions, drain_ring, verdict_counts
+from everwall.engine import EngineConfig, describe_sessions, drain_ring, use_settings, verdict_counts
 from everwall.handover import abandon, make_handovers
 from everwall.limits import MS_NS
 from everwall.policy.match import CompiledPolicy
+from everwall.policy.settings import SessionSettings
 from everwall.ports.port import Port
 from everwall.session import state
 from everwall.session.resync import progress
@@ -144,8 +145,10 @@ class Workers:
         for worker in self.all:
             worker.sessions.words[state.RESILIENCY] = int(on)
 
-    def replace_policy(self, policy: CompiledPolicy) -> list[int]:
+    def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> list[int]:
         """Decide by another policy from now on, worker after worker; returns for how many ns packets of each waited.
+
+        ``rematch``: whether live sessions are asked about again.
 
         Raises RuntimeError, and all of them decide as before, when one of them cannot; those that cannot go back
         either are counted in its message.
@@ -154,12 +157,12 @@ class Workers:
         waited = []
         try:
             for worker in self.all:
-                waited.append(worker.replace_policy(policy))
+                waited.append(worker.replace_policy(policy, rematch))
         except Exception as error:
             stuck = 0
             for worker, before in zip(self.all[: len(waited)], former, strict=False):
                 try:
-                    worker.replace_policy(before)
+                    worker.replace_policy(before, rematch)
                 except RuntimeError:
                     stuck += 1
             if stuck:
@@ -169,6 +172,11 @@ class Workers:
                 ) from error
             raise
         return waited
+
+    def use_settings(self, settings: SessionSettings) -> None:
+        """Keep sessions for other times from now on, and treat unknown ones otherwise."""
+        for worker in self.all:
+            use_settings(worker.sessions, settings)
 
     @property
     def rematching(self) -> int:

@@ -65,3 +65,22 @@ def test_a_load_balancer_that_forgets_first_wants_keepalives_and_one_that_forget
     assert tcp(node_checks.TCP_IDLE_S).level is Level.OK
     assert tcp(6000).level is Level.WARNING
     assert "non-syn-tcp" in tcp(6000).text
+
+
+def test_the_policys_own_time_outs_are_judged(tmp_path) -> None:
+    def told(text: str, balancer_s: int = LB_IDLE_TCP_S) -> dict[str, Finding]:
+        (tmp_path / "policy.yaml").write_text(text)
+        cfg, _ = parse_init_cfg(f"everwall-policy={tmp_path / 'policy.yaml'}")
+        settings, unread = node_checks.settings_of(cfg)
+        return {each.check: each for each in [*unread, *node_checks.idle(balancer_s, settings)]}
+
+    short = told("sessions: {timeout-tcp: 60, timeout-udp: 90}")
+    assert short["idle-tcp"].level is Level.WARNING
+    assert short["idle-tcp"].advice == "set tcp.idle_timeout.seconds to 60 or less"
+    assert "UDP 90 s here" in short["idle-udp"].text
+    long = told("sessions: {timeout-tcp: 86400, timeout-udp: 7200}")
+    assert long["idle-tcp"].level is Level.OK
+    assert "stored-tcp" not in long, "the load balancer forgets before the store does"
+    assert "not for 7200 s" in long["stored-udp"].text
+    assert told("sessions: {timeout-tcp: 86400}", 6000)["stored-tcp"].level is Level.WARNING
+    assert told("sessions: {timeout-tpc: 5}")["policy"].level is Level.ERROR

@@ -10,8 +10,9 @@ import pytest
 
 from everwall.config import ConfigError
 from everwall.policy.model import ICMP, AddressRange, Policy, Rule, Service
-from everwall.policy.panos import Panos, SessionSettings, load_panos, read_panos
+from everwall.policy.panos import Panos, load_panos, read_panos
 from everwall.policy.rules import read_policy
+from everwall.policy.settings import SessionSettings
 from tests.policy.vendor import DENY, ZONE, address, config, group, members, rule, service
 
 FILES = Path(__file__).parent / "files"
@@ -91,7 +92,7 @@ def test_a_real_file_is_loaded_as_it_was_written() -> None:
     assert (clean.action, clean.service) == ("deny", None)
     assert (found.policy.intrazone_default.action, found.policy.intrazone_default.log_end) == ("deny", True)
     assert found.policy.interzone_default.action == "drop"
-    assert found.session == SessionSettings(tcp=1800, udp=60, tcp_handshake=20, reject_non_syn=False)
+    assert found.policy.settings == SessionSettings(tcp=1800, udp=60, tcp_handshake=20, reject_non_syn=False)
     assert found.interfaces == {"ethernet1/1": "gwlb", "ethernet1/1.10": "web", "ethernet1/1.20": "db"}
     assert found.left_out == ()
 
@@ -492,16 +493,19 @@ def test_an_intrazone_rule_ends_where_it_begins() -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("<timeout-tcp>0</timeout-tcp>", "timeout-tcp: '0': expected seconds from 1 to 15999999"),
-        ("<timeout-tcpinit>61</timeout-tcpinit>", "timeout-tcpinit: '61': expected seconds from 1 to 60"),
-        ("<timeout-udp>ten</timeout-udp>", "timeout-udp: 'ten': expected seconds from 1 to 15999999"),
-        ("<tcp-reject-non-syn>1</tcp-reject-non-syn>", "tcp-reject-non-syn: '1': expected yes or no"),
+        ("<timeout-tcp>0</timeout-tcp>", "1:1: timeout-tcp: '0': expected seconds from 1 to 15999999"),
+        (
+            "<timeout-tcpinit>61</timeout-tcpinit>",
+            "1:1: timeout-tcpinit: '61': expected seconds from 1 to 60",
+        ),
+        ("<timeout-udp>ten</timeout-udp>", "1:1: timeout-udp: 'ten': expected seconds from 1 to 15999999"),
+        ("<tcp-reject-non-syn>1</tcp-reject-non-syn>", "1: tcp-reject-non-syn: '1': expected yes or no"),
     ],
 )
 def test_a_session_setting_out_of_its_bounds_is_refused(setting: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(config(setting=f"<session>{setting}</session>"))
-    assert str(caught.value) == f"bootstrap.xml:1: {line}"
+    assert str(caught.value) == f"bootstrap.xml:{line}"
 
 
 WRONG: list[tuple[str, str, str]] = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from everwall.limits import SECOND_NS
+from everwall.engine import use_settings
+from everwall.limits import FAILOVER_S, SECOND_NS, STORED_IDLE_NS
 from everwall.policy.compile import compile_policy
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.rules import read_policy
+from everwall.policy.settings import SessionSettings
 from everwall.session import image, tcp
 from everwall.session import table as t
 from everwall.verdict import Verdict
@@ -58,6 +60,53 @@ def test_every_state_has_its_time_out(story: list[bytes], seconds: float, reason
     assert node.sessions() == []
     assert node.ends() == [reason]
     assert node.engine.counters["sessions-ended"] == 1
+
+
+SETTINGS = {
+    "init": "tcp_init",
+    "handshake": "tcp_handshake",
+    "established": "tcp",
+    "udp": "udp",
+    "icmp": "icmp",
+    "other": "other",
+    "unverified rst": "tcp_unverified_rst",
+    "time-wait": "tcp_time_wait",
+    "half-closed": "tcp_half_closed",
+    "half-closed by the server": "tcp_half_closed",
+    "closed": "tcp_time_wait",
+}
+
+
+@pytest.mark.parametrize("which", lives())
+def test_a_policy_sets_each_time_out_by_its_name_and_nothing_set_is_as_usual(which: str) -> None:
+    story, usual, _ = lives()[which]
+    node = Cluster().node(resiliency=False, settings=SessionSettings(**{SETTINGS[which]: 7}))
+    assert set(node.receive(*story)) == {FORWARD}
+    node.tick(6.999)
+    assert len(node.sessions()) == 1
+    use_settings(node.engine.sessions_state, SessionSettings(**{SETTINGS[which]: 50}))
+    node.tick(1)
+    assert len(node.sessions()) == 1, "a live session is aged by what is set now"
+    use_settings(node.engine.sessions_state, SessionSettings())
+    node.tick(max(usual - 7.999, 0) + 1)
+    assert node.sessions() == []
+
+
+def test_a_time_out_longer_than_a_record_can_live_is_refreshed_like_the_longest_that_it_can() -> None:
+    node = Cluster().node(settings=SessionSettings(tcp=86_400))
+    connection = Connection()
+    node.judge(*connection.handshake())
+    node.serve()
+    node.tick(STORED_IDLE_NS / SECOND_NS / 3)
+    assert len(node.engine.outbox()) == 0, "nothing came since"
+    node.receive(connection.ack())
+    node.tick(1)
+    (row,) = node.engine.outbox()
+    assert row[image.OP] == image.WRITE
+    # A second of rounding up, and the failover itself.
+    assert row[image.EXPIRY] - node.cluster.time // SECOND_NS <= STORED_IDLE_NS // SECOND_NS + FAILOVER_S + 1
+    node.tick(2 * 3600)
+    assert len(node.sessions()) == 1, "here it lives on"
 
 
 def test_time_outs_are_exact_for_whoever_touches_the_session() -> None:

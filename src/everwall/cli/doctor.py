@@ -19,6 +19,7 @@ from everwall.config import ConfigError, read_password, read_text
 from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, topology
 from everwall.doctor.findings import Finding, Level, count
 from everwall.doctor.sizing import size
+from everwall.policy.settings import DEFAULT_SETTINGS
 from everwall.store.connection import StoreConfig
 from everwall.store_config import store_config
 
@@ -90,17 +91,20 @@ def command(
         )
         store = _store(given, cfg, _pem(redis_certificate), redis_server_name, not no_tls)
         found: list[Finding] = []
+        settings = DEFAULT_SETTINGS
         if store is not None:
             sessions = sessions if sessions is not None or cfg is None else cfg.max_sessions
             found += _look_at_store(store, sessions, firewalls)
         if bootstrap is not None:
             found += node_checks.findings(bootstrap.config, bootstrap.warnings)
+            settings, unread = node_checks.settings_of(bootstrap.config)
+            found += unread
         if target_group is not None:
             elbv2 = balancer_facts.client(target_group)
             facts = balancer_facts.collect(elbv2, target_group)
-            found += balancer_checks.findings(facts, cfg.health_port if cfg is not None else None)
+            found += balancer_checks.findings(facts, cfg.health_port if cfg is not None else None, settings)
         elif cfg is not None:
-            found += node_checks.idle()
+            found += node_checks.idle(settings=settings)
     except (ValueError, balancer_facts.BalancerError) as error:  # ConfigError and SizeError are ValueErrors
         fail(titled(error))
     if not found:

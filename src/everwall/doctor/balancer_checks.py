@@ -16,6 +16,7 @@ from everwall.limits import (
     HEALTH_TIMEOUT_S_ADVISED,
     LB_IDLE_TCP_S,
 )
+from everwall.policy.settings import DEFAULT_SETTINGS, SessionSettings
 
 UNHEALTHY, DEREGISTRATION = "target_failover.on_unhealthy", "target_failover.on_deregistration"
 RESETS = (
@@ -28,8 +29,10 @@ CROSS_ZONE = "load_balancing.cross_zone.enabled"
 IDLE = "tcp.idle_timeout.seconds"
 
 
-def findings(facts: BalancerFacts, health_port: int | None = None) -> list[Finding]:
-    """All findings; ``health_port`` is the node's, where it is known."""
+def findings(
+    facts: BalancerFacts, health_port: int | None = None, settings: SessionSettings = DEFAULT_SETTINGS
+) -> list[Finding]:
+    """All findings; ``health_port`` and ``settings`` are the node's, where they are known."""
     return [
         *_group(facts),
         *_failover(facts),
@@ -38,7 +41,7 @@ def findings(facts: BalancerFacts, health_port: int | None = None) -> list[Findi
         *_delay(facts),
         *_health(facts, health_port),
         *_zones(facts),
-        *node_checks.idle(_whole(facts.listener_attributes.get(IDLE), LB_IDLE_TCP_S)),
+        *node_checks.idle(_whole(facts.listener_attributes.get(IDLE), LB_IDLE_TCP_S), settings),
     ]
 
 

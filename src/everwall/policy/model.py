@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from everwall.policy.match import INTERZONE_DEFAULT, INTRAZONE_DEFAULT, ZONE_DATA
+from everwall.policy.settings import DEFAULT_SETTINGS, SessionSettings
 
 ACTIONS = ("allow", "deny", "drop", "reset-client", "reset-server", "reset-both")
 RULE_TYPES = ("universal", "intrazone", "interzone")
@@ -118,6 +119,8 @@ class Policy:
     interzone_default: DefaultRule = DefaultRule(INTERZONE_DEFAULT)
     default_zone: str = ZONE_DATA
     """What everything is in as long as no endpoint is mapped."""
+    settings: SessionSettings = DEFAULT_SETTINGS
+    """What it says about sessions beside the rules."""
     warnings: tuple[str, ...] = ()
 
     @property

@@ -39,6 +39,8 @@ class _Name:
     """When to ask; None while somebody asks."""
     addresses: tuple[AddressRange, ...] = ()
     resolved: bool = False
+    asked: bool = False
+    """Whether there was an answer, or the news that there is none."""
 
 
 class NameBook:
@@ -50,9 +52,7 @@ class NameBook:
         self._names: dict[str, _Name] = {}
         for name in policy.host_names:
             known = before._names.get(name) if before is not None else None
-            self._names[name] = (
-                _Name(now_ns, known.addresses, known.resolved) if known is not None else _Name(now_ns)
-            )
+            self._names[name] = replace(known, due_ns=now_ns) if known is not None else _Name(now_ns)
 
     def due(self, now_ns: int, at_most: int) -> list[str]:
         """The names to ask for now, those that have waited longest first; they are not due again before an answer."""
@@ -74,16 +74,29 @@ class NameBook:
             return False
         entry = self._names[name]
         changed = entry.addresses != tuple(found)
-        entry.addresses, entry.resolved, entry.due_ns = tuple(found), True, now_ns + NAME_REFRESH_NS
+        entry.addresses, entry.due_ns = tuple(found), now_ns + NAME_REFRESH_NS
+        entry.resolved = entry.asked = True
         return changed
 
     def failed(self, name: str, now_ns: int) -> None:
         """Nobody could say: the last answer stays."""
-        self._names[name].due_ns = now_ns + NAME_RETRY_NS
+        entry = self._names[name]
+        entry.due_ns, entry.asked = now_ns + NAME_RETRY_NS, True
 
     def unresolved(self) -> list[str]:
         """Names that have never been answered: what they stand for matches nothing."""
         return [name for name, entry in self._names.items() if not entry.resolved]
+
+    def waiting(self) -> bool:
+        """Whether there are names of which nothing was heard yet, neither good nor bad."""
+        return any(not entry.asked for entry in self._names.values())
+
+    def again(self, now_ns: int) -> NameBook:
+        """The same once more, with every name due: nobody waits for the answers to earlier questions."""
+        return NameBook(self._policy, now_ns, self)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def policy(self) -> Policy:
         """The policy with everything that is known."""

@@ -8,7 +8,7 @@ not loaded. ``docs/policy.md`` tells the rules of the translation.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from everwall.policy.model import Policy
 from everwall.policy.panos_objects import Objects, Table
 from everwall.policy.panos_rules import RuleReader, default_rules
 from everwall.policy.rules import read_document
+from everwall.policy.settings import REJECT_NON_SYN, SETTING_KEYS
 from everwall.policy.xml_tree import Element, read_xml
 
 _ZONE_KINDS = ("layer3", "layer2", "virtual-wire", "tap", "tunnel", "external")
@@ -33,38 +34,6 @@ _RULEBASES = (
     "authentication",
     "tunnel-inspect",
 )
-_WEEK_S, _LONGEST_S = 604_800, 15_999_999
-
-
-@dataclass(frozen=True)
-class SessionSettings:
-    """What the file says about sessions, in seconds; None: nothing, and the default stays."""
-
-    tcp: int | None = None
-    udp: int | None = None
-    icmp: int | None = None
-    other: int | None = None
-    tcp_init: int | None = None
-    tcp_handshake: int | None = None
-    tcp_half_closed: int | None = None
-    tcp_time_wait: int | None = None
-    tcp_unverified_rst: int | None = None
-    reject_non_syn: bool | None = None
-
-
-# Field: its element under deviceconfig/setting/session, and the most that PAN-OS takes (the least is 1).
-_TIMEOUTS = {
-    "tcp": ("timeout-tcp", _LONGEST_S),
-    "udp": ("timeout-udp", _LONGEST_S),
-    "icmp": ("timeout-icmp", _LONGEST_S),
-    "other": ("timeout-default", _LONGEST_S),
-    "tcp_init": ("timeout-tcpinit", 60),
-    "tcp_handshake": ("timeout-tcphandshake", 60),
-    "tcp_half_closed": ("timeout-tcp-half-closed", _WEEK_S),
-    "tcp_time_wait": ("timeout-tcp-time-wait", 600),
-    "tcp_unverified_rst": ("timeout-tcp-unverified-rst", 600),
-}
-assert {item.name for item in fields(SessionSettings)} == {*_TIMEOUTS, "reject_non_syn"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +46,6 @@ class Panos:
     """The same policy in the form of our own file."""
     interfaces: Mapping[str, str]
     """Interface, as ``ethernet1/1.10``, to its zone."""
-    session: SessionSettings
     left_out: tuple[str, ...]
     """One line for each rule that was not loaded."""
 
@@ -143,17 +111,15 @@ class _Translator:
             "services": dict(objects.services.nodes),
             "rules": rules.nodes,
             "default-rules": default_rules(self.file, defaults, self.notes),
+            "sessions": self._session(device),
         }
-        session = self._session(device)
         self._unused(system)
         self.notes += [f"{self.file}: {note}" for note in objects.notes]
         node = node_of(self.file, self.root.line, "", {name: part for name, part in document.items() if part})
         policy = read_document(node)
         unused = [f"{self.file}: {reason}" for reason in self._unmatchable(objects)]
         warnings = (*rules.left_out, *self.notes, *rules.notes, *unused, *policy.warnings)
-        return Panos(
-            replace(policy, warnings=warnings), node, self.interfaces, session, tuple(rules.left_out)
-        )
+        return Panos(replace(policy, warnings=warnings), node, self.interfaces, tuple(rules.left_out))
 
     def _places(self) -> tuple[Element, Element]:
         """The device and its virtual system."""
@@ -235,31 +201,18 @@ class _Translator:
 
     # Sessions -----------------------------------------------------------------------------------------------
 
-    def _session(self, device: Element) -> SessionSettings:
-        found: dict[str, Any] = {}
-        known = {element: (name, most) for name, (element, most) in _TIMEOUTS.items()}
+    def _session(self, device: Element) -> dict[str, Node]:
+        """The settings that we know, by the same keys."""
+        found: dict[str, Node] = {}
         session = device.child("deviceconfig", "setting", "session")
         for child in session.children if session is not None else ():
-            if child.tag in known:
-                name, most = known[child.tag]
-                if not child.text.isdecimal() or not 1 <= int(child.text) <= most:
-                    raise ConfigError(
-                        self.file,
-                        f"seconds from 1 to {most}",
-                        line=child.line,
-                        key=child.tag,
-                        value=child.text,
-                    )
-                found[name] = int(child.text)
-            elif child.tag == "tcp-reject-non-syn":
-                if child.text not in ("yes", "no"):
-                    raise ConfigError(
-                        self.file, "yes or no", line=child.line, key=child.tag, value=child.text
-                    )
-                found["reject_non_syn"] = child.text == "yes"
-            else:
+            if child.tag not in SETTING_KEYS:
                 self.notes.append(f"{self.file}:{child.line}: session setting {child.tag} is not used")
-        return SessionSettings(**found)
+                continue
+            if child.tag == REJECT_NON_SYN and child.text not in ("yes", "no"):
+                raise ConfigError(self.file, "yes or no", line=child.line, key=child.tag, value=child.text)
+            found[child.tag] = node_of(self.file, child.line, child.tag, child.text)
+        return found
 
     # What is not used -----------------------------------------------------------------------------------------
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from everwall.config import Node, did_you_mean, load_yaml
 from everwall.limits import POLICY_HOST_NAMES_MAX, POLICY_RULES_MAX, POLICY_WARNINGS_SHOWN, POLICY_ZONES_MAX
 from everwall.modes import MODE_EXPECTED, parse_mode
+from everwall.policy import settings
 from everwall.policy.applications import APPLICATION_DEFAULT, STANDARD_PORTS, by_ports, standard_ports
 from everwall.policy.findings import findings
 from everwall.policy.match import INTERZONE_DEFAULT, INTRAZONE_DEFAULT, ZONE_DATA
@@ -42,6 +44,7 @@ from everwall.policy.objects import (
     parse_service_node,
     tags_of,
 )
+from everwall.policy.settings import REJECT_NON_SYN, SETTING_KEYS, TIMEOUTS, SessionSettings
 from everwall.policy.words import (
     APPLICATION_EXPECTED,
     ENDPOINT_EXPECTED,
@@ -73,7 +76,7 @@ __all__ = [
     "read_policy",
 ]
 
-SECTIONS = ("zones", "addresses", "services", "applications", "rules", "default-rules")
+SECTIONS = ("zones", "addresses", "services", "applications", "rules", "default-rules", "sessions")
 ZONE_KEYS = ("endpoints", "interfaces", "description")
 RULE_KEYS = (
     "name",
@@ -159,10 +162,11 @@ class _Reader:
         self.applications = {**STANDARD_PORTS, **self._applications()}
         rules = self._rules()
         intrazone, interzone = self._defaults()
-        policy = Policy(self.file, zones, rules, intrazone, interzone, self.default_zone)
+        policy = Policy(self.file, zones, rules, intrazone, interzone, self.default_zone, self._settings())
         if len(policy.host_names) > POLICY_HOST_NAMES_MAX:
             raise self.root["rules"].error(f"at most {POLICY_HOST_NAMES_MAX} host names in all addresses")
         self.warnings += findings(policy)
+        self.warnings += settings.findings(self.file, policy.settings)
         self.warnings += _unused(self.file, "addresses", self.addresses.unused())
         self.warnings += _unused(self.file, "services", self.services.unused())
         return replace(policy, warnings=tuple(self.warnings))
@@ -366,6 +370,18 @@ class _Reader:
             log_start, log_end = (_flag(entry, key, False) for key in ("log-start", "log-end"))
             found.append(DefaultRule(name, action, log_start, log_end, _mode(entry)))
         return found[0], found[1]
+
+    def _settings(self) -> SessionSettings:
+        node = self.root.get("sessions")
+        entry = {} if node is None or node.data is None else node.mapping(SETTING_KEYS)
+        found: dict[str, Any] = {
+            name: entry[key].integer(1, most_s, f"seconds from 1 to {most_s}")
+            for name, (key, most_s) in TIMEOUTS.items()
+            if key in entry
+        }
+        if REJECT_NON_SYN in entry:
+            found["reject_non_syn"] = entry[REJECT_NON_SYN].boolean()
+        return SessionSettings(**found)
 
 
 def _unused(file: str, what: str, names: list[str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from everwall.policy.rules import (
     SECTIONS,
     ZONE_KEYS,
 )
+from everwall.policy.settings import REJECT_NON_SYN, SETTING_KEYS, TIMEOUTS
 from everwall.policy.words import APPLICATION, ENDPOINT, FQDN, HOST, INTERFACE
 
 Schema = dict[str, Any]
@@ -47,6 +48,10 @@ def _one_or_more(entry: Schema) -> Schema:
     """An entry or a list of them; ``any`` is none of them."""
     item = {"allOf": [entry, {"not": {"const": "any"}}]}
     return {"anyOf": [item, {"type": "array", "minItems": 1, "items": item}]}
+
+
+def _seconds(most: int) -> Schema:
+    return {"type": ["integer", "string"], "pattern": "^[0-9]{1,8}$", "minimum": 1, "maximum": most}
 
 
 def _or_any(entry: Schema) -> Schema:
@@ -117,6 +122,13 @@ def schema() -> Schema:
         },
         "default-rules": {
             **_mapping(DEFAULT_RULES, dict.fromkeys(DEFAULT_RULES, default_rule)),
+            "type": ["object", "null"],
+        },
+        "sessions": {
+            **_mapping(
+                SETTING_KEYS,
+                {**{key: _seconds(most_s) for key, most_s in TIMEOUTS.values()}, REJECT_NON_SYN: flag},
+            ),
             "type": ["object", "null"],
         },
     }

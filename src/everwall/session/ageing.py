@@ -6,7 +6,7 @@ import numpy as np
 
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel, prefetch
-from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS
+from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS, STORED_IDLE_NS
 from everwall.modes import ASYNC, STRICT
 from everwall.session import state, tcp
 from everwall.session import table as t
@@ -91,8 +91,8 @@ def _age(sessions, slot, now):
 
 @inlined
 def _wants_refresh(sessions, slot, now):
-    """Whether a third of the idle time-out has passed since a session was written, and packets since."""
-    timeout = sessions.timeouts[np.int64(sessions.table.short[slot, t.STATE])]
+    """Whether a third of the time that its record lives has passed since a session was written, and packets since."""
+    timeout = min(sessions.timeouts[np.int64(sessions.table.short[slot, t.STATE])], STORED_IDLE_NS)
     written = sessions.table.cold[slot, t.WRITTEN]
     # Multiplied, because the hand passes a million sessions a second and a division is slow.
     due = (now - written) * sessions.words[state.REFRESH_DIVISOR] >= timeout

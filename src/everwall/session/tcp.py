@@ -21,7 +21,7 @@ import numpy as np
 from everwall.kernels import kernel
 from everwall.limits import SECOND_NS
 from everwall.session import table as t
-from everwall.session.image import INITIATOR_UPPER, NO_SCALING
+from everwall.session.image import INITIATOR_UPPER, NO_SCALING, PARTIAL
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.fragment import PACKET_BYTES_MAX
@@ -481,6 +481,18 @@ def track(short, small, slot, meta, i, scale):
             return _FORWARD, follows
     _learn(short, small, slot, meta, i, end, last)
     return _FORWARD, follows
+
+
+@kernel
+def open_midstream(short, slot):
+    """Begin tracking with a segment of an open connection: nothing is known but that it is one, as after a takeover.
+
+    One step before established, so that its packet makes it so, and is stored for it.
+    """
+    short[slot, t.STATE] = TCP_HANDSHAKE
+    short[slot, t.SCALES] = _SCALE_UNKNOWN | _SCALE_UNKNOWN << 4
+    short[slot, t.FLAGS] |= PARTIAL
+    short[slot, t.LOCAL] |= t.RELEARNING
 
 
 @kernel

@@ -6,7 +6,7 @@ import numpy as np
 
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
-from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, MS_NS, SECOND_NS
+from everwall.limits import FAILOVER_S, LB_IDLE_OTHER_S, LB_IDLE_TCP_S, MS_NS, SECOND_NS, STORED_IDLE_NS
 from everwall.modes import ASYNC, MIN_AGE_UNIT_NS, OFF, STRICT
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
@@ -31,10 +31,11 @@ def protocol_of(key2):
 def stored_expiry(sessions, slot):
     """When the record of a session stops being true, in seconds of store time.
 
-    Idle time-out or the load balancer's, whichever is longer, and time for the failover itself.
+    Idle time-out or the load balancer's, whichever is longer, and time for the failover itself. No record lives for
+    longer than its bucket does without a write, however long the time-out is.
     """
     short = sessions.table.short
-    idle_s = sessions.timeouts[np.int64(short[slot, t.STATE])] // SECOND_NS
+    idle_s = min(sessions.timeouts[np.int64(short[slot, t.STATE])], STORED_IDLE_NS) // SECOND_NS
     tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
     balancer_s = LB_IDLE_TCP_S if tcp_flow else LB_IDLE_OTHER_S
     seen_s = (
