@@ -14,13 +14,11 @@ import hashlib
 import os
 import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from pydantic import SecretBytes
@@ -51,10 +49,10 @@ from everwall.limits import (
     MS_NS,
     NAME_PATIENCE_S,
     REFUSED_LOG_S,
-    RELOAD_SWITCH_S,
     SECOND_NS,
     frame_bytes_for,
 )
+from everwall.management.beside import beside, politely
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
@@ -78,8 +76,6 @@ from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
 
-_Found = TypeVar("_Found")
-
 
 class NodeError(RuntimeError):
     """The node cannot start; the message says what to do."""
@@ -91,28 +87,6 @@ def owner_id(name: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-async def _beside(work: Callable[[], _Found]) -> _Found:
-    """What ``work`` finds, in a thread that nobody waits for: a far server that is slow does not hold up the end."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[_Found] = loop.create_future()
-
-    def tell(how: Callable[[Any], None], what: Any) -> None:
-        if not found.done():
-            how(what)
-
-    def run() -> None:
-        told: tuple[Callable[[Any], None], Any]
-        try:
-            told = found.set_result, work()
-        except Exception as error:
-            told = found.set_exception, error
-        with contextlib.suppress(RuntimeError):  # the loop may have ended meanwhile
-            loop.call_soon_threadsafe(tell, *told)
-
-    threading.Thread(target=run, name="source", daemon=True).start()
-    return await found
-
-
 def _read_again(config: InitCfg) -> Policy:
     """The policy of a node that runs.
 
@@ -122,20 +96,6 @@ def _read_again(config: InitCfg) -> Policy:
     if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
         raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
     return read_policy_of(config)
-
-
-async def _politely(work: Callable[..., _Found], *arguments: Any) -> _Found:
-    """Read or compile a policy beside threads that have to go on, in short turns of the interpreter."""
-
-    def in_short_turns() -> _Found:
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(RELOAD_SWITCH_S)
-        try:
-            return work(*arguments)
-        finally:
-            sys.setswitchinterval(usual)
-
-    return await asyncio.to_thread(in_short_turns)
 
 
 def _say_failure(task: asyncio.Task[None]) -> None:
@@ -359,7 +319,7 @@ class Node:
         while late is not None and self.config.cluster_secret is None:
             await asyncio.sleep(late.every_s)
             try:
-                secret = await _beside(late.read)
+                secret = await beside(late.read)
             except ConfigError as error:
                 if complaint != (complaint := titled(error)):
                     log.warning(complaint)
@@ -554,7 +514,7 @@ class Node:
             began = time.monotonic_ns()
             former: NameBook | None = None
             try:
-                policy = await _politely(_read_again, self.config)
+                policy = await politely(_read_again, self.config)
                 former = self._host_names.replace(policy)
                 await self._host_names.heard(NAME_PATIENCE_S)
                 compiled, names, changes = await self._compile()
@@ -578,7 +538,7 @@ class Node:
     async def _compile(self) -> tuple[CompiledPolicy, PolicyNames, int]:
         """The policy that is watched with its host names' addresses, and of how many changes these are."""
         changes, policy = self._host_names.changes, self._host_names.policy()
-        return *await _politely(compile_policy, policy, self.config.resiliency_mode), changes
+        return *await politely(compile_policy, policy, self.config.resiliency_mode), changes
 
     async def _use_addresses(self) -> None:
         """Decide new sessions by what the policy's host names stand for now.
@@ -678,7 +638,7 @@ class Node:
         if self._again is None:
             raise ValueError("this node was not started from a source that can be read again")
         # A bucket or a secret may be slow to answer, and health checks do not wait for it.
-        return self.renew_secrets(await _beside(self._again))
+        return self.renew_secrets(await beside(self._again))
 
     def renew_secrets(self, fresh: InitCfg) -> Answer:
         """Use the cluster's secrets of ``fresh`` from now on, and nothing else of it; the first one may come so, too.
