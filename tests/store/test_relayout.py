@@ -130,7 +130,7 @@ def test_a_node_that_stood_still_asks_for_the_layout_before_it_asks_for_anything
     link = late.store._router.shard.ordinary
     link.protocol.hear(str(wanted).encode())
     link.protocol.move(0)
-    link._confirmed_ns = 0  # as after a hang
+    link._confirmed_ns = link._probed_ns = 0  # as after a hang
     assert late.outcome(rows, LOOKUP) == [FOUND] * 50
 
 
