@@ -12,6 +12,7 @@ from everwall.limits import LOOKUP_DEADLINE_NS, SECOND_NS, STORE_ASKED_ROWS, STO
 from everwall.rings import make_ring
 from everwall.session import image
 from everwall.session.image import FAILED, LOOKUP, WRITE
+from everwall.session.state import CLOCK_CONNECTIONS
 from everwall.store import backlog, cluster, conversation, router
 from everwall.store.answers import Answers, StoreClock
 from everwall.store.cluster import ClusterRouter
@@ -156,3 +157,24 @@ def test_lookups_for_which_nobody_waits_any_more_are_not_sent_to_a_slow_server(m
     now += LOOKUP_DEADLINE_NS
     link._with_link(Busy(), False)
     assert common.answers.tally[FAILED] == 6, "and these have just come"
+
+
+def test_changes_that_a_slow_server_had_no_room_for_are_offered_again(monkeypatch):
+    """Those that were dropped without a link are so anyway, with the next one."""
+    for module in (backlog, conversation):
+        monkeypatch.setattr(module, "STORE_QUEUE_ROWS", 64)
+    monkeypatch.setattr(backlog, "_ROWS", 128)
+    common = trade()
+    shard = Shard(common, Protocol(KEYS, "test", 64, clustered=True), unreachable, leads=False, replicas=0)
+    rows = asking(sessions(140), WRITE)
+    shard.put(rows[:64], np.zeros(64, np.int64))
+    shard.put(rows[64:70], np.zeros(6, np.int64))
+    assert (common.dropped, common.crowded_out) == (32, 0)
+    shard.ordinary.link = Busy()
+    shard.put(rows[70:100], np.zeros(30, np.int64))
+    shard.put(rows[100:], np.zeros(40, np.int64))
+    assert (common.dropped, common.crowded_out) == (68, 36)
+    before = common.clock._words[CLOCK_CONNECTIONS]
+    for second in range(100):
+        common.offer_what_was_refused(second * SECOND_NS)
+    assert common.clock._words[CLOCK_CONNECTIONS] == before + 1

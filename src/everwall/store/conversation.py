@@ -81,11 +81,13 @@ class Trade:
     errors: int = 0
     last_error: str | None = None
     dropped: int = 0
+    crowded_out: int = 0
+    """Of these, what a link had no room for: no new connection will have it offered again."""
     refusals: Refusals = field(default_factory=Refusals)
 
     def offer_what_was_refused(self, now_ns: int) -> None:
         """Once a pause has passed; called now and then."""
-        self.refusals.note(int(self.answers.tally[UNWRITTEN]), now_ns)
+        self.refusals.note(int(self.answers.tally[UNWRITTEN]) + self.crowded_out, now_ns)
         if self.refusals.is_due(now_ns):
             self.clock.offer_again()
 
@@ -213,7 +215,9 @@ class Conversation:
         if self.backlog.lookups >= STORE_QUEUE_ROWS or self.backlog.is_full:
             self._trade.answers.fail(self.backlog.take_lookups())
         if self.backlog.is_full:
-            self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS // 2)
+            dropped = self.backlog.keep_writes(STORE_QUEUE_ROWS // 2)
+            self._trade.dropped += dropped
+            self._trade.crowded_out += dropped if self.link is not None else 0
 
     def ask(self, row: Rows) -> None:
         """Send one row after ASKING: the server is about to get its bucket from another.
