@@ -274,11 +274,13 @@ def test_of_several_workers_all_decide_alike_or_all_as_before(monkeypatch: pytes
         with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the last; 1 of 3 workers"):
             calls: list[Worker] = []
 
-            def fail_at_the_last_and_at_the_first(worker: Worker, policy: CompiledPolicy) -> int:
+            def fail_at_the_last_and_at_the_first(
+                worker: Worker, policy: CompiledPolicy, rematch: bool
+            ) -> int:
                 calls.append(worker)
                 if worker is three.all[2] or (calls.count(worker) == 2 and worker is three.all[0]):
                     raise RuntimeError("the last" if worker is three.all[2] else "the first, on its way back")
-                return replace_one(worker, policy)
+                return replace_one(worker, policy, rematch)
 
             patched.setattr(Worker, "replace_policy", fail_at_the_last_and_at_the_first)
             three.replace_policy(deny_all())
