@@ -1,13 +1,18 @@
-"""What tests of several folders share, because it takes seconds to start."""
+"""What tests of several folders share: how hypothesis works, and what takes seconds to start."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import needs
 from tests.topologies import Cluster
+
+# A machine that has other work to do is no fault of a test.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(steps=steps)
 def test_a_pool_is_a_bounded_queue(steps: list[tuple[str, int]]) -> None:
     hands, twin, number = Hands(2), naive.Pool(), 0

@@ -42,7 +42,7 @@ def rows_from(first: int, count: int) -> np.ndarray:
     return np.arange(first, first + count, dtype=np.int64)[:, None] * np.array([1, 10, 100])
 
 
-@settings(max_examples=200 if JIT else 60, deadline=None)
+@settings(max_examples=200 if JIT else 60)
 @given(steps=steps, turns=st.integers(0, 3))
 def test_a_ring_is_a_bounded_deque(steps: list[tuple[str, int]], turns: int) -> None:
     ring = make_ring(CAPACITY, COLUMNS)

@@ -21,7 +21,7 @@ CHECKS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 74), st.integers(0, 255)), max_size=3),
     length=st.integers(0, 75),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everwall.bootstrap.entries import Layer, read_secret
@@ -276,18 +276,12 @@ def read_or_refused(layer_of: Callable[[], Layer]) -> None:
     assert all(text.isprintable() for text in said)
 
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A machine that is busy with something else has found nothing wrong."""
-
-
-@UNHURRIED
 @given(st.lists(PIECES, max_size=8), st.sampled_from(["\n", ";", "\r\n", " ; "]))
 def test_any_user_data_is_read_or_refused_by_name(pieces: list[str], between: str) -> None:
     data = between.join(pieces).encode("utf-8", "surrogatepass")
     read_or_refused(lambda: decode_user_data(data, "user-data"))
 
 
-@UNHURRIED
 @given(
     st.dictionaries(
         st.sampled_from(USED_KEYS) | st.text(max_size=9),

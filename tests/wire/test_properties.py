@@ -91,7 +91,7 @@ def test_each_way_of_breaking_ends_in_the_drop_it_is_named_after() -> None:
         assert hits >= 30, f"{verdict.label}: {hits} of {len(made)}"
 
 
-@settings(max_examples=200 if DEEP else 25, deadline=None)
+@settings(max_examples=200 if DEEP else 25)
 @given(st.lists(st.binary(max_size=120), min_size=1, max_size=16), st.booleans())
 def test_arbitrary_bytes_are_read_as_the_oracle_reads_them(made: list[bytes], bare: bool) -> None:
     readings = Readings(made, bare=bare)
@@ -99,7 +99,7 @@ def test_arbitrary_bytes_are_read_as_the_oracle_reads_them(made: list[bytes], ba
         assert_same(readings, i, packet, bare)
 
 
-@settings(max_examples=400 if DEEP else 40, deadline=None)
+@settings(max_examples=400 if DEEP else 40)
 @given(
     st.integers(0, 2**32),
     st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=8),
