@@ -19,6 +19,6 @@ echo "=== simulator, 1000 seeds in strict mode"
 echo "=== half an hour of churn in the store"
 "$python" bench/churn.py
 echo "=== lab, full size"
-for failure in kill drain hang partition; do
+for failure in kill drain hang partition isolate store; do
     "$python" -m everwall lab --fail "$failure"
 done
