@@ -15,7 +15,7 @@
 #define TEMPLATE_WORDS 20
 #define BUCKETS 65536
 #define BUCKET_NS 250
-#define HURRY 12 // while it is behind, packets follow each other closer by one part in so many
+#define HURRY 8 // while it is behind, packets follow each other closer by one part in so many
 
 enum kind { CLIENT_DATA, SERVER_DATA, SYN, SYN_ACK, ACK, STRAY, MALFORMED };
 enum mode { DATA, OPEN, MIX, FLOOD };

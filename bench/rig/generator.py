@@ -45,7 +45,10 @@ _BUCKETS, _BUCKET_NS = 65536, 250
 _SCALE = 256
 
 _FOREVER = 1 << 30
-_BATCH_FAST, _BATCH_PACED = 64, 16
+_BATCH_FAST, _BATCH_PACED, _BATCH_SLOW = 64, 128, 16
+"""Frames made at a time. The kernel keeps as many that have come back; others are made anew, which takes as long again.
+At a low rate the first of a batch would wait for the last."""
+_SLOW_MAX = 500_000.0
 _LATE_NS = 50_000
 """What the generator makes up for at once at a high rate, when its receiver has kept its processor. More is made up
 for little by little: all at once it would overflow the device's queue, which would say nothing about the device."""
@@ -160,7 +163,7 @@ class Generator:
         """Send for so long."""
         packet = self.prepare(route, traffic)
         program = "generate_geneve" if route.geneve else "generate_plain"
-        batch = _BATCH_PACED if traffic.rate else _BATCH_FAST
+        batch = _BATCH_FAST if not traffic.rate else _BATCH_SLOW if traffic.rate < _SLOW_MAX else _BATCH_PACED
         start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, seconds)
         self._programs.run_live(program, packet, _FOREVER, batch)
