@@ -20,9 +20,7 @@ from everwall.kernels import fence, kernel
 
 _HEAD = 0  # next row to pop, written by the consumer only
 _TAIL = 8  # next row to push, written by the producer only; a cache line away
-_BASE = (
-    9  # what stands in row 0, counted as head and tail are; written by the producer, while the ring is empty
-)
+_BASE = 9  # the head or tail that row 0 stands for; written by the producer, while the ring is empty
 
 
 _LINES = 128  # processors fetch cache lines in pairs

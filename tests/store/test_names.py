@@ -13,7 +13,6 @@ from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
 from everwall.store.names import HostNames, bucket_key
 from everwall.store.sweeping import Sweeper
-from tests import needs
 from tests.redis_server import PASSWORD, RedisServer
 
 SECRET, OTHER_SECRET = b"a cluster secret of 32 bytes ...", b"and the one that came before it."
@@ -27,14 +26,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def server():
-    needs.binary("redis-server")
-    server = RedisServer().start()
-    yield server
-    server.close()
 
 
 @pytest.fixture

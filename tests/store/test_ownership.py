@@ -11,10 +11,8 @@ import pytest
 from everwall.session import image, record
 from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST
 from everwall.store.protocol import Command
-from tests import needs
 from tests.naive import ownership
-from tests.redis_server import RedisServer
-from tests.store.stores import NOW, Memory, Node, Real, asking, sessions
+from tests.store.stores import NOW, Node, asking, sessions
 
 pytestmark = pytest.mark.kernel
 
@@ -22,24 +20,6 @@ FLOWS = 6
 COLUMNS = [image.START, image.GENERATION, image.OWNER, image.EXPIRY]
 SECRETS = (b"a cluster secret of 32 bytes ...", b"the one after it, of 32 bytes ..")
 ROUNDS = 2_000 if os.environ.get("EVERWALL_DEEP") else 250
-
-
-@pytest.fixture(scope="module")
-def server():
-    needs.binary("redis-server")
-    running = RedisServer().start()
-    yield running
-    running.close()
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request):
-    if request.param == "memory":
-        yield Memory()
-        return
-    real = Real(request.getfixturevalue("server"))
-    yield real
-    real.close()
 
 
 class Requests:

@@ -17,9 +17,7 @@ from everwall.session.record import derive_keys
 from everwall.store.layout import Epoch, Layout, LayoutError, bucket_key, meta_key
 from everwall.store.protocol import WRITE_SCRIPT, ErrorReply, ProtocolError, reply_bytes
 from everwall.store.relayout import announce, move_bucket, settle
-from tests import needs
-from tests.redis_server import RedisServer
-from tests.store.stores import KEYS, NOW, Memory, Node, Real, asking, sessions
+from tests.store.stores import KEYS, NOW, Memory, Node, asking, sessions
 
 pytestmark = pytest.mark.kernel
 
@@ -27,24 +25,6 @@ SECRET = b"a cluster secret of 32 bytes ..."
 NEXT = b"the one after it, of 32 bytes .."
 OLD_FIRST, NEW_FIRST = derive_keys(SECRET, NEXT), derive_keys(NEXT, SECRET)
 OLD_ONLY, NEW_ONLY = derive_keys(SECRET), derive_keys(NEXT)
-
-
-@pytest.fixture(scope="module")
-def server():
-    needs.binary("redis-server")
-    running = RedisServer().start()
-    yield running
-    running.close()
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request):
-    if request.param == "memory":
-        yield Memory()
-        return
-    real = Real(request.getfixturevalue("server"))
-    yield real
-    real.close()
 
 
 def begin(store, buckets: int) -> Layout:

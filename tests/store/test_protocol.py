@@ -26,29 +26,9 @@ from everwall.store.protocol import (
     buckets_for,
     reply_bytes,
 )
-from tests import needs
-from tests.redis_server import RedisServer
-from tests.store.stores import KEYS, NOW, Memory, Node, Real, asking, sessions
+from tests.store.stores import KEYS, NOW, Node, asking, sessions
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture(scope="module")
-def server():
-    needs.binary("redis-server")
-    running = RedisServer().start()
-    yield running
-    running.close()
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request):
-    if request.param == "memory":
-        yield Memory()
-        return
-    real = Real(request.getfixturevalue("server"))
-    yield real
-    real.close()
 
 
 def bucket_and_field(node, row):

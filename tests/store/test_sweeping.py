@@ -15,21 +15,12 @@ from everwall.store import layout, sweeping
 from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
 from everwall.store.sweeping import Sweeper
-from tests import needs
-from tests.redis_server import PASSWORD, RedisServer
+from tests.redis_server import PASSWORD
 from tests.store.stores import Node, Real, sessions
 
 EPOCH = layout.Epoch(0, 1)
 AT_ONCE = 1e-6
 """Seconds of a pass in which every bucket is due again and again: sixteen a turn."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    needs.binary("redis-server")
-    with_room = RedisServer().start()
-    yield with_room
-    with_room.close()
 
 
 @pytest.fixture
