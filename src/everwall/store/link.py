@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ _BUFFER_BYTES = 1 << 18
 """Room for the replies to all pipelines under way, several times over."""
 _TLS_RECORD_BYTES = 1 << 14
 """The longest plaintext of a TLS record (RFC 8446, section 5.1)."""
+_CONGESTION_CONTROL = b"cubic"
+"""Requests go by as they come, a few pipelines at a time. What spaces them out by timers (BBR) would cost the core that
+forwards packets two of these timers for each pipeline."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """When the connection is given up, or the process killed, what was not received yet never will be: a first write that
 arrived long after would overwrite whoever had the session by then."""
@@ -41,6 +45,8 @@ class Link:
         self._socket = connection.socket
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        with suppress(OSError):  # that of the system then
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
         self._unsent: list[memoryview] = []
         self.buffer: Buffer = np.zeros(_BUFFER_BYTES, np.uint8)
         self.start = self.end = 0
