@@ -136,6 +136,11 @@ class Node:
         self.cluster.wait(seconds)
         self.released += [packet for _, packet in self.engine.handle_timer(self.now)]
 
+    def tick_through(self, passes: int) -> None:
+        """As many seconds, in each of which the ageing hand goes round once."""
+        for _ in range(passes):
+            self.tick(1)
+
     def forget_everything(self) -> None:
         """What a restart does to sessions: they are gone, and nobody was told."""
         table = self.engine.state.sessions.table

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from bench.rig import frames
 from everwall.bootstrap.load import load_bootstrap
+from everwall.limits import BUCKET_SLOTS, CONFIRM_NS, REFRESH_PASSES
 from everwall.management import logs
 from everwall.node import Node
 from everwall.session import image, resync, state, tcp
@@ -55,12 +56,14 @@ class Device:
         """Whether sessions are written to the store and looked up there.
 
         Those of a time without the store count as written when it begins: that they are not, and that each has to be
-        written now, is no part of what is measured.
+        written now, is no part of what is measured. Nor is that the ageing hand is more attentive after a gap.
         """
         sessions = self._sessions
         sessions.words[state.RESILIENCY] = on
+        if not on:
+            return {}
         deadline = time.monotonic() + _PATIENCE_S
-        while on and sessions.words[state.CONNECTIONS] != sessions.clock[state.CLOCK_CONNECTIONS]:
+        while sessions.words[state.CONNECTIONS] != sessions.clock[state.CLOCK_CONNECTIONS]:
             if time.monotonic() > deadline:
                 raise RuntimeError("the worker does not begin to make the store whole")
             time.sleep(0.001)
@@ -68,7 +71,9 @@ class Device:
         while sessions.words[state.RESYNC] != resync.RESTING:
             if time.monotonic() > deadline:
                 raise RuntimeError("the worker does not end to make the store whole")
+            sessions.words[state.RESYNC_DONE] = sessions.words[state.RESYNC_TOTAL]  # it would find nothing
             time.sleep(0.001)
+        sessions.words[state.GAP] -= CONFIRM_NS
         return {}
 
     def worker(self) -> dict[str, Any]:
@@ -79,8 +84,15 @@ class Device:
     def refresh(self, count: int) -> dict[str, Any]:
         """Let so many established sessions be due for a refresh in the store, now."""
         table = self._sessions.table
-        slots = np.flatnonzero(table.short[:, t.STATE] == tcp.TCP_ESTABLISHED)
-        chosen = np.random.default_rng().choice(slots, min(count, len(slots)), replace=False)
+        # Of those that the ageing hand asks within a second, as it asks all the others in theirs.
+        slots = np.flatnonzero(table.tags.copy())
+        passed = slots < self._sessions.words[state.AGEING_HAND]
+        turns = slots // BUCKET_SLOTS + self._sessions.words[state.AGEING_PASS] + passed
+        slots = slots[turns % REFRESH_PASSES == 0]
+        drawn = np.unique(np.random.default_rng().integers(0, max(len(slots), 1), 2 * count))
+        chosen = slots[drawn[: len(slots)]]
+        chosen = chosen[table.short[chosen, t.STATE] == tcp.TCP_ESTABLISHED]
+        chosen = np.random.default_rng().permutation(chosen)[:count]
         table.cold[chosen, t.WRITTEN] -= self._sessions.timeouts[tcp.TCP_ESTABLISHED]
         return {"due": len(chosen)}
 

@@ -121,6 +121,11 @@ FAILOVER_S = 120
 """A stored session outlives its idle time-out by this, so that a quiet flow survives the failover itself."""
 REFRESH_DIVISOR = 3
 """A live session is written again once a third of its idle time-out has passed since the last write."""
+REFRESH_PASSES = 8
+"""The ageing hand asks an eighth of the sessions whether they want that in each of its passes: no record lives so short
+that a few seconds matter, and what tells stands in a cache line that is read for nothing else. A power of two."""
+CONFIRM_NS = 60 * SECOND_NS
+"""For so long after a gap it looks in every pass for those that are to be confirmed."""
 RECORD_BYTES_MAX = 52
 FIELD_BYTES = 8
 BUCKETS_DEFAULT = 1 << 16

@@ -6,7 +6,14 @@ import numpy as np
 
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel, prefetch
-from everwall.limits import AGEING_PERIOD_NS, AGEING_TICKS, STORED_IDLE_NS
+from everwall.limits import (
+    AGEING_PERIOD_NS,
+    AGEING_TICKS,
+    BUCKET_SLOTS,
+    CONFIRM_NS,
+    REFRESH_PASSES,
+    STORED_IDLE_NS,
+)
 from everwall.modes import ASYNC, STRICT
 from everwall.session import state, tcp
 from everwall.session import table as t
@@ -66,7 +73,15 @@ def _end_idle(sessions, slot, now):
 
 
 @inlined
-def _age(sessions, slot, now):
+def has_turn(sessions, slot):
+    """Whether the hand asks in this pass if the session wants a refresh: by set, since these fill from their first slot
+    on."""
+    return (slot // BUCKET_SLOTS + sessions.words[state.AGEING_PASS]) & (REFRESH_PASSES - 1) == 0
+
+
+@inlined
+def _age(sessions, slot, asks, now):
+    """``asks``: what is known of the last write is looked at too."""
     short = sessions.table.short
     if sessions.words[state.CUT_THROUGH] != 0:
         if is_offloaded(sessions, slot):
@@ -82,6 +97,8 @@ def _age(sessions, slot, now):
         mode = np.int64(short[slot, t.MODE])
         if mode != ASYNC and mode != STRICT and worth_storing(sessions, slot):
             write(sessions, slot, now)  # it has come of age
+    elif not asks:
+        return
     elif _wants_refresh(sessions, slot, now) and worth_storing(sessions, slot):
         write(sessions, slot, now)
         sessions.counters[_REFRESHES] += 1
@@ -100,13 +117,13 @@ def _wants_refresh(sessions, slot, now):
 
 
 @inlined
-def _fetch(sessions, slot):
+def _fetch(sessions, slot, asks):
     """Begin to fetch what ``_age`` looks at: a million sessions a second are in no cache."""
     table, words = sessions.table, sessions.words
     cold = np.int64(table.cold.ctypes.data) + slot * (t.COLD_COLUMNS * 8)
     prefetch(cold)
     prefetch(cold + 63)
-    if words[state.RESILIENCY] != 0:
+    if asks:
         prefetch(cold + t.COLD_COLUMNS * 8 - 1)
     if words[state.CUT_THROUGH] != 0:
         prefetch(np.int64(table.hot.ctypes.data) + slot * t.LINE_BYTES)
@@ -122,14 +139,16 @@ def age(sessions, now):
     ticks = min((now - words[state.AGEING_DUE]) // TICK_NS + 1, AGEING_TICKS)
     words[state.AGEING_DUE] = now + TICK_NS
     hand = words[state.AGEING_HAND]
+    confirms = now - words[state.GAP] < CONFIRM_NS
     for _ in range(min(ticks * ((slots + AGEING_TICKS - 1) // AGEING_TICKS), slots)):
         if hand + _AHEAD < slots and tags[hand + _AHEAD] != 0:
-            _fetch(sessions, hand + _AHEAD)
+            _fetch(sessions, hand + _AHEAD, confirms or has_turn(sessions, hand + _AHEAD))
         if tags[hand] != 0:
-            _age(sessions, hand, now)
+            _age(sessions, hand, confirms or has_turn(sessions, hand), now)
         hand += 1
         if hand == slots:
             hand = 0
+            words[state.AGEING_PASS] += 1
     words[state.AGEING_HAND] = hand
 
 

@@ -64,6 +64,7 @@ HOLD_TAIL = 38
 LAYOUT = 40  # moves of the records that were noticed
 REMATCH_LEFT = 41  # slots that the rematch hand has before it, see everwall.rematch
 ADMIT_NON_SYN = 42  # 1: policy is asked about a connection whose SYN nobody saw; 0: it is refused
+AGEING_PASS = 43  # how often the hand has begun anew
 WORDS = 48
 
 # Indices of ``clock``
