@@ -148,13 +148,13 @@ def test_nodes_share_the_buckets_and_each_is_passed_once(client, monkeypatch):
     """Three nodes that know nothing of each other, one of them twice as busy: no bucket is left out."""
     client.set(layout.meta_key("test"), 1000)
     seen: list[bytes] = []
-    script = sweeping._SWEEP
+    sweep = sweeping._SWEEP.of_each
 
     def watching(its_client, names, arguments):
-        seen.append(names[0])
-        return script(its_client, names, arguments)
+        seen.extend(names)
+        return sweep(its_client, names, arguments)
 
-    monkeypatch.setattr(sweeping, "_SWEEP", watching)
+    monkeypatch.setattr(sweeping._SWEEP, "of_each", watching)
     nodes = [Sweeper("test", 3600.0) for _ in range(3)]
     for sweeper in nodes:
         sweeper.learn(client)

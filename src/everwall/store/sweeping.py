@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
@@ -83,22 +83,19 @@ class Sweeper:
         more = False
         for each in self.ranges:
             first, count = _LEASE(client, [each.cursor], [each.buckets, str(self._pass_s), SWEEP_BUCKETS])
-            for bucket in range(first, first + count):
-                self._sweep(client, each, bucket % each.buckets)
+            found = [each.key(bucket % each.buckets) for bucket in range(first, first + count)]
+            for answer in _SWEEP.of_each(client, found, [each.expiry_at, each.life_s, SWEEP_FIELDS_MAX]):
+                self._count(answer)
             more |= count == SWEEP_BUCKETS
         return more
 
-    def _sweep(self, client: Client, kind: Range, bucket: int) -> None:
-        try:
-            removed, renewed, strange = _SWEEP(
-                client, [kind.key(bucket)], [kind.expiry_at, kind.life_s, SWEEP_FIELDS_MAX]
-            )
-        except (ReadOnlyError, NoPermissionError):
-            raise
-        except ResponseError as error:
-            if "WRONGTYPE" not in str(error):
-                raise
-            removed, renewed, strange = 0, 0, 1
+    def _count(self, answer: Any) -> None:
+        """What became of one bucket."""
+        if isinstance(answer, ResponseError):
+            if isinstance(answer, (ReadOnlyError, NoPermissionError)) or "WRONGTYPE" not in str(answer):
+                raise answer
+            answer = (0, 0, 1)
+        removed, renewed, strange = answer
         self.swept_buckets += 1
         self.swept_records += removed
         self.renewed_buckets += renewed
