@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from everwall.cli.main import application
 from everwall.policy.compile import default_names, load_policy
+from everwall.policy.settings import DEFAULT_SETTINGS
 from everwall.replay import replay
 from tests import captures, packets
 from tests.captures import cooked, cooked_v2, encapsulated, ethernet, pcap, pcapng, spaced
@@ -53,7 +54,8 @@ def udp_flow(**facts: object) -> dict[str, object]:
 def report_of(*paths: Path, policy: Path | None = None, handover_after: int = 0):
     loaded = load_policy(policy) if policy else None
     names = loaded.names if loaded else default_names()
-    return replay(paths, loaded.compiled if loaded else None, names.rule, handover_after)
+    settings = loaded.policy.settings if loaded else DEFAULT_SETTINGS
+    return replay(paths, loaded.compiled if loaded else None, names.rule, handover_after, settings)
 
 
 @pytest.fixture
@@ -505,6 +507,37 @@ def test_the_policy_is_asked_again_by_the_second_engine(capture: Path, tmp_path:
     assert report.handed_over == 1
 
 
+SESSIONS = """
+sessions:
+  timeout-udp: 10
+  tcp-reject-non-syn: no
+"""
+
+
+def test_what_the_policy_says_about_sessions_holds_here_as_in_a_node(capture: Path, tmp_path: Path) -> None:
+    plain, settled = tmp_path / "plain.yaml", tmp_path / "settled.yaml"
+    plain.write_text(POLICY.replace("action: deny", "action: allow"))
+    settled.write_text(plain.read_text() + SESSIONS)
+    ask = packets.udp(CLIENT, SERVER, 5000, 53)
+    frames = [(START + seconds, ask) for seconds in (0, 20, 28, 45)]
+    frames += [(START + 45, segment) for segment in Connection().exchange(2)]
+    pcap(capture, [(time, ethernet(inner)) for time, inner in frames])
+    names = udp_flow(rule="no-names")
+    assert report_of(capture, policy=plain).flows == [
+        names | {"packets": 4, "bytes": 112},
+        refused("non-syn-tcp", packets=4, bytes=960),
+    ]
+    at_home = report_of(capture, policy=settled)
+    assert at_home.flows == [
+        names | {"end": "aged-out"},
+        names | {"packets": 2, "bytes": 56, "end": "aged-out"},
+        names,
+        flow(packets=4, bytes=960, state="established", rule="web"),
+    ]
+    moved = report_of(capture, policy=settled, handover_after=1)
+    assert (moved.flows, moved.handed_over) == (at_home.flows, 1), "the second engine is told as well"
+
+
 # The command -----------------------------------------------------------------------------------------
 
 
@@ -532,6 +565,13 @@ def test_the_command_fails_for_a_damaged_file_but_reports_it(capture: Path) -> N
     assert done.exit_code == 1
     assert json.loads(done.stdout)["packets"] == 2
     assert f"{capture}: cut off" in done.stderr
+
+
+def test_the_command_takes_sessions_from_the_policy_as_well(capture: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY + SESSIONS)
+    done = command(pcap(capture, spaced(Connection().exchange(2))), "--policy", policy, "--json", "-")
+    assert json.loads(done.stdout)["drops"] == {}
 
 
 def test_the_command_refuses_a_wrong_policy_by_file_and_line(capture: Path, tmp_path: Path) -> None:

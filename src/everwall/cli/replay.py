@@ -44,6 +44,7 @@ def command(
     from everwall.config import ConfigError
     from everwall.policy.compile import default_names, load_policy
     from everwall.policy.match import allow_all
+    from everwall.policy.settings import DEFAULT_SETTINGS
     from everwall.warm import is_warm
 
     try:
@@ -60,6 +61,7 @@ def command(
         loaded.compiled if loaded else allow_all(),
         (loaded.names if loaded else default_names()).rule,
         handover_after or 0,
+        loaded.policy.settings if loaded else DEFAULT_SETTINGS,
     )
     seconds = time.monotonic() - began
     text = json.dumps(report.as_json(seconds), indent=1)

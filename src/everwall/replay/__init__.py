@@ -18,6 +18,7 @@ import numpy as np
 from everwall.engine import Engine, EngineConfig
 from everwall.limits import BUCKET_SLOTS, CAPTURE_FRAME_BYTES, SESSIONS_MIN
 from everwall.policy.match import CompiledPolicy, allow_all
+from everwall.policy.settings import DEFAULT_SETTINGS, SessionSettings
 from everwall.ports.pcap import CaptureError, Frame, read_frames
 from everwall.replay import loop
 from everwall.replay.flows import FlowTable
@@ -61,11 +62,13 @@ def replay(
     policy: CompiledPolicy | None = None,
     rule_name: Callable[[int], str] = str,
     handover_after: int = 0,
+    settings: SessionSettings = DEFAULT_SETTINGS,
 ) -> Report:
     """Judge all packets of some captures, merged by time, and report on every flow.
 
     Without ``policy`` everything is allowed but a first TCP packet that is not SYN. With ``handover_after``
     each flow moves to a second engine after so many packets, through the record that nodes share.
+    ``settings``: what the policy says about sessions, for the engine as in a node.
     """
     config = EngineConfig(
         max_sessions=_sessions_for(paths),
@@ -73,6 +76,7 @@ def replay(
         parked_packets=BUCKET_SLOTS,
         lookups=BUCKET_SLOTS,
         frame_bytes=CAPTURE_FRAME_BYTES,
+        settings=settings,
     )
     idle = EngineConfig(
         **{
