@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import needs
+from tests.nodes import Balancer
 from tests.topologies import Cluster
 
 # A machine that has other work to do is no fault of a test.
@@ -22,3 +23,11 @@ def cluster() -> Iterator[Cluster]:
     servers = Cluster(replicas=1, node_timeout_ms=60_000)
     yield servers
     servers.close()
+
+
+@pytest.fixture
+def balancer() -> Iterator[Balancer]:
+    """A load balancer on loopback."""
+    made = Balancer()
+    yield made
+    made.close()

@@ -24,7 +24,7 @@ from everwall.management.control import request
 from everwall.ports.bpf import attach_pass
 from tests import needs, packets
 from tests.namespaces import ip
-from tests.test_node import ANSWER_S, CLIENT, POLICY, SERVER, START_S, until
+from tests.nodes import ANSWER_S, CLIENT, POLICY, SERVER, START_S, until
 
 NODE = topology.node_data_address(0)
 HEALTH_PORT = 8099

@@ -10,14 +10,7 @@ import pytest
 
 from tests import needs, packets
 from tests.nameserver import Nameserver, records
-from tests.test_node import ANSWER_S, CLIENT, POLICY, SERVER, Balancer, Process, c2s, s2c, until
-
-
-@pytest.fixture
-def balancer() -> Iterator[Balancer]:
-    balancer = Balancer()
-    yield balancer
-    balancer.close()
+from tests.nodes import ANSWER_S, CLIENT, POLICY, SERVER, Balancer, Process, c2s, s2c, until
 
 
 @pytest.fixture

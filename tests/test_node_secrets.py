@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretBytes
 
 from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint, Resiliency
-from everwall.bootstrap.load import LateSecret
+from everwall.bootstrap.load import Bootstrap, LateSecret
 from everwall.management.control import ControlServer
 from everwall.node import Node
 from everwall.store.connection import StoreConfig
@@ -27,7 +27,7 @@ def secretless() -> Iterator[Callable[..., Node]]:
     """A node that holds resiliency back until there is a secret; its workers do not run."""
     made: list[Node] = []
 
-    def make(again: Callable[[], InitCfg] | None = None, late_secret: LateSecret | None = None) -> Node:
+    def make(again: Callable[[], Bootstrap] | None = None, late_secret: LateSecret | None = None) -> Node:
         config = InitCfg(
             data_address=IPv4Address("127.0.82.14"),
             port="udp",
@@ -45,14 +45,14 @@ def secretless() -> Iterator[Callable[..., Node]]:
         node._close()
 
 
-FRESH = InitCfg(cluster_secret=SecretBytes(bytes.fromhex(SECRET)))
+FRESH = Bootstrap(InitCfg(cluster_secret=SecretBytes(bytes.fromhex(SECRET))), "init-cfg.txt", ())
 
 
 def test_a_source_that_is_slow_to_read_again_holds_nothing_up(secretless: Callable[..., Node]) -> None:
     """Health checks are answered by the same loop."""
     answered = threading.Event()
 
-    def again() -> InitCfg:
+    def again() -> Bootstrap:
         assert answered.wait(ANSWER_S), "the loop goes on"
         return FRESH
 
@@ -72,7 +72,7 @@ def test_a_secret_that_somebody_still_waits_for_does_not_hold_up_the_end(
 ) -> None:
     asked, over = threading.Event(), threading.Event()
 
-    def read() -> None:
+    def read(_: object) -> None:
         asked.set()
         over.wait(ANSWER_S)
 

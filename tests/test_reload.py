@@ -227,7 +227,7 @@ def test_a_stop_in_the_middle_ends_both(one: Worker, monkeypatch: pytest.MonkeyP
     assert told.is_set()
     one.stop()
     assert not one.running
-    assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
+    assert worker_threads() == 0
 
 
 def test_a_loop_that_ends_by_itself_takes_the_waiting_thread_along(
@@ -248,52 +248,65 @@ def test_a_loop_that_ends_by_itself_takes_the_waiting_thread_along(
         return successor
 
     monkeypatch.setattr(one, "_begin", begin_and_fail)
-    with pytest.raises(RuntimeError):
-        one.replace_policy(deny_all())
+    assert one.replace_policy(deny_all()) == 0
     assert not one.running
-    assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
+    assert worker_threads() == 0
 
 
-def test_of_several_workers_all_decide_alike_or_all_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def worker_threads() -> int:
+    return sum(thread.name == "worker" for thread in threading.enumerate())
+
+
+def test_what_was_prepared_and_is_not_wanted_leaves_no_trace(one: Worker) -> None:
+    one.start()
+    former, policy, before = one._thread, one.state.policy, eventfds()
+    with one.successor(deny_all()):
+        assert worker_threads() == 2, "the other one waits"
+    assert (one._thread, one.state.policy, worker_threads(), eventfds()) == (former, policy, 1, before)
+    assert not one.sessions.words[state.REMATCH_LEFT]
+    heard = one.heartbeat
+    until(lambda: one.heartbeat > heard, "the loop to go on")
+
+
+def test_none_of_several_workers_changes_before_all_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that one of them had ended for a policy that does not come would be gone."""
     opened = [ports.open_udp(ADDRESS, shared=True) for _ in range(3)]
     three = Workers(EngineConfig(max_sessions=64), allow_all(), opened, [None] * 3)
     try:
-        former = three.all[0].state.policy
-        replace_one = Worker.replace_policy
-        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no other thread"):
+        three.start()
+        threads, former = [worker._thread for worker in three.all], three.all[0].state.policy
+        begin = Worker._begin
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="can't start new thread"):
 
-            def fail_at_the_last(worker: Worker, policy: CompiledPolicy, rematch: bool) -> int:
+            def fail_at_the_last(worker: Worker, state_: Any) -> threading.Thread:
                 if worker is three.all[2]:
-                    raise RuntimeError("no other thread")
-                return replace_one(worker, policy, rematch)
+                    raise RuntimeError("can't start new thread")
+                return begin(worker, state_)
 
-            patched.setattr(Worker, "replace_policy", fail_at_the_last)
+            patched.setattr(Worker, "_begin", fail_at_the_last)
             three.replace_policy(deny_all())
+        assert [worker._thread for worker in three.all] == threads
         assert all(worker.state.policy is former for worker in three.all)
-        assert three.rematching == 67, "those that had changed ask about their sessions once more"
-        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the last; 1 of 3 workers"):
-            calls: list[Worker] = []
-
-            def fail_at_the_last_and_at_the_first(
-                worker: Worker, policy: CompiledPolicy, rematch: bool
-            ) -> int:
-                calls.append(worker)
-                if worker is three.all[2] or (calls.count(worker) == 2 and worker is three.all[0]):
-                    raise RuntimeError("the last" if worker is three.all[2] else "the first, on its way back")
-                return replace_one(worker, policy, rematch)
-
-            patched.setattr(Worker, "replace_policy", fail_at_the_last_and_at_the_first)
-            three.replace_policy(deny_all())
-        assert three.all[1].state.policy is former, "who can go back does"
+        assert not any(int(worker.sessions.words[state.REMATCH_LEFT]) for worker in three.all)
+        assert (three.rematching, worker_threads()) == (0, 3), "nobody has been asked about anything"
         policy = deny_all()
-        assert three.replace_policy(policy) == [0, 0, 0]
+        assert all(nanoseconds > 0 for nanoseconds in three.replace_policy(policy))
         assert all(worker.state.policy is policy for worker in three.all)
-        assert three.rematching == 100
-        for worker in three.all:
-            worker.sessions.words[state.REMATCH_LEFT] = 0
-        assert three.replace_policy(allow_all(), rematch=False) == [0, 0, 0]
-        assert three.rematching == 0, "nobody's sessions are asked about"
     finally:
         three.stop()
+        for port in opened:
+            ports.close(port)
+
+
+def test_workers_that_do_not_run_yet_have_the_other_policy_and_ask_where_they_are_to() -> None:
+    opened = [ports.open_udp(ADDRESS, shared=True) for _ in range(2)]
+    two = Workers(EngineConfig(max_sessions=64), allow_all(), opened, [None] * 2)
+    try:
+        assert two.replace_policy(allow_all(), rematch=False) == [0, 0]
+        assert two.rematching == 0, "nobody's sessions are asked about"
+        assert two.replace_policy(deny_all()) == [0, 0]
+        assert two.rematching == 100
+    finally:
+        two.stop()
         for port in opened:
             ports.close(port)

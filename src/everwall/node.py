@@ -26,7 +26,7 @@ from pydantic import SecretBytes
 from everwall import __version__
 from everwall.bootstrap.faults import titled
 from everwall.bootstrap.init_cfg import InitCfg, Resiliency
-from everwall.bootstrap.load import LateSecret
+from everwall.bootstrap.load import Bootstrap, LateSecret
 from everwall.bootstrap.zones import load_policy_of, read_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
@@ -87,15 +87,30 @@ def owner_id(name: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _read_again(config: InitCfg) -> Policy:
-    """The policy of a node that runs.
+def _policy_again(config: InitCfg, before: InitCfg) -> Policy:
+    """The policy of a node that runs, and that had one ``before``.
 
-    Raises ConfigError, also for an empty file: an editor or a full disk leaves one for a moment, and a node that denies
-    everything ends every session.
+    Raises ConfigError, also for an empty file or none: an editor or a full disk leaves one for a moment, and a node
+    that denies everything ends every session.
     """
+    if config.policy is None and before.policy is not None:
+        raise ConfigError(
+            config.file, "a policy, as before; where everything is to be denied, one with 'rules: []'"
+        )
     if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
         raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
     return read_policy_of(config)
+
+
+def _with_policy_of(config: InitCfg, fresh: InitCfg) -> InitCfg:
+    """A configuration with what of another one belongs to the policy."""
+    return replace(
+        config,
+        policy=fresh.policy,
+        associations=fresh.associations,
+        accept_ports=fresh.accept_ports,
+        resiliency_mode=fresh.resiliency_mode,
+    )
 
 
 def _say_failure(task: asyncio.Task[None]) -> None:
@@ -112,7 +127,7 @@ class Node:
         control_path: Path | None,
         drain_timeout_s: float,
         late_secret: LateSecret | None = None,
-        again: Callable[[], InitCfg] | None = None,
+        again: Callable[[], Bootstrap] | None = None,
     ) -> None:
         """Opens the port and allocates everything; raises DataPlaneError or ConfigError.
 
@@ -129,6 +144,8 @@ class Node:
         self._outward = Outward(self._management.device, tuple(map(str, config.networking.dns)))
         self._late_secret = late_secret
         self._again = again
+        self._source: Bootstrap | None = None
+        """What the policy in force was read from, where it was read again: it keeps files from a bucket."""
         why, warnings = describe_interfaces(config, self._data, self._management)
         log.info("interfaces", data=self._data.where, management=self._management.where, why=why)
         for warning in warnings:
@@ -319,7 +336,7 @@ class Node:
         while late is not None and self.config.cluster_secret is None:
             await asyncio.sleep(late.every_s)
             try:
-                secret = await beside(late.read)
+                secret = await beside(lambda: late.read(log.warning))
             except ConfigError as error:
                 if complaint != (complaint := titled(error)):
                     log.warning(complaint)
@@ -503,10 +520,11 @@ class Node:
         self._reload = asyncio.create_task(reload())
 
     async def reload_policy(self) -> Answer:
-        """Read the policy's file again and decide by it from now on; live sessions are asked about again.
+        """Read the bootstrap and its policy again and decide by that from now on; live sessions are asked about again.
 
-        Raises ConfigError for a wrong file, ValueError where a reload is under way, and RuntimeError where a worker
-        cannot; then nothing has changed.
+        Of the bootstrap only what belongs to the policy is used. Raises ConfigError for a wrong file, ValueError where
+        a reload is under way, and RuntimeError where a worker cannot; then nothing has changed, and no session has been
+        asked about.
         """
         if self._reloading.locked():
             raise ValueError("a reload is under way")
@@ -514,10 +532,11 @@ class Node:
             began = time.monotonic_ns()
             former: NameBook | None = None
             try:
-                policy = await politely(_read_again, self.config)
+                source, config = await self._read_source()
+                policy = await politely(_policy_again, config, self.config)
                 former = self._host_names.replace(policy)
                 await self._host_names.heard(NAME_PATIENCE_S)
-                compiled, names, changes = await self._compile()
+                compiled, names, changes = await self._compile(config)
                 read_ns = time.monotonic_ns() - began
                 waited = await asyncio.to_thread(self.workers.replace_policy, compiled)
             except (ConfigError, RuntimeError) as error:
@@ -529,16 +548,35 @@ class Node:
             self.workers.use_settings(policy.settings)
             self.policy = Loaded(policy, compiled, names.after(self._own_names))
             self._own_names = names
+            # Not ``config`` itself: a secret may have come since it was made.
+            self.config, self._source = _with_policy_of(self.config, config), source
         for warning in policy.warnings:
             log.warning(warning)
         facts = {"read_ms": round(read_ns / MS_NS, 1), "packets_waited_us": round(max(waited) / 1000, 1)}
         log.info("another policy", policy=policy.summary, **facts)
         return {**self._policy(), **facts, "warnings": list(policy.warnings)}
 
-    async def _compile(self) -> tuple[CompiledPolicy, PolicyNames, int]:
+    async def _read_source(self) -> tuple[Bootstrap | None, InitCfg]:
+        """What the node was started from as it is now, fetched once more if it is far away; and the configuration with
+        what of it belongs to the policy. Raises ConfigError."""
+        if self._again is None:
+            return None, self.config
+        source = await self._read_again()
+        return source, _with_policy_of(self.config, source.config)
+
+    async def _read_again(self) -> Bootstrap:
+        """The source once more. Raises ConfigError."""
+        assert self._again is not None
+        # A bucket or a secret may be slow to answer, and health checks do not wait for it.
+        source = await beside(self._again)
+        for warning in source.warnings:
+            log.warning(f"bootstrap: {warning}")
+        return source
+
+    async def _compile(self, config: InitCfg) -> tuple[CompiledPolicy, PolicyNames, int]:
         """The policy that is watched with its host names' addresses, and of how many changes these are."""
         changes, policy = self._host_names.changes, self._host_names.policy()
-        return *await politely(compile_policy, policy, self.config.resiliency_mode), changes
+        return *await politely(compile_policy, policy, config.resiliency_mode), changes
 
     async def _use_addresses(self) -> None:
         """Decide new sessions by what the policy's host names stand for now.
@@ -552,7 +590,7 @@ class Node:
             while self.workers.rematching and self.workers.running:
                 await asyncio.sleep(0.01)
             try:
-                compiled, _, changes = await self._compile()
+                compiled, _, changes = await self._compile(self.config)
                 waited = await asyncio.to_thread(self.workers.replace_policy, compiled, False)
             except (ConfigError, RuntimeError) as error:
                 log.error("the addresses of host names stay as they were", error=str(error))
@@ -637,8 +675,7 @@ class Node:
     async def _secrets_command(self, _: Answer) -> Answer:
         if self._again is None:
             raise ValueError("this node was not started from a source that can be read again")
-        # A bucket or a secret may be slow to answer, and health checks do not wait for it.
-        return self.renew_secrets(await beside(self._again))
+        return self.renew_secrets((await self._read_again()).config)
 
     def renew_secrets(self, fresh: InitCfg) -> Answer:
         """Use the cluster's secrets of ``fresh`` from now on, and nothing else of it; the first one may come so, too.

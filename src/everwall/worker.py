@@ -18,9 +18,11 @@ that is at its limit waits for a few milliseconds instead of one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -353,31 +355,46 @@ class Worker:
 
     def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> int:
         """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes,
-        or, without ``rematch``, stay as they are.
+        or, without ``rematch``, stay as they are. As ``successor``, in one step.
+        """
+        with self.successor(policy, rematch) as go_on:
+            return go_on()
+
+    @contextlib.contextmanager
+    def successor(self, policy: CompiledPolicy, rematch: bool = True) -> Iterator[Callable[[], int]]:
+        """Prepare another policy: all that can fail is done, and nothing has changed. What is given puts it in force;
+        it cannot fail, and returns for how many ns packets waited. Not called, everything stays as it is.
 
         Kernels know where their arrays are when they are entered. So another thread is brought to the loop with the
-        new ones, and goes on where this one leaves: nothing is lost, and packets wait for as many ns as returned.
-        Raises RuntimeError, and all is as before, when no thread comes.
+        new ones, and goes on where this one leaves: nothing is lost. Raises RuntimeError when no thread comes.
         """
         with self._changing:
             state_, former = self.state._replace(policy=policy), self._thread
             if former is None or not former.is_alive():
-                self.state = state_
-                if rematch:
-                    begin_rematch(self.sessions)
-                return 0
+                yield lambda: self._decide_by(state_, rematch)
+                return
             self.loop.control[_REMATCH] = int(rematch)
             baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
-                self._succeed(former, state_, baton)
+                successor = self._bring(former, state_, baton)
+                try:
+                    yield lambda: self._succeed(former, successor, state_)
+                finally:
+                    if self._thread is not successor or self.loop.control[_NEXT] == _WAITING:
+                        self._send_away(successor, baton)
             finally:
                 self.loop.control[_NEXT] = _NOBODY
                 os.close(baton)
-            self.state = state_
-            return int(self.loop.control[_ENTERED] - self.loop.control[_LEFT])
 
-    def _succeed(self, former: threading.Thread, state_: pipeline.State, baton: int) -> None:
-        """Bring another thread to the loop, and end the former one; returns when the loop is the new one's."""
+    def _decide_by(self, state_: pipeline.State, rematch: bool) -> int:
+        """Another policy for a loop that nobody is in."""
+        self.state = state_
+        if rematch:
+            begin_rematch(self.sessions)
+        return 0
+
+    def _bring(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:
+        """Another thread at the loop, where it waits for ``baton`` and the former one's word."""
         control = self.loop.control
         while control[_INSIDE] == 0 and former.is_alive():  # or it would take itself for the other one
             time.sleep(_WATCH_S)
@@ -394,16 +411,21 @@ class Worker:
         if problem or control[_NEXT] != _WAITING:
             self._send_away(successor, baton)
             raise RuntimeError(f"no other thread could enter the worker's loop{problem}")
+        return successor
+
+    def _succeed(self, former: threading.Thread, successor: threading.Thread, state_: pipeline.State) -> int:
+        """End the former thread and let the other one in; returns when the loop is its own."""
+        control = self.loop.control
         # Before the former one goes, or whoever asks meanwhile is told that the worker has stopped.
-        self._thread = successor
+        self._thread, self.state = successor, state_
         control[_LEAVE] = 1
         os.eventfd_write(int(self.loop.descriptors[0]), 1)
         former.join()
-        if control[_NEXT] == _WAITING:  # it had ended by itself and left nothing to anybody
-            self._send_away(successor, baton)
-            raise RuntimeError("the worker has stopped")
+        if control[_NEXT] == _WAITING:
+            return 0  # it had ended by itself and left nothing to anybody: the worker has stopped
         while control[_NEXT] != _NOBODY and successor.is_alive():
             time.sleep(_WATCH_S)
+        return int(control[_ENTERED] - control[_LEFT])
 
     def _send_away(self, successor: threading.Thread, baton: int) -> None:
         """End a thread that waits for the loop."""

@@ -148,30 +148,12 @@ class Workers:
     def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> list[int]:
         """Decide by another policy from now on, worker after worker; returns for how many ns packets of each waited.
 
-        ``rematch``: whether live sessions are asked about again.
-
-        Raises RuntimeError, and all of them decide as before, when one of them cannot; those that cannot go back
-        either are counted in its message.
+        ``rematch``: whether live sessions are asked about again. Raises RuntimeError, and nothing has changed
+        anywhere, when one of them cannot: none begins before all can.
         """
-        former = [worker.state.policy for worker in self.all]
-        waited = []
-        try:
-            for worker in self.all:
-                waited.append(worker.replace_policy(policy, rematch))
-        except Exception as error:
-            stuck = 0
-            for worker, before in zip(self.all[: len(waited)], former, strict=False):
-                try:
-                    worker.replace_policy(before, rematch)
-                except RuntimeError:
-                    stuck += 1
-            if stuck:
-                raise RuntimeError(
-                    f"{error}; {stuck} of {len(self.all)} workers could not go back and decide by the other policy: "
-                    "reload once more"
-                ) from error
-            raise
-        return waited
+        with contextlib.ExitStack() as prepared:
+            changes = [prepared.enter_context(worker.successor(policy, rematch)) for worker in self.all]
+            return [change() for change in changes]
 
     def use_settings(self, settings: SessionSettings) -> None:
         """Keep sessions for other times from now on, and treat unknown ones otherwise."""

@@ -220,15 +220,16 @@ def test_a_file_may_bring_the_secret_after_the_start(vendor: Path, tmp_path: Pat
     loaded = load_bootstrap(vendor, Given(secret_file=place), Machine())
     assert loaded.config.standing == "held back"
     assert loaded.config.resiliency.why.endswith(f"until it comes from {place}")
-    late = loaded.late_secret
+    late, said = loaded.late_secret, list[str]()
     assert late is not None
-    assert late.read() is None
+    assert late.read(said.append) is None
     place.write_text("half of it")
     with pytest.raises(ClusterSecretError, match="at least 32 random bytes"):
-        late.read()
+        late.read(said.append)
     place.write_text(SECRET)
-    assert late.read() == parse_secret(SECRET)
     place.chmod(0o600)
+    assert late.read(said.append) == parse_secret(SECRET)
+    assert said == []
     loaded = load_bootstrap(vendor, Given(secret_file=place), Machine())
     assert (loaded.config.standing, loaded.late_secret, loaded.warnings) == ("on", None, ())
 
@@ -250,6 +251,28 @@ def test_a_secret_that_somebody_typed_or_others_can_read_is_warned_of(vendor: Pa
         f"{place}: can be read by others than its owner",
         f"{place}: does not look random; try: openssl rand -hex 32",
     )
+
+
+def test_a_secret_that_comes_late_is_looked_over_like_one_that_is_there(vendor: Path, tmp_path: Path) -> None:
+    place = tmp_path / "late"
+    vendor.write_text(
+        f"{VENDOR}everwall-cluster-secret-id=x\neverwall-cluster-secret-second={OTHER}\n", encoding="utf-8"
+    )
+    late, said = load_bootstrap(vendor, Given(secret_file=place), Machine()).late_secret, list[str]()
+    assert late is not None
+    place.write_text("00" * 32)
+    place.chmod(0o644)
+    assert late.read(said.append) is not None
+    assert said == [
+        f"{place}: can be read by others than its owner",
+        f"{place}: does not look random; try: openssl rand -hex 32",
+    ]
+    place.write_text("00" * 31)
+    with pytest.raises(ClusterSecretError, match="at least 32 random bytes"):
+        late.read(said.append)
+    place.write_text(OTHER)
+    with pytest.raises(ClusterSecretError, match="the second is the first again"):
+        late.read(said.append)
 
 
 # Anything ---------------------------------------------------------------------------------------------

@@ -357,14 +357,18 @@ def test_a_node_starts_without_a_secret_that_is_not_there_yet_and_finds_it_later
         "comes from secret:cluster"
     )
     assert any("a secret that exists" in warning for warning in read.warnings)
-    late = read.late_secret
+    late, said = read.late_secret, list[str]()
     assert late is not None
     with pytest.raises(SourceError):
-        late.read()
+        late.read(said.append)
     secrets_of(aws, {"cluster": SECRET})
-    found = late.read()
+    found = late.read(said.append)
     assert found is not None
     assert found.get_secret_value() == bytes.fromhex(SECRET)
+    assert said == []
+    aws.client("secretsmanager").put_secret_value(SecretId="cluster", SecretString="5a" * 32)
+    assert late.read(said.append) is not None
+    assert said == ["secret:cluster: does not look random; try: openssl rand -hex 32"]
 
 
 def test_a_secret_that_cannot_be_one_stops_the_start(aws: Any, tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ BUCKET_PREFIX = "s3://"
 SECRET_PREFIX = "secret:"
 
 
+Warn = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Given:
     """What the command line and the environment say beside the source."""
@@ -65,8 +68,9 @@ class LateSecret:
 
     place: str
     every_s: float
-    read: Callable[[], SecretBytes | None]
-    """The secret, or None as long as it is not there. Raises ConfigError; may take seconds."""
+    read: Callable[[Warn], SecretBytes | None]
+    """The secret, or None as long as it is not there, and a warning of what is odd about it. Raises ConfigError; may
+    take seconds."""
 
 
 @dataclass(frozen=True)
@@ -219,23 +223,20 @@ class _Loader:
         late = self._late(config)
         if self.given.secret is None and late is None:
             return config, None
+        where = late.place if late else ENVIRONMENT
         if config.cluster_secret is not None:
-            where = late.place if late else ENVIRONMENT
             self.warnings.append(f"{config.file}: its cluster secret is not used, because of {where}")
-        secret = self.given.secret
-        if late is not None:
-            try:
-                secret = late.read()
-            except SourceError as error:
-                # Traffic does not wait for a secret: the node starts, and asks again.
-                self.warnings.append(f"{error.title}: {error}")
-        if secret is not None and not looks_random(secret):
-            where = late.place if late else ENVIRONMENT
-            self.warnings.append(f"{where}: does not look random; try: openssl rand -hex 32")
+        secret = None
+        try:
+            if late is not None:
+                secret = late.read(self.warnings.append)
+            else:
+                secret = _looked_over(self.given.secret, where, config, self.warnings.append)
+        except SourceError as error:
+            # Traffic does not wait for a secret: the node starts, and asks again.
+            self.warnings.append(f"{error.title}: {error}")
         awaited = late.place if late is not None and secret is None else ""
         config = replace(config, cluster_secret=secret, cluster_secret_awaited=awaited)
-        if secret is not None and secret == config.cluster_secret_second:
-            raise ClusterSecretError(config.file, "two secrets that differ: the second is the first again")
         return config, late if awaited else None
 
     def _late(self, config: InitCfg) -> LateSecret | None:
@@ -243,18 +244,29 @@ class _Loader:
         if self.given.secret is not None:
             return None
         if file is not None:
-            return LateSecret(str(file), SECRET_RETRY_S, lambda: self._secret_of_file(file))
+            return LateSecret(
+                str(file),
+                SECRET_RETRY_S,
+                lambda warn: _looked_over(read_secret_file(file, warn), str(file), config, warn),
+            )
         name = name or config.cluster_secret_id
         if name is None:
             return None
-        place = f"{SECRET_PREFIX}{name}"
-        return LateSecret(place, SECRET_FETCH_RETRY_S, lambda: _fetch_secret(name, self.given.region))
+        place, region = f"{SECRET_PREFIX}{name}", self.given.region
+        return LateSecret(
+            place,
+            SECRET_FETCH_RETRY_S,
+            lambda warn: _looked_over(_fetch_secret(name, region), place, config, warn),
+        )
 
-    def _secret_of_file(self, file: Path) -> SecretBytes | None:
-        secret = read_secret_file(file)
-        if secret is not None and file.stat().st_mode & 0o077:
-            self.warnings.append(f"{file}: can be read by others than its owner")
-        return secret
+
+def _looked_over(secret: SecretBytes | None, place: str, config: InitCfg, warn: Warn) -> SecretBytes | None:
+    """A secret from outside, whenever it comes. Raises ClusterSecretError where it is the second one again."""
+    if secret is not None and not looks_random(secret):
+        warn(f"{place}: does not look random; try: openssl rand -hex 32")
+    if secret is not None and secret == config.cluster_secret_second:
+        raise ClusterSecretError(config.file, "two secrets that differ: the second is the first again")
+    return secret
 
 
 _FILES = (

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import SecretBytes
@@ -52,11 +54,14 @@ def looks_random(secret: SecretBytes) -> bool:
     return len(set(value)) >= len(value) // 4
 
 
-def read_secret_file(path: Path) -> SecretBytes | None:
+def read_secret_file(path: Path, warn: Callable[[str], None]) -> SecretBytes | None:
     """The secret in a file, None while there is no such file. Raises ConfigError."""
     if not os.path.isfile(path):
         return None
     secret = parse_secret(read_text(path))
     if secret is None:
         raise ClusterSecretError(path, EXPECTED)
+    with contextlib.suppress(OSError):  # it may have gone since it was read
+        if path.stat().st_mode & 0o077:
+            warn(f"{path}: can be read by others than its owner")
     return secret

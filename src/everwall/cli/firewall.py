@@ -60,7 +60,7 @@ def command(
             control,
             drain_timeout,
             read.late_secret,
-            lambda: load_bootstrap(bootstrap, given).config,
+            lambda: load_bootstrap(bootstrap, given),
         )
         status = asyncio.run(node.run())
     except (ConfigError, DataPlaneError, NodeError, WarmError, WorkersError, OSError) as error:

@@ -19,7 +19,7 @@ def command(
         float, typer.Option(min=0, help="Seconds to wait until every live session was asked about again.")
     ] = RELOAD_TIMEOUT_S,
 ) -> None:
-    """Read the policy's file again and decide by it from now on; SIGHUP does the same.
+    """Read the bootstrap's policy again and decide by it from now on; SIGHUP does the same.
 
     A file with a mistake changes nothing. No packet is lost; live sessions that the policy refuses now end, all
     others go on. Ends with 1 when nobody answers, the file is wrong, or not all sessions were asked about in time.

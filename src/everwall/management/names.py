@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from everwall.limits import NAME_LOOKUPS_MAX, NAME_RETRY_NS, NAME_WATCH_S, SECOND_NS
+from everwall.management.beside import beside
 from everwall.policy.model import Policy
 from everwall.policy.names import NameBook
 
@@ -31,7 +30,7 @@ class NameWatcher:
         self._changed = changed
         self._lookup = lookup
         self._book = NameBook(policy, time.monotonic_ns())
-        self._under_way = 0
+        self._asking: set[asyncio.Task[None]] = set()
         self.changes = 0
         """Of addresses so far."""
         self._in_force = 0
@@ -79,15 +78,15 @@ class NameWatcher:
 
     async def run(self) -> None:
         """Ask whenever a name is due, until cancelled."""
-        loop = asyncio.get_running_loop()
         telling: asyncio.Future[None] | None = None
         try:
             while True:
-                for name in self._book.due(time.monotonic_ns(), NAME_LOOKUPS_MAX - self._under_way):
-                    self._under_way += 1
-                    # A thread of its own: a resolver that hangs holds up neither the loop nor the node's end.
-                    threading.Thread(target=self._ask, args=(loop, self._book, name), daemon=True).start()
+                for name in self._book.due(time.monotonic_ns(), NAME_LOOKUPS_MAX - len(self._asking)):
+                    self._asking.add(asyncio.create_task(self._ask(self._book, name)))
                 await asyncio.sleep(NAME_WATCH_S)
+                for asked in [task for task in self._asking if task.done()]:
+                    self._asking.remove(asked)
+                    asked.result()  # raises what it raised
                 if telling is not None and telling.done():
                     telling.result()  # raises what it raised
                     telling = None
@@ -95,8 +94,9 @@ class NameWatcher:
                 if telling is None and self.behind:
                     telling = asyncio.ensure_future(self._tell())
         finally:
-            if telling is not None:
-                telling.cancel()
+            for task in (*self._asking, telling):
+                if task is not None:
+                    task.cancel()
 
     async def _tell(self) -> None:
         before = self._in_force
@@ -104,17 +104,11 @@ class NameWatcher:
         if self.behind and self._in_force == before:  # it could not be done
             await asyncio.sleep(NAME_RETRY_NS / SECOND_NS)
 
-    def _ask(self, loop: asyncio.AbstractEventLoop, book: NameBook, name: str) -> None:
+    async def _ask(self, book: NameBook, name: str) -> None:
         try:
-            found, why = self._lookup(name), "it has no addresses"
+            found, why = await beside(lambda: self._lookup(name)), "it has no addresses"
         except (OSError, UnicodeError) as error:
             found, why = [], str(error)
-        # The loop may have ended meanwhile.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._answer, book, name, found, why)
-
-    def _answer(self, book: NameBook, name: str, found: list[str], why: str) -> None:
-        self._under_way -= 1
         if book is not self._book:
             return
         if found:
