@@ -131,15 +131,19 @@ def random_rules(draw: random.Random) -> list[Written]:
             )
             if draw.random() < chance
         ]
+        rule_type = draw.choice(["universal"] * 6 + ["intrazone", "interzone"])
+        begin, end = some(["data", "elsewhere"]), some(["data", "elsewhere"])
+        if rule_type == "intrazone":
+            end = draw.choice([["any"], begin])
         found.append(
             Written(
                 f"rule {k}",
                 draw.choice(["allow", "allow", "deny", "drop", "reset-both"]),
-                (some(["data", "elsewhere"]), some(["data", "elsewhere"])),
+                (begin, end),
                 addresses[0],
                 addresses[1],
                 some([*SERVICES]),
-                draw.choice(["universal"] * 6 + ["intrazone", "interzone"]),
+                rule_type,
                 (
                     addresses[0] != ["any"] and draw.random() < 0.2,
                     addresses[1] != ["any"] and draw.random() < 0.2,

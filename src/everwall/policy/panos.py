@@ -24,16 +24,20 @@ from everwall.policy.xml_tree import Element, read_xml
 
 _ZONE_KINDS = ("layer3", "layer2", "virtual-wire", "tap", "tunnel", "external")
 _DATA_INTERFACE = "ethernet1/1"
-_RULEBASES = (
-    "nat",
-    "pbf",
-    "decryption",
-    "dos",
-    "qos",
-    "application-override",
-    "authentication",
-    "tunnel-inspect",
+_ELSEWHERE = (
+    ("panorama",),
+    ("devices", "entry", "device-group"),
+    ("devices", "entry", "template"),
+    *(
+        (*place, name)
+        for place in (("shared",), ("devices", "entry", "vsys", "entry"))
+        for name in ("pre-rulebase", "post-rulebase")
+    ),
+    ("shared", "rulebase"),
 )
+"""Where rules stand that come before or after the firewall's own."""
+_NOBODY = "default-no-captive-portal"
+"""The vendor's authentication enforcement that asks nobody."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class _Translator:
         self.file = file
         self.root = root
         self.accept_ports = accept_ports
-        self.leave_out = leave_out
+        self.leave_out = frozenset(leave_out)
         self.endpoints = endpoints
         self.notes: list[str] = []
         self.interfaces: dict[str, str] = {}
@@ -102,9 +106,11 @@ class _Translator:
         device, system = self._places()
         zones = self._zones(system)
         objects = Objects(self.file, [system, *self.root.all("shared")])
-        reader = RuleReader(self.file, objects, zones.names, self.accept_ports, self.leave_out)
-        defaults = list(system.entries("rulebase", "default-security-rules", "rules"))
-        rules = reader.read(list(system.entries("rulebase", "security", "rules")), defaults)
+        written = self._rules(system, "security")
+        defaults = self._rules(system, "default-security-rules")
+        others = self._refusals(system) - {entry.name for entry in written}
+        reader = RuleReader(self.file, objects, zones.names, self.accept_ports, self.leave_out - others)
+        rules = reader.read(written, defaults)
         document: dict[str, Any] = {
             "zones": dict(zones.nodes),
             "addresses": dict(objects.addresses.nodes),
@@ -127,7 +133,7 @@ class _Translator:
             raise ConfigError(
                 self.file, "a configuration of PAN-OS (<config>)", line=self.root.line, value=self.root.tag
             )
-        for path in (("panorama",), ("devices", "entry", "device-group"), ("devices", "entry", "template")):
+        for path in _ELSEWHERE:
             for found in self.root.all(*path):
                 if found.children:
                     raise ConfigError(
@@ -136,8 +142,16 @@ class _Translator:
                         line=found.line,
                         key="/".join(path),
                     )
-        device = next(self.root.entries("devices"), None)
+        devices = list(self.root.entries("devices"))
+        device = devices[0] if devices else None
         systems = list(device.entries("vsys")) if device is not None else []
+        for entries in (devices, systems):
+            known: set[str] = set()
+            for entry in entries:
+                if entry.name in known or (entries is devices and known):
+                    what = "one device" if entries is devices else "each virtual system once"
+                    raise ConfigError(self.file, what, line=entry.line, value=entry.name)
+                known.add(entry.name)
         if device is None or not systems:
             raise ConfigError(self.file, "devices/entry/vsys/entry with the rules", line=self.root.line)
         system = next((entry for entry in systems if entry.name == "vsys1"), systems[0])
@@ -150,7 +164,10 @@ class _Translator:
 
     def _zones(self, system: Element) -> Table:
         """The zones, the interfaces in them, and which zone the endpoints are in."""
-        elements = {entry.name: entry for entry in system.entries("zone")}
+        elements: dict[str, Element] = {}
+        for entry in system.entries("zone"):
+            if elements.setdefault(entry.name, entry) is not entry:
+                raise ConfigError(self.file, "each zone once", line=entry.line, key="zone", value=entry.name)
         table = Table("zone", lambda text: False, elements)
         lines: dict[str, int] = {}
         for entry in elements.values():
@@ -158,7 +175,14 @@ class _Translator:
             lines[ours] = entry.line
             for kind in _ZONE_KINDS:
                 for member in entry.members("network", kind):
-                    self.interfaces[member.text] = ours
+                    if self.interfaces.setdefault(member.text, ours) != ours:
+                        raise ConfigError(
+                            self.file,
+                            "an interface in one zone",
+                            line=member.line,
+                            key="zone",
+                            value=member.text,
+                        )
             if entry.value("network", "zone-protection-profile"):
                 self.notes.append(f"{self.file}:{entry.line}: zone {entry.name}: zone protection is not used")
         associated: dict[str, list[str]] = {}
@@ -216,9 +240,50 @@ class _Translator:
 
     # What is not used -----------------------------------------------------------------------------------------
 
+    def _rules(self, system: Element, rulebase: str) -> list[Element]:
+        """The rules of a rulebase in order; nothing else may stand among them."""
+        found = [child for rules in system.all("rulebase", rulebase, "rules") for child in rules.children]
+        for child in found:
+            if child.tag != "entry":
+                raise ConfigError(self.file, "nothing but rules (<entry>)", line=child.line, value=child.tag)
+        return found
+
+    def _refusals(self, system: Element) -> set[str]:
+        """The names of rules beside the security rules that stop what those allow, all of them to be left out.
+
+        Raises ConfigError for one that is not.
+        """
+        found = [
+            *(entry for entry in self._rules(system, "pbf") if entry.child("action", "discard") is not None),
+            *(entry for entry in self._rules(system, "dos") if entry.child("action", "deny") is not None),
+            *(
+                entry
+                for entry in self._rules(system, "authentication")
+                if not entry.says("authentication-enforcement", _NOBODY)
+            ),
+        ]
+        active = [entry for entry in found if not entry.says("disabled", "yes")]
+        for entry in active:
+            if entry.name not in self.leave_out:
+                raise ConfigError(
+                    self.file,
+                    "no rule beside the security rules that stops what they allow (discard of policy-based forwarding, "
+                    "deny of DoS protection, authentication): it is not done here. Disable it, or name it as one to "
+                    "leave out",
+                    line=entry.line,
+                    key="rule",
+                    value=entry.name,
+                )
+            self.notes.append(f"{self.file}:{entry.line}: rule {entry.name} is left out, as was asked for")
+        return {entry.name for entry in active}
+
     def _unused(self, system: Element) -> None:
-        for name in _RULEBASES:
-            count = sum(1 for _ in system.entries("rulebase", name, "rules"))
+        counts: dict[str, int] = {}
+        for rulebase in system.all("rulebase"):
+            for child in rulebase.children:
+                if child.tag not in ("security", "default-security-rules"):
+                    counts[child.tag] = counts.get(child.tag, 0) + sum(1 for _ in child.entries("rules"))
+        for name, count in counts.items():
             if count:
                 self.notes.append(
                     f"{self.file}: {count} {name} rule{'s are' if count > 1 else ' is'} not used"

@@ -31,7 +31,10 @@ class Unmatchable(ValueError):
     """Something that cannot be matched as it is written; the message says why."""
 
 
+_ADDRESS_VALUES = ("ip-netmask", "ip-range", "ip-wildcard", "fqdn", "static", "dynamic")
 PREDEFINED_SERVICES = {"service-http": ["tcp/80", "tcp/8080"], "service-https": ["tcp/443"]}
+_NOT_LISTED = ("region", "external-list")
+"""What a rule may name in place of an address, and nobody here knows the addresses of."""
 _GROUP_DEPTH_MAX = 16
 
 
@@ -76,6 +79,10 @@ class Table:
         """Why an object cannot be matched; for all others there is a node."""
         self.nodes: dict[str, Node] = {}
         """By our name."""
+        self.shared: set[str] = set()
+        """Objects that are not the virtual system's own."""
+        self.hidden: dict[str, str] = {}
+        """The name here of a shared object whose own name the virtual system has given to another one."""
         self._fresh = Names(kind, elements, is_literal)
 
     def name(self, theirs: str, notes: list[str]) -> str:
@@ -99,6 +106,9 @@ def network(text: str) -> str:
     """An ``ip-netmask`` or ``ip-range`` as we write it: bits after the prefix do not count. Or ``Unmatchable``."""
     try:
         if "/" in text:
+            # A mask in dots would be read both as one of the network and as one of the host.
+            if not text.rpartition("/")[2].isdecimal():
+                raise ValueError
             return str(ipaddress.ip_network(text, strict=False))
         if "-" in text:
             first, _, last = text.partition("-")
@@ -133,18 +143,31 @@ class Objects:
             self.why_not(self.services, theirs)
 
     def _table(self, kind: str, is_literal: Callable[[str], bool], *tags: str) -> Table:
+        known = {entry.name for place in self.places for tag in tags for entry in place.entries(tag)}
         elements: dict[str, Element] = {}
         doubles: dict[str, str] = {}
-        for place in self.places:
+        shared: set[str] = set()
+        hidden: dict[str, str] = {}
+        for number, place in enumerate(self.places):
             here: set[str] = set()
-            for tag in tags:
-                for entry in place.entries(tag):
-                    if entry.name in here:
-                        doubles[entry.name] = f"{entry.name}: there are two of that name"
-                    here.add(entry.name)
-                    elements.setdefault(entry.name, entry)
+            for entry in (entry for tag in tags for entry in place.entries(tag)):
+                name = entry.name
+                if name in here:
+                    doubles[name] = f"{name}: there are two of that name"
+                elif name in elements:
+                    name = hidden.setdefault(name, _unknown_name(f"{name} (shared)", known))
+                here.add(entry.name)
+                if elements.setdefault(name, entry) is entry and number > 0:
+                    shared.add(name)
+        if "address" in tags:
+            for entry in (
+                entry for place in self.places for tag in _NOT_LISTED for entry in place.entries(tag)
+            ):
+                if entry.name in elements:
+                    doubles[entry.name] = f"{entry.name}: a region or an external list has that name too"
         table = Table(kind, is_literal, elements)
         table.reasons.update(doubles)
+        table.shared, table.hidden = shared, hidden
         return table
 
     def why_not(self, table: Table, theirs: str) -> str:
@@ -168,7 +191,9 @@ class Objects:
         element = table.elements[theirs]
         self._groups_open.append((table, theirs))
         try:
-            value = self._address(element) if table is self.addresses else self._service(element)
+            is_shared = theirs in table.shared
+            of = self._address if table is self.addresses else self._service
+            value = of(element, is_shared)
         except Unmatchable as error:
             table.reasons[theirs] = f"{theirs}: {error}"
             return table.reasons[theirs]
@@ -198,53 +223,80 @@ class Objects:
             return table.name(theirs, self.notes)
         return network(theirs)
 
-    def _members(self, table: Table, members: list[Element]) -> list[str]:
-        if not members:
+    def _members(self, table: Table, group: Element, is_shared: bool) -> list[str]:
+        if any(child.tag != "member" or child.children for child in group.children):
+            raise Unmatchable("a group with something in it that is no member")
+        names = [member.text for member in group.members()]
+        if not names:
             raise Unmatchable("a group without members")
-        for member in members:
-            reason = self.why_not(table, member.text)
+        if is_shared:
+            names = [self._of_shared(table, name) for name in names]
+        for name in names:
+            reason = self.why_not(table, name)
             if reason:
                 raise Unmatchable(reason)
-        return [self.word(table, member.text) for member in members]
+        return [self.word(table, name) for name in names]
 
-    def _address(self, element: Element) -> Any:
+    def _of_shared(self, table: Table, name: str) -> str:
+        """What a shared group means by a name: never an object of the virtual system."""
+        if name in table.hidden:
+            return table.hidden[name]
+        if name in table.elements and name not in table.shared:
+            raise Unmatchable(f"a shared group, and its member {name} is the virtual system's own")
+        return name
+
+    def _address(self, element: Element, is_shared: bool) -> Any:
         """The value of an address or a group; raises ``Unmatchable``."""
-        if element.child("dynamic") is not None:
+        values = [child for child in element.children if child.tag in _ADDRESS_VALUES]
+        if len(values) != 1:
+            raise Unmatchable("more than one value" if values else "neither an address nor a group")
+        (value,) = values
+        if value.tag == "dynamic":
             raise Unmatchable("a dynamic group, whose members come and go with tags")
-        if element.child("static") is not None:
-            return self._members(self.addresses, element.members("static"))
-        for tag in ("ip-netmask", "ip-range"):
-            if element.child(tag) is not None:
-                return network(element.value(tag))
-        if element.child("fqdn") is not None:
-            name = element.value("fqdn").rstrip(".").lower()
+        if value.tag == "static":
+            return self._members(self.addresses, value, is_shared)
+        if value.tag == "fqdn":
+            name = value.text.rstrip(".").lower()
             if not is_fqdn(name):
                 raise Unmatchable(f"{name!r} is no full host name")
             return {"fqdn": name}
-        if element.child("ip-wildcard") is not None:
-            text = element.value("ip-wildcard")
-            parsed = parse_wildcard(text)
+        if value.tag == "ip-wildcard":
+            parsed = parse_wildcard(value.text)
             if isinstance(parsed, str):
-                raise Unmatchable(f"{text!r} (expected {parsed})")
-            return {"wildcard": text}
-        raise Unmatchable("neither an address nor a group")
+                raise Unmatchable(f"{value.text!r} (expected {parsed})")
+            return {"wildcard": value.text}
+        return network(value.text)
 
-    def _service(self, element: Element) -> Any:
+    def _service(self, element: Element, is_shared: bool) -> Any:
         """The value of a service or a group; raises ``Unmatchable``."""
-        if element.child("members") is not None:
-            return self._members(self.services, element.members("members"))
-        for protocol in ("tcp", "udp"):
-            found = element.child("protocol", protocol)
-            if found is None:
-                continue
-            if found.child("override", "yes") is not None:
-                self.notes.append(f"service {element.name}: its own time-outs are not used")
-            return _port_words(protocol, found.value("port"), found.value("source-port"))
-        raise Unmatchable("neither TCP nor UDP")
+        values = [child for child in element.children if child.tag in ("members", "protocol")]
+        if len(values) == 1 and values[0].tag == "members":
+            return self._members(self.services, values[0], is_shared)
+        protocols = [child for value in values for child in value.children]
+        if len(values) != 1 or len(protocols) != 1:
+            raise Unmatchable(
+                "more than one value" if len(protocols) > 1 else "neither a service nor a group"
+            )
+        (protocol,) = protocols
+        if protocol.tag not in ("tcp", "udp"):
+            raise Unmatchable("neither TCP nor UDP")
+        ports, source_ports = (
+            [child.text for child in protocol.children if child.tag == tag] for tag in ("port", "source-port")
+        )
+        if len(ports) != 1 or not ports[0] or len(source_ports) > 1:
+            raise Unmatchable("a service has its ports once")
+        if protocol.child("override", "yes") is not None:
+            self.notes.append(f"service {element.name}: its own time-outs are not used")
+        return _port_words(protocol.tag, ports[0], "".join(source_ports))
 
     # Applications ---------------------------------------------------------------------------------------
 
     def _applications(self) -> None:
+        own = {
+            entry.name
+            for tag in ("application", "application-group", "application-filter")
+            for entry in self.places[0].entries(tag)
+        }
         for place in self.places:
             for entry in place.entries("application"):
                 if entry.name in self.ports or entry.name in self.application_reasons:
@@ -256,6 +308,11 @@ class Objects:
                     self.ports[entry.name] = ports
             for entry in place.entries("application-group"):
                 members = [member.text for member in entry.members("members")]
+                if place is not self.places[0] and own & {entry.name, *members}:
+                    self.application_reasons.setdefault(
+                        entry.name, "a shared group, and the virtual system has another one of a name in it"
+                    )
+                    continue
                 self.application_groups.setdefault(entry.name, members)
             for entry in place.entries("application-filter"):
                 self.application_reasons.setdefault(
@@ -278,6 +335,12 @@ class Objects:
         return tuple(found)
 
 
+def _unknown_name(name: str, known: set[str]) -> str:
+    while name in known:
+        name += " "
+    return name
+
+
 def _is_service(text: str) -> bool:
     return not isinstance(parse_service(text), str)
 
@@ -298,7 +361,7 @@ def shortened(description: str) -> str:
 def _port_words(protocol: str, ports: str, source_ports: str) -> Any:
     """Lists of ports as services; raises ``Unmatchable``."""
     ranges: list[list[tuple[int, int]]] = []
-    for text in (ports or "0-65535", source_ports or "0-65535"):
+    for text in (ports, source_ports or "0-65535"):
         ranges.append([])
         for part in text.split(","):
             parsed = parse_ports(part.strip())

@@ -105,8 +105,7 @@ class RuleReader:
         reasons: list[str] = []
         notes: list[str] = []
         rule = self._read(entry, reasons, notes)
-        disabled = entry.value("disabled") == "yes"
-        allows = entry.value("action") == "allow"
+        disabled, allows = entry.says("disabled", "yes"), entry.says("action", "allow")
         if reasons:
             self.found.left_out.append(self._say(entry, f"is not loaded: {'; '.join(reasons)}"))
             # An action that nobody knows may be one that refuses.
@@ -148,6 +147,8 @@ class RuleReader:
         for tag in _REQUIRED + (("to",) if rule_type != "intrazone" else ()):
             if not entry.members(tag):
                 reasons.append(f"it has no {tag}")
+        if rule_type == "intrazone" and not self._stays(entry):
+            reasons.append("it is intrazone and ends elsewhere than it begins")
         self._unknown(entry, reasons, notes)
         for tag in ("from", "to") if rule_type != "intrazone" else ("from",):
             zones = self._zones(entry, tag, reasons)
@@ -189,6 +190,8 @@ class RuleReader:
             if tag in seen:
                 reasons.append(f"it has {tag} twice")
             seen.add(tag)
+            if tag in _MATCHED:
+                self._list(child, reasons)
             if tag in _MATCHED or tag in _DECIDES or tag in _FOR_PEOPLE:
                 continue
             values = [member.text for member in child.members()] or ([child.text] if child.text else [])
@@ -199,6 +202,19 @@ class RuleReader:
                 asks = _WHO.get(tag, f"{tag}, which is not known here")
                 shown = f" ({', '.join(values[:3])}{', ...' if len(values) > 3 else ''})" if values else ""
                 reasons.append(f"it asks for {asks}{shown}")
+
+    def _list(self, child: Element, reasons: list[str]) -> None:
+        """Whether a list is one: what is no member of it would be passed over."""
+        names = {member.text for member in child.members()}
+        if child.text or any(member.tag != "member" or member.children for member in child.children):
+            reasons.append(f"its {child.tag} has something in it that is no member")
+        if "any" in names and len(names) > 1:
+            reasons.append(f"its {child.tag} names any and others")
+
+    def _stays(self, entry: Element) -> bool:
+        """Whether an intrazone rule that names an end names its beginning."""
+        begin, end = ({member.text for member in entry.members(tag)} for tag in ("from", "to"))
+        return end in (set(), {"any"}, begin)
 
     def _zones(self, entry: Element, tag: str, reasons: list[str]) -> list[str] | None:
         names = [member.text for member in entry.members(tag)]

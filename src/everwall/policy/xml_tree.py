@@ -62,6 +62,10 @@ class Element:
         found = self.child(*path)
         return found.text if found is not None else ""
 
+    def says(self, tag: str, text: str) -> bool:
+        """Whether a child of that tag says this, and no other one something else."""
+        return {child.text for child in self.children if child.tag == tag} == {text}
+
 
 class _Builder(ContentHandler):
     """Builds the tree with a stack of its own: nesting cannot exhaust Python's."""
