@@ -16,9 +16,9 @@ import pytest
 from everwall.limits import GENEVE_PORT
 from everwall.management.control import ControlError, request
 from tests import needs, packets
+from tests.examples import EXAMPLES, sources
 from tests.two_interfaces import DATA, DATA_PEER, ELSEWHERE, MANAGEMENT, TwoInterfaces
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "vm-series"
 SECRET = "c0ffee5a17b3449d8e60f1a2b3c4d5e6f708192a3b4c5d6e7f80917263544536"
 START_S = 120
 """Compiling may be part of it."""
@@ -93,7 +93,7 @@ def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
     place: TwoInterfaces, tmp_path: Path
 ) -> None:
     package, late = tmp_path / "package", tmp_path / "late-secret"
-    shutil.copytree(EXAMPLE, package)
+    shutil.copytree(EXAMPLES / "vm-series", package)
     init_cfg = package / "config" / "init-cfg.txt"
     with place.router.entered():
         store = socket.create_server((ELSEWHERE, 0))
@@ -149,6 +149,28 @@ def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
     finally:
         node.end()
         store.close()
+
+
+@pytest.mark.parametrize("example", sources())
+def test_every_example_boots_as_it_stands(
+    place: TwoInterfaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    """Its store and its secret are nowhere near; traffic does not wait for them."""
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    node = Booted(place, tmp_path, "--bootstrap", sources()[example])
+    try:
+        node.until(lambda: "Successful bootstrap: " in node.said(), "the last line of the start")
+        *_, last = node.said().strip().splitlines()
+        assert "session resiliency is held back" in last
+        with place.router.entered():
+            probe = http.client.HTTPConnection(DATA, 80, timeout=10)
+            probe.request("GET", "/")
+        assert probe.getresponse().read() == b"ok"
+        probe.close()
+        assert request(node.control, "status")["state"] == "active"
+    finally:
+        node.end()
 
 
 def test_a_package_that_cannot_be_used_is_one_line_with_the_name_of_the_error(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from everwall.bootstrap.package import look_over, names_in
 from everwall.bootstrap.zones import read_policy_of
 from everwall.limits import PACKAGE_FILES_MAX
 from everwall.policy.compile import compile_policy
+from tests.examples import EXAMPLES, ROOT, sources
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "docs" / "examples"
 WHOLE = ["config/", "config/init-cfg.txt", "content/", "license/", "software/"]
 
 
@@ -110,21 +109,21 @@ def test_the_firmware_says_what_the_machine_is(tmp_path: Path) -> None:
     assert this_machine("0078", tmp_path).names == ("0078", "ec2abc", "ec2abc-1")
 
 
-@pytest.mark.parametrize("source", ["vm-series", "everwall", "user-data:user-data.txt"])
-def test_every_example_boots(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(EXAMPLES)
+@pytest.mark.parametrize("place", sources())
+def test_every_example_is_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``test_boot.py`` starts a node with each."""
     monkeypatch.setattr("everwall.bootstrap.sources.secret_text", lambda *_: "5a17b3449d8e60f1" * 4)
-    bootstrap = load_bootstrap(source, machine=Machine(platform="aws"))
+    bootstrap = load_bootstrap(sources()[place], machine=Machine(platform="aws"))
     policy = read_policy_of(bootstrap.config)
     compile_policy(policy, bootstrap.config.resiliency_mode)
     assert bootstrap.config.gwlb_inspect
     assert bootstrap.config.mgmt_interface_swap
     assert bootstrap.config.session_resiliency
-    assert bootstrap.config.standing == ("on" if "user-data" in source else "held back")
+    assert bootstrap.config.standing == ("on" if "user-data" in place else "held back")
 
 
 def test_no_example_is_left_out() -> None:
-    assert sorted(path.name for path in EXAMPLES.iterdir()) == ["everwall", "user-data.txt", "vm-series"]
+    assert {str(path.relative_to(ROOT)) for path in EXAMPLES.iterdir()} <= {*sources()}
 
 
 def test_the_page_names_every_error() -> None:

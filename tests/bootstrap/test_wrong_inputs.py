@@ -14,6 +14,7 @@ from everwall.bootstrap.load import Given, load_bootstrap
 from everwall.bootstrap.machine import Machine
 from everwall.bootstrap.zones import read_policy_of
 from everwall.config import ConfigError
+from tests.policy import vendor
 
 SECRET = "c0ffee5a17b3449d8e60f1a2b3c4d5e6f708192a3b4c5d6e7f80917263544536"
 HIDDEN = "hunter2"
@@ -473,35 +474,47 @@ WITH_SYSTEM = (
     "<config><devices><entry><deviceconfig><system>{}</system></deviceconfig></entry></devices></config>"
 )
 
-# (what is wrong, files, error, part of what was expected)
-PACKAGES: list[tuple[str, dict[str, str], type[ConfigError], str]] = [
-    ("an empty folder", {}, NONE, "config/ is missing"),
-    ("config/ without a file", {"config/": ""}, NONE, "config/init-cfg.txt"),
-    ("the file beside config/", {"config/": "", "init-cfg.txt": ""}, NONE, "not in it"),
-    ("config in capitals", {"Config/init-cfg.txt": ""}, NONE, "did you mean Config?"),
-    ("an ending too many", {"config/init-cfg.txt.txt": ""}, NONE, "did you mean init-cfg.txt.txt?"),
-    ("an underscore", {"config/init_cfg.txt": ""}, NONE, "did you mean init_cfg.txt?"),
-    ("a folder too deep", {"bootstrap/config/init-cfg.txt": ""}, NONE, "it is in bootstrap/"),
-    ("for other machines only", {"config/0078-init-cfg.txt": ""}, NONE, "give --serial"),
+NO_FILE = ("", None, "")
+
+# (what is wrong, files, error, (file, line, key), part of what was expected)
+Where = tuple[str, int | None, str]
+PACKAGES: list[tuple[str, dict[str, str], type[ConfigError], Where, str]] = [
+    ("an empty folder", {}, NONE, NO_FILE, "config/ is missing"),
+    ("config/ without a file", {"config/": ""}, NONE, NO_FILE, "config/init-cfg.txt"),
+    ("the file beside config/", {"config/": "", "init-cfg.txt": ""}, NONE, NO_FILE, "not in it"),
+    ("config in capitals", {"Config/init-cfg.txt": ""}, NONE, NO_FILE, "did you mean Config?"),
+    ("an ending too many", {"config/init-cfg.txt.txt": ""}, NONE, NO_FILE, "did you mean init-cfg.txt.txt?"),
+    ("an underscore", {"config/init_cfg.txt": ""}, NONE, NO_FILE, "did you mean init_cfg.txt?"),
+    ("a folder too deep", {"bootstrap/config/init-cfg.txt": ""}, NONE, NO_FILE, "it is in bootstrap/"),
+    ("for other machines only", {"config/0078-init-cfg.txt": ""}, NONE, NO_FILE, "or one for this machine"),
     (
         "XML that breaks off",
         {"config/init-cfg.txt": "", "config/bootstrap.xml": "<config>"},
         PACKAGE,
+        ("config/bootstrap.xml", 1, ""),
         "XML (",
     ),
     (
         "an entity bomb",
         {"config/init-cfg.txt": "", "config/bootstrap.xml": BOMB},
         PACKAGE,
+        ("config/bootstrap.xml", 1, ""),
         "no document type",
     ),
     (
         "XML that reads files",
         {"config/init-cfg.txt": "", "config/bootstrap.xml": READER},
         PACKAGE,
+        ("config/bootstrap.xml", 1, ""),
         "no document type",
     ),
-    ("another root", {"config/init-cfg.txt": "", "config/bootstrap.xml": "<response/>"}, PACKAGE, "<config>"),
+    (
+        "another root",
+        {"config/init-cfg.txt": "", "config/bootstrap.xml": "<response/>"},
+        PACKAGE,
+        ("config/bootstrap.xml", 1, ""),
+        "<config>",
+    ),
     (
         "a wrong address in the XML",
         {
@@ -511,6 +524,7 @@ PACKAGES: list[tuple[str, dict[str, str], type[ConfigError], str]] = [
             ),
         },
         NETWORK,
+        ("config/bootstrap.xml", 1, "dns-primary"),
         "DNS server",
     ),
     (
@@ -520,6 +534,7 @@ PACKAGES: list[tuple[str, dict[str, str], type[ConfigError], str]] = [
             "config/p.yaml": "zones: {web: {interfaces: ethernet1/1.10}}\n",
         },
         ZONE,
+        ("config/init-cfg.txt", 2, "plugin-op-commands"),
         "interfaces of its zones: ethernet1/1.10",
     ),
     (
@@ -529,25 +544,81 @@ PACKAGES: list[tuple[str, dict[str, str], type[ConfigError], str]] = [
             "config/p.yaml": f"zones: {{web: {{interfaces: ethernet1/1.9}}, back: {{endpoints: {ID}}}}}\n",
         },
         ConfigError,
+        ("config/p.yaml", 1, "zones.back.endpoints"),
         "each endpoint once (it is in zone web already)",
+    ),
+    (
+        "a gateway elsewhere in the XML",
+        {
+            "config/init-cfg.txt": "",
+            "config/bootstrap.xml": WITH_SYSTEM.format(
+                "<type><static/></type>\n<ip-address>10.0.0.5</ip-address>\n<netmask>255.255.255.0</netmask>\n"
+                "<default-gateway>10.9.0.1</default-gateway>"
+            ),
+        },
+        NETWORK,
+        ("config/bootstrap.xml", 4, "default-gateway"),
+        "in 10.0.0.0/24",
+    ),
+    (
+        "a wrong line of a policy that the file names",
+        {
+            "config/init-cfg.txt": "everwall-policy=p.yaml\n",
+            "config/p.yaml": "rules:\n- name: a\n  source: 10.0.0.1/8\n",
+        },
+        ConfigError,
+        ("config/p.yaml", 2, "rules[1]"),
+        "the key destination",
+    ),
+    (
+        "a rule of the XML that cannot be left out",
+        {
+            "config/init-cfg.txt": "",
+            "config/bootstrap.xml": vendor.config(
+                vendor.rule("stop", "deny", source="RU"), vendor.rule("web")
+            ),
+        },
+        ConfigError,
+        ("config/bootstrap.xml", 2, "rule"),
+        "would allow what it refuses",
+    ),
+    (
+        "a secret's file that holds none",
+        {
+            "config/init-cfg.txt": "hostname=a\neverwall-cluster-secret-file=s\n",
+            "config/s": HIDDEN,
+        },
+        CLUSTER_SECRET,
+        ("config/init-cfg.txt", 2, "everwall-cluster-secret-file"),
+        "at least 32 random bytes",
+    ),
+    (
+        "a file for this machine that is wrong",
+        {"config/init-cfg.txt": "", "config/0042-init-cfg.txt": "hostname=a\ntype=ppp\n"},
+        NETWORK,
+        ("config/0042-init-cfg.txt", 2, "type"),
+        "static or dhcp-client",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("files", "error", "expected"), [case[1:] for case in PACKAGES], ids=[case[0] for case in PACKAGES]
+    ("files", "error", "where", "expected"),
+    [case[1:] for case in PACKAGES],
+    ids=[case[0] for case in PACKAGES],
 )
 def test_a_wrong_package_has_a_named_error(
-    tmp_path: Path, files: dict[str, str], error: type[ConfigError], expected: str
+    tmp_path: Path, files: dict[str, str], error: type[ConfigError], where: Where, expected: str
 ) -> None:
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.mkdir(exist_ok=True) if name.endswith("/") else path.write_text(text)
-    found = refused(tmp_path)
+    found = refused(tmp_path, machine=Machine(("0042",)))
     assert type(found) is error, found
     assert expected in found.expected
-    assert str(tmp_path) in found.file
+    place = (str(tmp_path / where[0]) if where[0] else str(tmp_path), *where[1:])
+    assert (found.file, found.line, found.key or "") == place
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+KEY = "plugin-op-commands"
 EXPECTED = "aws-gwlb-associate-vpce:vpce-0123456789abcdef0@ethernet1/1.10, a subinterface from 1 to 9999"
 SUBINTERFACE_MAX = 9999
 
@@ -20,8 +21,14 @@ class Association(NamedTuple):
     """The 64-bit number that GENEVE carries."""
     interface: str
     """``ethernet1/1``, or with a subinterface ``ethernet1/1.10``."""
-    place: str = ""
+    file: str = ""
+    line: int | None = None
     """Where it is written, for messages."""
+
+    @property
+    def place(self) -> str:
+        """The same in one word."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
     def vpce(self) -> str:

@@ -423,7 +423,7 @@ class _Parser:
         if parsed is None:
             raise self._error(entry, ASSOCIATION_EXPECTED, word, CommandError)
         endpoint, interface = parsed
-        before = associations.setdefault(endpoint, Association(endpoint, interface, entry.place))
+        before = associations.setdefault(endpoint, Association(endpoint, interface, entry.file, entry.line))
         if before.interface != interface:
             raise self._error(entry, f"each endpoint once (it is on {before.interface})", word, CommandError)
 

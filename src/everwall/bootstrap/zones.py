@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from everwall.bootstrap.associations import Association
+from everwall.bootstrap.associations import KEY, Association
 from everwall.bootstrap.faults import ZoneError
 from everwall.bootstrap.init_cfg import InitCfg
 from everwall.policy.compile import Loaded, compile_policy
@@ -45,9 +45,11 @@ def _looked_over(policy: Policy, associations: Sequence[Association]) -> Policy:
     if associations and policy.file and not mapped:
         first = associations[0]
         raise ZoneError(
-            first.place,
+            first.file,
             f"the interface of an endpoint in a zone of {policy.file} "
             f"(interfaces of its zones: {', '.join(known) or 'none has any'})",
+            line=first.line,
+            key=KEY,
             value=first.interface,
         )
     missing = [
