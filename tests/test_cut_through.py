@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +21,11 @@ from everwall.dataplane import BOUNCED, BOUNCED_BYTES
 from everwall.lab import launch, rundir, topology
 from everwall.lab.launch import inside
 from everwall.lab.topology import Topology
-from everwall.limits import BEAT_STALE_NS, GENEVE_PORT, SECOND_NS
+from everwall.limits import BEAT_STALE_NS, GENEVE_PORT, RELOAD_TIMEOUT_S, SECOND_NS
 from everwall.management.control import request
 from everwall.ports.bpf import attach_pass
-from tests import needs, packets
+from tests import company, needs, packets
+from tests.conversations import Connection
 from tests.namespaces import ip
 from tests.nodes import ANSWER_S, CLIENT, POLICY, SERVER, START_S, until
 
@@ -34,10 +37,10 @@ SOURCE_PORT = 45678
 class Behind:
     """A node in its namespace, and a load balancer's sockets at the other end of its veth."""
 
-    def __init__(self, network: Topology, folder: Path, *lines: str) -> None:
+    def __init__(self, network: Topology, folder: Path, *lines: str, policy: str = POLICY) -> None:
         self.network = network
         self.control = folder / "control.sock"
-        (folder / "policy.yaml").write_text(POLICY)
+        (folder / "policy.yaml").write_text(policy)
         text = [
             "hostname=fw1",
             "plugin-op-commands=aws-gwlb-inspect:enable",
@@ -93,6 +96,19 @@ class Behind:
         assert data == packet
         return True
 
+    def all_through(self, inners: list[bytes]) -> None:
+        """Every packet, and nothing else, comes back."""
+        waiting = {packets.geneve(inner, endpoint=0xAA) for inner in inners}
+        assert len(waiting) == len(inners), "no two are alike"
+        for packet in waiting:
+            self.sender.sendto(packet, (NODE, GENEVE_PORT))
+        self.listener.settimeout(ANSWER_S)
+        while waiting:
+            try:
+                waiting.remove(self.listener.recv(4096))
+            except TimeoutError:
+                pytest.fail(f"{len(waiting)} of {len(inners)} packets are lost: {self.counters()}")
+
     def health(self) -> int:
         with inside(self.network.path("gwlb")):
             connection = http.client.HTTPConnection(NODE, HEALTH_PORT, timeout=ANSWER_S)
@@ -126,8 +142,8 @@ def network() -> Iterator[Topology]:
 
 
 @contextlib.contextmanager
-def a_node(network: Topology, folder: Path, *lines: str) -> Iterator[Behind]:
-    made = Behind(network, folder, *lines)
+def a_node(network: Topology, folder: Path, *lines: str, policy: str = POLICY) -> Iterator[Behind]:
+    made = Behind(network, folder, *lines, policy=policy)
     try:
         yield made.ready()
     finally:
@@ -244,3 +260,63 @@ def test_without_the_cut_through_every_packet_goes_through_the_engine(
         counters = node.counters()
         assert counters.get(BOUNCED, 0) == counters.get(BOUNCED_BYTES, 0) == 0
         assert counters["forward"] == 8
+
+
+# Another policy under traffic -----------------------------------------------------------------------------
+
+RULES = 10_000 if needs.DEEP else 500
+
+
+def companys(name: str) -> str:
+    """A company's rules, of which none speaks about our hosts, and a last one that does."""
+    document = company.document(RULES, 1)
+    document["zones"]["ours"] = {"endpoints": [0xAA]}
+    ours = {"from": "ours", "to": "ours", "source": "any", "destination": "any", "service": "any"}
+    document["rules"].append({"name": name, **ours, "action": "allow"})
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "lines", [["everwall-port=xdp"], ["everwall-port=raw", "everwall-workers=2"]], ids=["cut-through", "raw"]
+)
+def test_a_reload_under_traffic_loses_nothing_and_touches_no_session(
+    network: Topology, tmp_path: Path, lines: list[str]
+) -> None:
+    talks = [Connection("172.16.0.1", "172.16.1.1", port) for port in range(41_000, 41_012)]
+    with a_node(network, tmp_path, *lines, policy=companys("before")) as node:
+        for step in zip(*(talk.handshake() for talk in talks)):
+            node.all_through(list(step))
+        for _ in range(3):
+            node.all_through([talk.data() for talk in talks])
+            node.all_through([talk.data(talk.server) for talk in talks])
+        ids = {row["id"]: row["rule"] for row in node.ask("sessions")["sessions"]}
+        before = node.counters()
+        assert set(ids.values()) == {"before"}
+        (tmp_path / "policy.yaml").write_text(companys("after"))
+        told: list[dict[str, Any]] = []
+        reloading = threading.Thread(
+            target=lambda: told.append(request(node.control, "policy", RELOAD_TIMEOUT_S, do="reload"))
+        )
+        reloading.start()
+        rounds, fresh = 0, 42_000
+        while reloading.is_alive() or node.ask("policy")["rematch_percent"] < 100:
+            node.all_through([talk.data() for talk in talks])
+            node.all_through([talk.data(talk.server) for talk in talks])
+            node.all_through([packets.udp("172.16.0.1", "172.16.1.1", fresh, 53)])  # always finds a policy
+            rounds, fresh = rounds + 1, fresh + 1
+        reloading.join()
+        assert told[0]["ok"], told
+        assert rounds > 2, "packets passed meanwhile"
+        rows = [
+            row for row in node.ask("sessions", limit=10_000)["sessions"] if row["state"] == "established"
+        ]
+        assert {row["id"] for row in rows} == set(ids), "the very same sessions"
+        assert {row["rule"] for row in rows} == {"after"}
+        after = node.counters()
+        assert after["received"] == after["forward"], "nothing was dropped by any name"
+        assert after["sessions-ended"] == 0
+        bounced = after.get(BOUNCED, 0) - before.get(BOUNCED, 0)
+        assert (bounced > 0) == (lines == ["everwall-port=xdp"]), "the cut-through has gone on"
+        counted = after.get(BOUNCED, 0)
+        node.all_through([talk.data() for talk in talks])
+        assert node.counters().get(BOUNCED, 0) - counted == (len(talks) if bounced else 0)

@@ -422,6 +422,50 @@ def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
     assert node.ask("status")["policy"]["ruled_out"] == 1
 
 
+SSH = """
+  - name: ssh
+    source: any
+    destination: any
+    service: tcp/22
+    action: allow
+"""
+
+
+@pytest.mark.parametrize("reloaded", [True, False], ids=["reloaded", "started with it"])
+def test_a_stored_session_is_asked_about_under_the_policy_of_whoever_restores_it(
+    redis: RedisServer, balancer: Balancer, start: Callable[..., Process], reloaded: bool
+) -> None:
+    changed = POLICY.replace("rules:\n", f"rules:{SSH.replace('allow', 'drop')}", 1)
+    prefix = f"everwall-redis-prefix=changed-{reloaded}"
+    first = start(27, redis, extra=prefix, policy=POLICY + SSH)
+    second = start(28, redis, extra=prefix, policy=POLICY + SSH if reloaded else changed)
+    first.ready()
+    second.ready()
+    for port in (80, 22):
+        for way in ({"flags": "S", "seq": 1000}, None, {"flags": "A", "seq": 1001, "ack": 5001}):
+            if way is None:
+                packet = packets.tcp(SERVER, CLIENT, port, 33_005, flags="SA", seq=5000, ack=1001)
+            else:
+                packet = packets.tcp(CLIENT, SERVER, 33_005, port, **way)
+            assert balancer.through(first, packet)
+    until(lambda: first.ask("store")["written"] >= 2, ANSWER_S, "both sessions in the store")
+    if reloaded:
+        (second.folder / "policy.yaml").write_text(changed)
+        assert second.ask("policy", do="reload")["ok"]
+    first.process.kill()
+    first.process.wait()
+    data = {"flags": "PA", "seq": 1001, "ack": 5001, "payload": b"still here"}
+    assert not balancer.through(second, packets.tcp(CLIENT, SERVER, 33_005, 22, **data), seconds=0.5)
+    assert balancer.through(second, packets.tcp(CLIENT, SERVER, 33_005, 80, **data)), (
+        "only another rule changed"
+    )
+    counters = second.counters()
+    assert (counters["restore-denied"], counters["policy-deny"]) == (1, 1), counters
+    assert (counters["sessions-restored"], counters.get("non-syn-tcp", 0)) == (1, 0)
+    (row,) = second.ask("sessions")["sessions"]
+    assert (row["dport"], row["rule"], row["state"]) == (80, "web", "established")
+
+
 def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, start: Callable[..., Process]) -> None:
     node = start(7, None, extra="everwall-health-port=none")
     assert node.process.wait(timeout=START_S) == 1
