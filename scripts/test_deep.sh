@@ -12,6 +12,8 @@ echo "=== all kernel tests with bounds checks, in a cache of their own"
 NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
 echo "=== the store in every topology"
 "$python" -m pytest -q tests/store tests/doctor/test_topology.py tests/test_node.py
+echo "=== nodes behind a veth: 10,000 rules are replaced under traffic"
+"$python" -m pytest -q tests/test_cut_through.py
 echo "=== simulator, 2000 seeds"
 "$python" -m everwall.sim --seeds 2000
 echo "=== simulator, 1000 seeds in strict mode"
