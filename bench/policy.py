@@ -5,7 +5,8 @@ read from YAML and compiled; then packets, every one another, through the compil
 the packets 30 % have to fall to a default rule, and half of the others to one of the later three quarters of 10,000
 rules: where they do not, nothing here counts (exit status 1). A sample of what is decided is held against the plain
 reading of the rules. Times are the processor's, for one thread: what else the machine does takes part only by the
-caches that it empties.
+caches that it empties. In a loop of nothing but look-ups a policy stays in them; ``match_us_cold`` is of batches before
+each of which all caches were read over, as by a worker with other things to do, and has no bound.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ QUICK_ROUNDS, ROUNDS = 7, 25
 BOUNDS = {
     "match_us_10": ("<=", 0.3),
     "match_us_10k": ("<=", 1.0),
+    "match_us_ipv6_10k": ("<=", 1.0),
     "compile_s_10k": ("<=", 5),
     "default_share_10k": (">=", 0.3),
     "median_index_10k": (">=", 2_501),
@@ -48,6 +50,8 @@ BOUNDS = {
 """What the project holds its figures against; the last two say that the question was hard enough."""
 _SAMPLE = 50
 _CALIBRATION_WORDS = 1 << 20
+_CACHES_BYTES = 64 << 20
+_COLD_BATCHES, _COLD_BATCH = 100, 64
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -84,6 +88,19 @@ def matching(compiled: CompiledPolicy, rows: npt.NDArray[np.int64], rounds: int)
     return took, found
 
 
+def matching_cold(compiled: CompiledPolicy, rows: npt.NDArray[np.int64]) -> float:
+    """Microseconds per packet of batches that find nothing of the policy in a cache."""
+    memory, found = np.zeros(_CACHES_BYTES // 8, np.int64), np.zeros(_COLD_BATCH, np.int64)
+    took = []
+    for k in range(_COLD_BATCHES):
+        memory += 1
+        batch = rows[k * _COLD_BATCH : (k + 1) * _COLD_BATCH]
+        began = time.thread_time_ns()
+        company.match_all(compiled, batch, found)
+        took.append((time.thread_time_ns() - began) / 1000 / _COLD_BATCH)
+    return float(np.median(took))
+
+
 def measure_size(rules: int, rounds: int) -> tuple[dict[str, float], Policy, Any, Any]:
     """The figures of a policy with so many rules; and the policy, the packets and what was decided about them."""
     text = company.policy_text(rules, SEED)
@@ -103,8 +120,9 @@ def measure_size(rules: int, rounds: int) -> tuple[dict[str, float], Policy, Any
         "match_us": float(np.median(took)),
         "match_us_ipv4": float(np.median(matching(compiled, rows[~six], 3)[0])),
         "match_us_ipv6": float(np.median(matching(compiled, rows[six], 3)[0])),
+        "match_us_cold": matching_cold(compiled, rows),
         "read_s": read,
-        "compile_s": min(compiling),
+        "compile_s": float(np.median(compiling)),
         "bytes": float(sum(array.nbytes for array in compiled)),
         "sets": float(len(compiled.blocks)),
         "lines": float(len(compiled.lines)),
@@ -135,6 +153,7 @@ def measure(seconds: float) -> dict[str, float]:
         "ns per match, 10 rules": 1000 * found["match_us_10"],
         "ns per match, 1,000 rules": 1000 * found["match_us_1k"],
         "ns per match, 10,000 rules": 1000 * found["match_us_10k"],
+        "ns per match, 10,000 rules, cold": 1000 * found["match_us_cold_10k"],
         "ms to read 10,000 rules": 1000 * found["read_s_10k"],
         "ms to compile 10,000 rules": 1000 * found["compile_s_10k"],
         "bytes of 10,000 rules": found["bytes_10k"],
