@@ -27,7 +27,7 @@ from everwall import __version__
 from everwall.bootstrap.faults import titled
 from everwall.bootstrap.init_cfg import InitCfg, Resiliency
 from everwall.bootstrap.load import Bootstrap, LateSecret
-from everwall.bootstrap.zones import load_policy_of, read_policy_of
+from everwall.bootstrap.zones import load_policy_of, read_policy_again, with_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
 from everwall.dataplane import (
@@ -85,32 +85,6 @@ def owner_id(name: str) -> int:
     """The 32-bit id of a node in records: of its name and this start, so that a restart is a new owner."""
     digest = hashlib.blake2b(f"{name} {os.getpid()} {time.time_ns()}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
-
-
-def _policy_again(config: InitCfg, before: InitCfg) -> Policy:
-    """The policy of a node that runs, and that had one ``before``.
-
-    Raises ConfigError, also for an empty file or none: an editor or a full disk leaves one for a moment, and a node
-    that denies everything ends every session.
-    """
-    if config.policy is None and before.policy is not None:
-        raise ConfigError(
-            config.file, "a policy, as before; where everything is to be denied, one with 'rules: []'"
-        )
-    if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
-        raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
-    return read_policy_of(config)
-
-
-def _with_policy_of(config: InitCfg, fresh: InitCfg) -> InitCfg:
-    """A configuration with what of another one belongs to the policy."""
-    return replace(
-        config,
-        policy=fresh.policy,
-        associations=fresh.associations,
-        accept_ports=fresh.accept_ports,
-        resiliency_mode=fresh.resiliency_mode,
-    )
 
 
 def _say_failure(task: asyncio.Task[None]) -> None:
@@ -533,7 +507,7 @@ class Node:
             former: NameBook | None = None
             try:
                 source, config = await self._read_source()
-                policy = await politely(_policy_again, config, self.config)
+                policy = await politely(read_policy_again, config, self.config)
                 former = self._host_names.replace(policy)
                 await self._host_names.heard(NAME_PATIENCE_S)
                 compiled, names, changes = await self._compile(config)
@@ -549,7 +523,7 @@ class Node:
             self.policy = Loaded(policy, compiled, names.after(self._own_names))
             self._own_names = names
             # Not ``config`` itself: a secret may have come since it was made.
-            self.config, self._source = _with_policy_of(self.config, config), source
+            self.config, self._source = with_policy_of(self.config, config), source
         for warning in policy.warnings:
             log.warning(warning)
         facts = {"read_ms": round(read_ns / MS_NS, 1), "packets_waited_us": round(max(waited) / 1000, 1)}
@@ -562,7 +536,7 @@ class Node:
         if self._again is None:
             return None, self.config
         source = await self._read_again()
-        return source, _with_policy_of(self.config, source.config)
+        return source, with_policy_of(self.config, source.config)
 
     async def _read_again(self) -> Bootstrap:
         """The source once more. Raises ConfigError."""

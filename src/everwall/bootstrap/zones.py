@@ -8,6 +8,7 @@ from dataclasses import replace
 from everwall.bootstrap.associations import KEY, Association
 from everwall.bootstrap.faults import ZoneError
 from everwall.bootstrap.init_cfg import InitCfg
+from everwall.config import ConfigError
 from everwall.policy.compile import Loaded, compile_policy
 from everwall.policy.files import is_panos
 from everwall.policy.model import Policy
@@ -33,6 +34,32 @@ def read_policy_of(config: InitCfg) -> Policy:
     for each in config.associations:
         numbers.setdefault(each.interface, []).append(each.endpoint)
     return _looked_over(read_policy(path, None, config.accept_ports, numbers), config.associations)
+
+
+def read_policy_again(config: InitCfg, before: InitCfg) -> Policy:
+    """The policy of a node that runs, and that had one ``before``.
+
+    Raises ConfigError, also for an empty file or none: an editor or a full disk leaves one for a moment, and a node
+    that denies everything ends every session.
+    """
+    if config.policy is None and before.policy is not None:
+        raise ConfigError(
+            config.file, "a policy, as before; where everything is to be denied, one with 'rules: []'"
+        )
+    if config.policy is not None and config.policy.is_file() and not config.policy.read_bytes().strip():
+        raise ConfigError(str(config.policy), "a policy; where everything is to be denied, write 'rules: []'")
+    return read_policy_of(config)
+
+
+def with_policy_of(config: InitCfg, fresh: InitCfg) -> InitCfg:
+    """A configuration with what of another one belongs to the policy."""
+    return replace(
+        config,
+        policy=fresh.policy,
+        associations=fresh.associations,
+        accept_ports=fresh.accept_ports,
+        resiliency_mode=fresh.resiliency_mode,
+    )
 
 
 def _looked_over(policy: Policy, associations: Sequence[Association]) -> Policy:
