@@ -17,6 +17,7 @@ from everwall.replay import replay
 from tests import captures, packets
 from tests.captures import cooked, cooked_v2, encapsulated, ethernet, pcap, pcapng, spaced
 from tests.conversations import Connection
+from tests.policy import vendor
 
 pytestmark = pytest.mark.kernel
 
@@ -572,6 +573,19 @@ def test_the_command_takes_sessions_from_the_policy_as_well(capture: Path, tmp_p
     policy.write_text(POLICY + SESSIONS)
     done = command(pcap(capture, spaced(Connection().exchange(2))), "--policy", policy, "--json", "-")
     assert json.loads(done.stdout)["drops"] == {}
+
+
+def test_the_command_decides_by_a_bootstrap_xml_too(capture: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "bootstrap.xml"
+    setting = "<session><timeout-udp>10</timeout-udp></session>"
+    web = vendor.rule("web", application="web-browsing", service="application-default")
+    policy.write_text(vendor.config(web, setting=setting))
+    pcap(capture, spaced([*Connection().whole_life(2), packets.udp(CLIENT, SERVER, 5000, 53)]))
+    refused_ = json.loads(command(capture, "--policy", policy, "--json", "-").stdout)
+    assert refused_["drops"] == {"policy-deny": 2, "non-syn-tcp": 9}, "it names an application"
+    accepted = "--accept-ports-for-applications"
+    found = json.loads(command(capture, "--policy", policy, accepted, "--json", "-").stdout)
+    assert (found["drops"], found["flows"][0]["rule"]) == ({"policy-deny": 1}, "web")
 
 
 def test_the_command_refuses_a_wrong_policy_by_file_and_line(capture: Path, tmp_path: Path) -> None:

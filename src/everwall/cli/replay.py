@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from everwall.cli.common import fail
+from everwall.cli.common import ACCEPT_PORTS_OPTION, fail
 
 if TYPE_CHECKING:
     from everwall.replay import Report
@@ -25,7 +25,10 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 def command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Captures, pcap or pcapng.")],
     policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Decide by this policy (YAML).  [default: allow all]")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Decide by this policy, YAML or bootstrap.xml.  [default: allow all]"
+        ),
     ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.")
@@ -35,6 +38,7 @@ def command(
         typer.Option(metavar="K", help="Move every flow to a second engine after its K-th packet.", min=1),
     ] = None,
     limit: Annotated[int, typer.Option(help="At most this many flows on the screen.", min=0)] = 50,
+    accept_ports: Annotated[bool, ACCEPT_PORTS_OPTION] = False,
 ) -> None:
     """Judge the packets of captures as a firewall would, in the capture's own time, without privileges.
 
@@ -42,13 +46,15 @@ def command(
     time. Ends with 1 when a file could not be read to its end; what was read is reported all the same.
     """
     from everwall.config import ConfigError
-    from everwall.policy.compile import default_names, load_policy
+    from everwall.policy.compile import Loaded, compile_policy, default_names
+    from everwall.policy.files import read_policy_file
     from everwall.policy.match import allow_all
     from everwall.policy.settings import DEFAULT_SETTINGS
     from everwall.warm import is_warm
 
     try:
-        loaded = load_policy(policy) if policy else None
+        written = read_policy_file(policy, accept_ports) if policy else None
+        loaded = Loaded(written, *compile_policy(written)) if written else None
     except ConfigError as error:
         fail(str(error))
     if not is_warm():
