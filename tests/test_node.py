@@ -431,7 +431,9 @@ SSH = """
 """
 
 
-@pytest.mark.parametrize("reloaded", [True, False], ids=["reloaded", "started with it"])
+@pytest.mark.parametrize(
+    "reloaded", [True, pytest.param(False, marks=needs.deep)], ids=["reloaded", "started with it"]
+)
 def test_a_stored_session_is_asked_about_under_the_policy_of_whoever_restores_it(
     redis: RedisServer, balancer: Balancer, start: Callable[..., Process], reloaded: bool
 ) -> None:
