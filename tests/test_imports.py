@@ -21,7 +21,7 @@ FLOORS = [
     {"wire"},
     {"flow"},
     {"session", "policy", "inspection"},
-    {"opening", "handover"},
+    {"opening", "handover", "answering"},
     {"takeover", "rematch"},
     {"pipeline"},
     {"engine", "balancer", "ports", "store", "bootstrap", "management"},

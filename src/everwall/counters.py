@@ -50,6 +50,10 @@ class Counter(IntEnum):
         "packets that strict mode let go before the store had acknowledged their session",
     )
     SESSIONS_RULED_OUT = 25, "sessions that ended because a new policy does not allow them"
+    RESETS = 26, "TCP resets made for refused connections"
+    UNREACHABLES = 27, "ICMP and ICMPv6 unreachables made for refused packets"
+    ANSWERS_HELD_BACK = 28, "resets and unreachables not made, because there were too many already"
+    ANSWERS_UNSENT = 29, "of those made, what the system refused to send"
 
 
 COUNTERS = 32

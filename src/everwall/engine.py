@@ -3,6 +3,7 @@
     engine.receive(batch, count, now)      judges packets: VERDICT and SESSION of each row
     engine.outbox()                        store requests, to be answered
     engine.inbox(replies, now)             answers; returns parked packets that may now be sent
+    engine.made()                          resets and unreachables of our own, to be sent
     engine.events()                        session log
     engine.next_timer(), handle_timer(now) ageing, refresh, deadlines
 
@@ -111,6 +112,8 @@ def make_state(
     budget = max(limits.MISS_BUDGET_PER_S // config.workers, 1)
     sessions.words[state.MISS_BUDGET] = sessions.words[state.MISS_TOKENS] = budget
     sessions.words[state.RESYNC_RATE] = max(limits.RESYNC_PER_S // config.workers, 1)
+    made = max(limits.ANSWERS_PER_S // config.workers, 1)
+    sessions.words[state.MADE_BUDGET] = sessions.words[state.MADE_TOKENS] = made
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset
@@ -174,6 +177,14 @@ class Engine:
     def inbox(self, replies: npt.NDArray[np.int64], now: int) -> list[tuple[int, bytes]]:
         """Act on store replies; returns (session id, packet bytes) of parked packets that may go."""
         return self._take(pipeline.answers(self.state, replies, len(replies), now))
+
+    def made(self) -> list[bytes]:
+        """Packets made in answer to refused ones since the last call, each in the tunnel of the one it answers."""
+        sessions = self.state.sessions
+        data, meta = sessions.made
+        count = int(sessions.words[state.MADE])
+        sessions.words[state.MADE] = 0
+        return [bytes(data[row, meta[row, m.START] : meta[row, m.END]]) for row in range(count)]
 
     def restore_all(self, rows: npt.NDArray[np.int64], now: int) -> int:
         """Take over many sessions at once, int64[n, image.COLUMNS]; returns how many came to live here."""
@@ -318,4 +329,5 @@ def describe_event(event: npt.NDArray[np.int64]) -> dict[str, Any]:
         "partial": bool(flags & image.PARTIAL),
         "generation": int(event[image.GENERATION]),
         "end": tcp.END_NAMES.get(int(event[state.EVENT_REASON])),
+        "refused_by": int(event[state.EVENT_REFUSED_BY]),
     }

@@ -74,6 +74,21 @@ AGEING_PERIOD_NS = SECOND_NS
 AGEING_TICKS = 64
 """Slices of one ageing period."""
 
+REFUSED_FLOWS = 1 << 14
+"""Connections that a new policy refused while they were alive, remembered by a worker; a power of two."""
+REFUSED_NS = 90 * SECOND_NS
+"""For so long, which is what PAN-OS keeps a discarded TCP session for."""
+ANSWERS_PER_S = 1000
+"""Packets that a node makes in answer to refused ones."""
+ANSWERS_MADE_MAX = 128
+"""Of these, what one worker makes between two sends."""
+ANSWER_HOPS = 64
+"""TTL or hop limit of a made packet."""
+UNREACHABLE_BYTES_4 = 576
+"""The longest ICMP error (RFC 1812 section 4.3.2.3)."""
+UNREACHABLE_BYTES_6 = 1280
+"""The longest ICMPv6 error: the minimum MTU (RFC 4443 section 2.4 c)."""
+
 FRAGMENTS_MAX = 4096
 FRAGMENT_NS = 30 * SECOND_NS
 """Life of a fragment entry (RFC 791 suggests 15 s as a lower bound, RFC 8200 says 60 s for reassembly)."""
@@ -373,6 +388,9 @@ assert FRAME_BYTES >= HEADROOM_BYTES + 40 + 1500
 assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + 9001
 assert JUMBO_FRAME_BYTES > HEADROOM_BYTES + JUMBO_MTU_MIN
 assert HEADROOM_BYTES >= 28, "an IPv4 and a UDP header are written before the packet"
+assert FRAME_BYTES >= HEADROOM_BYTES + 8 + GENEVE_OPTIONS_BYTES_MAX + UNREACHABLE_BYTES_6
+assert REFUSED_FLOWS & (REFUSED_FLOWS - 1) == 0
+assert ANSWERS_MADE_MAX >= 2 * BATCH_PACKETS, "both ends of every packet of a batch"
 assert CAPTURE_FRAME_BYTES >= 65_535 + 22, "the longest link header is Ethernet with two tags"
 assert LOOKUP_DEADLINE_NS <= NEGATIVE_NS
 assert PARKED_PER_FLOW_MAX <= PARKED_PACKETS_MAX

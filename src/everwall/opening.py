@@ -6,10 +6,19 @@ from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
 from everwall.limits import MS_NS
 from everwall.modes import STRICT
-from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ID, RULE_MODE, match, zone_of
+from everwall.policy.match import (
+    ACTION_ALLOW,
+    RULE_ACTION,
+    RULE_ANSWER,
+    RULE_ID,
+    RULE_LOG_START,
+    RULE_MODE,
+    match,
+    zone_of,
+)
 from everwall.session import state, tcp
 from everwall.session import table as t
-from everwall.session.writer import protocol_of
+from everwall.session.writer import protocol_of, report
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -27,7 +36,7 @@ _NONE = -1
 
 @inlined
 def decide(state_, meta, i, initiator_upper):
-    """(verdict of today's policy, rule row, zone index) for the flow of a packet."""
+    """(verdict of today's policy, rule row, zone index) for the flow of a packet; words[ANSWER] of a refusal."""
     policy = state_.policy
     zone = zone_of(policy, meta[i, m.ENDPOINT])
     if zone < 0:
@@ -48,6 +57,8 @@ def decide(state_, meta, i, initiator_upper):
         0,
     )
     if policy.rules[row, RULE_ACTION] != ACTION_ALLOW:
+        client = state.ANSWER_CLIENT_UPPER if initiator_upper != 0 else 0
+        state_.sessions.words[state.ANSWER] = policy.rules[row, RULE_ANSWER] | client
         return _POLICY_DENY, row, zone
     return _FORWARD, row, zone
 
@@ -70,6 +81,8 @@ def open_flow(state_, meta, i, initiator_upper, now):
         short[slot, t.LOCAL] = t.UNACKNOWLEDGED
     cold[slot, t.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
     sessions.counters[_SESSIONS_CREATED] += 1
+    if state_.policy.rules[row, RULE_LOG_START] != 0:
+        report(sessions, slot, state.EVENT_STARTED, tcp.END_NONE, 0, now)
     return _FORWARD, slot
 
 

@@ -7,7 +7,7 @@
 
 A batch passes in stages: all its packets are read, then each is judged in the order of arrival. Every
 function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE header
-stays before it, only the port swaps the outer addresses.
+stays before it, only the port swaps the outer addresses. What policy refuses is answered where its rule says so (``answering``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from everwall.answering import answer
 from everwall.counters import Counter
 from everwall.flow import make_key
 from everwall.kernels import inlined, kernel
@@ -29,6 +30,7 @@ from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session
 from everwall.session.fragments import complete, remember
 from everwall.session.offload import offload, withdraw
+from everwall.session.refused import any_refused, forget_refused, was_refused
 from everwall.session.resync import note_answer, resync
 from everwall.session.state import Sessions
 from everwall.session.writer import forget, store, worth_storing
@@ -128,6 +130,8 @@ def judge(state_, batch, i, now):
     if verdict == FORWARD:
         verdict = _process(state_, batch, i, now)
         batch.meta[i, m.VERDICT] = verdict
+        if verdict == _POLICY_DENY:
+            answer(state_.sessions, batch, i, now)
     state_.sessions.verdicts[verdict] += 1
     state_.sessions.counters[_RECEIVED] += 1
 
@@ -328,7 +332,7 @@ def _reuse(state_, batch, slot, i, scale, now):
     sessions, meta = state_.sessions, batch.meta
     reason = np.int64(sessions.table.short[slot, t.END_REASON])
     from_upper = np.int64(sessions.table.short[slot, t.FLAGS]) & image.INITIATOR_UPPER
-    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_TCP_REUSE, now)
+    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_TCP_REUSE, 0, now)
     syn = meta[i, m.TCP_FLAG_BITS] & m.TCP_ACK == 0
     initiator_upper = meta[i, m.DIRECTION] if syn else from_upper
     verdict, fresh = open_flow(state_, meta, i, initiator_upper, now)
@@ -355,6 +359,8 @@ def _miss(state_, batch, i, now):
     if is_tcp and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         if tcp.event_of(meta[i, m.TCP_FLAG_BITS]) == tcp.SYN:
             return _open_tcp(state_, batch, i, now)
+        if any_refused(state_.sessions, now) and was_refused(state_.sessions, meta, i, now):
+            return _POLICY_DENY
         verdict = _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
         return _open_midstream(state_, batch, i, now) if verdict == _NON_SYN_TCP else verdict
     if is_tcp:
@@ -377,6 +383,8 @@ def _open_tcp(state_, batch, i, now):
     verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
     if verdict != FORWARD:
         return verdict
+    if any_refused(sessions, now):
+        forget_refused(sessions, meta, i)
     tcp.open_session(
         sessions.table.short, sessions.table.small, slot, meta, i, window_scale(batch.data, meta, i)
     )
@@ -391,6 +399,7 @@ def _open_midstream(state_, batch, i, now):
 
     Only what an open connection sends, ACK or FIN: an RST ends nothing here, and a SYN-ACK would open a flow in the
     direction that policy was not asked about. Strict mode holds nothing: neither end waits for its first answer.
+    A refusal is not answered: the packet may be the server's of a connection that its client's next one opens.
     """
     sessions, meta = state_.sessions, batch.meta
     if sessions.words[state.ADMIT_NON_SYN] == 0 or meta[i, m.FRAGMENT] == m.LATER_FRAGMENT:
@@ -401,6 +410,7 @@ def _open_midstream(state_, batch, i, now):
     parking.clear_missing(sessions, meta, i)
     verdict, slot = open_flow(state_, meta, i, meta[i, m.DIRECTION], now)
     if verdict != FORWARD:
+        sessions.words[state.ANSWER] = 0
         return verdict
     tcp.open_midstream(sessions.table.short, slot)
     sessions.table.cold[slot, t.WRITTEN] = now  # since then it relearns
@@ -520,6 +530,8 @@ def _resume_all(state_, row, verdict, released, now):
             sessions.released[released] = row
             released += 1
         else:
+            if final == _POLICY_DENY:
+                answer(sessions, sessions.arena, row, now)
             parking.free_row(sessions, row)
         row = following
     return released

@@ -2,7 +2,8 @@
 
 A session that the policy refuses now ends with the reason ``policy-deny``: it is logged, withdrawn from the
 cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched otherwise:
-what is offloaded stays so. The hand looks at a few sessions in each pass of the loop, beside the packets, so that it
+what is offloaded stays so. Ends that the rule wants to be told hear it in answer to their next packet
+(``session.refused``). The hand looks at a few sessions in each pass of the loop, beside the packets, so that it
 holds nobody up; until it comes by, a session goes on as before.
 """
 
@@ -11,16 +12,21 @@ from __future__ import annotations
 import numpy as np
 
 from everwall.counters import Counter
+from everwall.flow import make_key
 from everwall.kernels import kernel
 from everwall.limits import REMATCH_SESSIONS, REMATCH_SLOTS
 from everwall.opening import apply_rule, decide, describe_flow
+from everwall.policy.match import RULE_ID
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import end_session
-from everwall.session.writer import is_due, worth_storing
+from everwall.session.refused import remember_refused
+from everwall.session.writer import is_due, protocol_of, worth_storing
 from everwall.verdict import Verdict
+from everwall.wire.meta import PROTOCOL_TCP
 
 _FORWARD = int(Verdict.FORWARD)
+_POLICY_DENY = int(Verdict.POLICY_DENY)
 _SESSIONS_RULED_OUT = int(Counter.SESSIONS_RULED_OUT)
 
 
@@ -57,14 +63,32 @@ def _ask_again(state_, slot, now):
     initiator_upper = np.int64(short[slot, t.FLAGS]) & image.INITIATOR_UPPER
     verdict, row, zone = decide(state_, sessions.scratch, 0, initiator_upper)
     if verdict != _FORWARD:
-        reason = np.int64(short[slot, t.END_REASON])
-        end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_POLICY_DENY, now)
-        sessions.counters[_SESSIONS_RULED_OUT] += 1
+        _rule_out(state_, slot, row if verdict == _POLICY_DENY else -1, now)
         return
     was_due = is_due(sessions, slot, now)
     apply_rule(state_, slot, row, zone)
     if not was_due and is_due(sessions, slot, now) and worth_storing(sessions, slot):
         short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) | t.DIRTY  # the ageing hand writes it
+
+
+@kernel
+def _rule_out(state_, slot, row, now):
+    """End a session that policy row ``row`` refuses, -1 when its endpoint has no zone any more; ``scratch`` has its
+    flow."""
+    sessions = state_.sessions
+    reason = np.int64(sessions.table.short[slot, t.END_REASON])
+    refused_by = 0
+    if reason == tcp.END_NONE:
+        reason = tcp.END_POLICY_DENY
+        if row >= 0:
+            refused_by = state_.policy.rules[row, RULE_ID]
+            is_tcp = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
+            if is_tcp and sessions.words[state.ANSWER] & state.ANSWER_MASK != 0:
+                sessions.words[state.ANSWER] |= state.ANSWER_KNOWN
+                make_key(sessions.scratch, 0, sessions.words[state.SEED])
+                remember_refused(sessions, sessions.scratch, 0, now)
+    end_session(sessions, slot, reason, refused_by, now)
+    sessions.counters[_SESSIONS_RULED_OUT] += 1
 
 
 @kernel

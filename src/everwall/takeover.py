@@ -50,6 +50,7 @@ def restore(state_, rows, k, own, now):
     verdict, rule, zone = decide(state_, scratch, 0, rows[k, image.FLAGS] & image.INITIATOR_UPPER)
     if verdict != _FORWARD:
         sessions.counters[_RESTORE_DENIED] += 1
+        sessions.words[state.ANSWER] |= state.ANSWER_KNOWN
         return verdict
     if existing >= 0:
         apply_rule(state_, existing, rule, zone)
@@ -60,7 +61,7 @@ def restore(state_, rows, k, own, now):
     verdict, slot = _install(state_, rows, k, rule, zone, now)
     if verdict != _FORWARD:
         return verdict
-    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
+    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, 0, now)
     store(sessions, slot, now)
     return _FORWARD
 
@@ -161,7 +162,7 @@ def _adopt(sessions, rows, k, slot, now):
     small[slot, t.HOST] = rows[k, image.HOST]
     _inherit(sessions, rows, k, slot)
     sessions.counters[_SESSIONS_ADOPTED] += 1
-    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, now)
+    report(sessions, slot, state.EVENT_TAKEN_OVER, tcp.END_NONE, 0, now)
     store(sessions, slot, now)
 
 

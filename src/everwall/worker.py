@@ -84,6 +84,7 @@ _NEXT_WAIT_NS = 50 * MS_NS
 
 _FORWARD = int(Verdict.FORWARD)
 _OFFLOADED = int(Counter.OFFLOADED)
+_ANSWERS_UNSENT = int(Counter.ANSWERS_UNSENT)
 _HEAD, _TAIL = 0, 8  # of a ring's index
 
 _WATCH_S = 0.0002
@@ -179,6 +180,8 @@ def turn(state_, port, loop, now):
         _send(sessions, port, sessions.arena, sessions.released, released)
         for k in range(released):
             parking.free_row(sessions, sessions.released[k])
+    if sessions.words[state.MADE] > 0:
+        _send_made(sessions, port)
 
     tell_store(sessions, loop, now)
     return count > 0 or handed > 0 or answered > 0
@@ -224,6 +227,8 @@ def _forward(state_, port, loop, batch, count, now):
             sending += 1
     if sending > 0:
         _send(state_.sessions, port, batch, rows, sending)
+    if state_.sessions.words[state.MADE] > 0:
+        _send_made(state_.sessions, port)
 
 
 @kernel
@@ -256,6 +261,14 @@ def _send(sessions, port, batch, rows, count):
         if verdict != _FORWARD:
             sessions.verdicts[_FORWARD] -= 1
             sessions.verdicts[verdict] += 1
+
+
+@kernel
+def _send_made(sessions, port):
+    """Send the packets of our own; what the system refuses of them is counted."""
+    count = sessions.words[state.MADE]
+    sessions.words[state.MADE] = 0
+    sessions.counters[_ANSWERS_UNSENT] += send(port, sessions.made, sessions.made_rows, count)
 
 
 @kernel

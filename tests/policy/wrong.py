@@ -468,7 +468,7 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         3,
         "default-rules.intrazone-default.source",
         "source",
-        "action, log-start, log-end",
+        "action, icmp-unreachable, log-start, log-end",
     ),
     (
         "default rule with an unknown action",

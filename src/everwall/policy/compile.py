@@ -15,6 +15,10 @@ from everwall.policy.match import (
     ACTION_ALLOW,
     ACTION_DENY,
     ACTION_DROP,
+    ANSWER_RESET_CLIENT,
+    ANSWER_RESET_SERVER,
+    ANSWER_UNREACHABLE,
+    ANSWER_UNREACHABLE_TCP,
     INTERZONE_DEFAULT,
     INTRAZONE_DEFAULT,
     RULE_COLUMNS,
@@ -25,7 +29,6 @@ from everwall.policy.match import (
 from everwall.policy.model import DefaultRule, Policy, Rule
 from everwall.policy.rules import read_policy
 
-# Resets are not sent yet: the client is left without an answer, as with deny.
 _ACTIONS = {
     "allow": ACTION_ALLOW,
     "deny": ACTION_DENY,
@@ -33,6 +36,12 @@ _ACTIONS = {
     "reset-client": ACTION_DENY,
     "reset-server": ACTION_DENY,
     "reset-both": ACTION_DENY,
+}
+_ANSWERS = {
+    "deny": ANSWER_RESET_CLIENT | ANSWER_UNREACHABLE,
+    "reset-client": ANSWER_RESET_CLIENT,
+    "reset-server": ANSWER_RESET_SERVER,
+    "reset-both": ANSWER_RESET_CLIENT | ANSWER_RESET_SERVER,
 }
 
 
@@ -43,10 +52,16 @@ class PolicyNames:
     rules: dict[int, str]
     """Rule id to name, the default rules included."""
     zones: dict[int, str]
+    actions: dict[int, str]
+    """Rule id to action."""
 
     def after(self, former: PolicyNames) -> PolicyNames:
         """The names of this policy, and for what it does not know those of the one before."""
-        return PolicyNames({**former.rules, **self.rules}, {**former.zones, **self.zones})
+        return PolicyNames(
+            {**former.rules, **self.rules},
+            {**former.zones, **self.zones},
+            {**former.actions, **self.actions},
+        )
 
     def rule(self, number: int) -> str:
         """The rule's name; an id of another policy is shown as number."""
@@ -115,6 +130,7 @@ def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, P
             rule.log_start,
             rule.log_end,
             mode if rule.mode is None else rule.mode,
+            _answer(rule),
         )
 
     endpoints = sorted(
@@ -126,7 +142,21 @@ def compile_policy(policy: Policy, mode: int = ASYNC) -> tuple[CompiledPolicy, P
         rules=rows,
         **compile_fields(active, index),
     )
-    return compiled, PolicyNames(rule_ids, zone_ids)
+    return compiled, PolicyNames(rule_ids, zone_ids, {rule_id(rule.name): rule.action for rule in deciding})
+
+
+def _answer(rule: Rule | DefaultRule) -> int:
+    """What the ends of a session are told that the rule refuses.
+
+    What no rule speaks of is not answered: a default rule that denies is silent, unless it asks for unreachables.
+    """
+    if rule.action == "allow":
+        return 0
+    silent = rule.action == "drop" or (rule.action == "deny" and isinstance(rule, DefaultRule))
+    answer = 0 if silent else _ANSWERS[rule.action]
+    if rule.icmp_unreachable:
+        answer |= ANSWER_UNREACHABLE | (ANSWER_UNREACHABLE_TCP if silent else 0)
+    return answer
 
 
 def _refuse_unmatchable(policy: Policy, rule: Rule) -> None:

@@ -31,8 +31,8 @@ from everwall.kernels import inlined, kernel, lowest_bit
 from everwall.modes import ASYNC
 
 ACTION_ALLOW = 1
-ACTION_DENY = 2  # refused; a later version may answer the client
-ACTION_DROP = 3  # refused without a word, always
+ACTION_DENY = 2  # refused; RULE_ANSWER says what is said about it
+ACTION_DROP = 3  # refused without a word, unless an unreachable is asked for
 
 # Columns of ``rules``
 RULE_ACTION = 0
@@ -40,7 +40,14 @@ RULE_ID = 1  # 32-bit hash of the name, never 0
 RULE_LOG_START = 2  # 0 or 1
 RULE_LOG_END = 3
 RULE_MODE = 4  # when the store gets its sessions, see ``everwall.modes``
-RULE_COLUMNS = 5
+RULE_ANSWER = 5  # what a refusal tells the ends: bits below
+RULE_COLUMNS = 6
+
+# Bits of RULE_ANSWER
+ANSWER_RESET_CLIENT = 1  # TCP only
+ANSWER_RESET_SERVER = 2
+ANSWER_UNREACHABLE = 4  # to the client of anything but TCP
+ANSWER_UNREACHABLE_TCP = 8  # and of TCP
 
 # Columns of ``zone_sets``
 ZONE_FROM_SAME = 0  # of a client in this zone whose server is in it too
@@ -128,7 +135,7 @@ def _named_hash(person: bytes, name: str, size: int) -> int:
 def _only_defaults(action: int, log_end: int) -> CompiledPolicy:
     rules = np.zeros((2, RULE_COLUMNS), np.int64)
     for row, name in enumerate((INTRAZONE_DEFAULT, INTERZONE_DEFAULT)):
-        rules[row] = (action, rule_id(name), 0, log_end, ASYNC)
+        rules[row] = (action, rule_id(name), 0, log_end, ASYNC, 0)
     # One interval and one set of no blocks for whatever comes.
     return CompiledPolicy(
         endpoints=np.zeros((0, 2), np.int64),

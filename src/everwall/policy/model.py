@@ -90,6 +90,8 @@ class Rule:
     destination_names: tuple[str, ...] = ()
     log_start: bool = False
     log_end: bool = True
+    icmp_unreachable: bool = False
+    """What it refuses is answered by ICMP where no reset says it."""
     disabled: bool = False
     description: str = ""
     mode: int | None = None
@@ -105,6 +107,7 @@ class DefaultRule:
     action: str = "deny"
     log_start: bool = False
     log_end: bool = False
+    icmp_unreachable: bool = False
     mode: int | None = None
 
 

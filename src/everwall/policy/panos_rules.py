@@ -24,13 +24,21 @@ from everwall.policy.xml_tree import Element
 # What a rule says about which sessions it means; anything else that it asks for cannot be matched.
 _MATCHED = {"from", "to", "source", "destination", "application", "service"}
 _REQUIRED = ("from", "source", "destination", "application", "service")
-_DECIDES = {"action", "rule-type", "disabled", "negate-source", "negate-destination", "log-start", "log-end"}
+_DECIDES = {
+    "action",
+    "rule-type",
+    "disabled",
+    "negate-source",
+    "negate-destination",
+    "icmp-unreachable",
+    "log-start",
+    "log-end",
+}
 _FOR_PEOPLE = {"description", "tag", "group-tag"}
 # What happens to a session that was allowed or refused; leaving it out changes nothing about which ones are.
 _NOT_USED = {
     "profile-setting": "has security profiles, which are not used: content is not inspected",
     "log-setting": "forwards its log, which is not used",
-    "icmp-unreachable": "asks for ICMP unreachable, which is not sent",
     "qos": "has QoS marking, which is not used",
     "option": "has options of inspection, which are not used",
 }
@@ -165,9 +173,10 @@ class RuleReader:
                 self._no_names(tag, words, reasons)
         rule["service"] = self._service(entry, action, reasons, notes)
         rule["action"] = action
-        for tag, default in (("log-start", False), ("log-end", True), ("disabled", False)):
+        flags = (("icmp-unreachable", False), ("log-start", False), ("log-end", True), ("disabled", False))
+        for tag, default in flags:
             value = self._flag(entry, tag, default, reasons)
-            if value is not default:
+            if value is not default and (tag != "icmp-unreachable" or action != "allow"):
                 rule[tag] = value
         if entry.value("description"):
             rule["description"] = shortened(entry.value("description"))

@@ -91,6 +91,7 @@ RULE_KEYS = (
     "host",
     "service",
     "action",
+    "icmp-unreachable",
     "log-start",
     "log-end",
     "disabled",
@@ -100,7 +101,7 @@ RULE_KEYS = (
 )
 RULE_KEYS_REQUIRED = ("name", "source", "destination", "service", "action")
 DEFAULT_RULES = (INTRAZONE_DEFAULT, INTERZONE_DEFAULT)
-DEFAULT_RULE_KEYS = ("action", "log-start", "log-end", "resiliency")
+DEFAULT_RULE_KEYS = ("action", "icmp-unreachable", "log-start", "log-end", "resiliency")
 
 
 def read_policy(
@@ -292,6 +293,7 @@ class _Reader:
             destination_names=destination_names,
             log_start=_flag(entry, "log-start", False),
             log_end=_flag(entry, "log-end", True),
+            icmp_unreachable=_unreachable(entry, action),
             disabled=_flag(entry, "disabled", False),
             description=description_of(entry),
             mode=_mode(entry),
@@ -368,7 +370,8 @@ class _Reader:
             entry = section[name].mapping(DEFAULT_RULE_KEYS) if name in section else {}
             action = entry["action"].one_of(*ACTIONS) if "action" in entry else "deny"
             log_start, log_end = (_flag(entry, key, False) for key in ("log-start", "log-end"))
-            found.append(DefaultRule(name, action, log_start, log_end, _mode(entry)))
+            unreachable = _unreachable(entry, action)
+            found.append(DefaultRule(name, action, log_start, log_end, unreachable, _mode(entry)))
         return found[0], found[1]
 
     def _settings(self) -> SessionSettings:
@@ -393,6 +396,14 @@ def _unused(file: str, what: str, names: list[str]) -> Iterator[str]:
 
 def _flag(entry: dict[str, Node], key: str, default: bool) -> bool:
     return entry[key].boolean() if key in entry else default
+
+
+def _unreachable(entry: dict[str, Node], action: str) -> bool:
+    """Whether what is refused is answered by ICMP; a rule that allows refuses nothing."""
+    asked = _flag(entry, "icmp-unreachable", False)
+    if asked and action == "allow":
+        raise entry["icmp-unreachable"].error("an action that refuses, or no icmp-unreachable")
+    return asked
 
 
 def _words(

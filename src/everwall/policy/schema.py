@@ -95,6 +95,7 @@ def schema() -> Schema:
         "host": _or_any(_ref("host")),
         "service": _or_any(_ref("service")),
         "action": {"enum": list(ACTIONS)},
+        "icmp-unreachable": flag,
         "log-start": flag,
         "log-end": flag,
         "disabled": flag,

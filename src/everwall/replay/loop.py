@@ -79,6 +79,7 @@ def run(first, second, batch, frames, start, count, handover, results):
                 return i
         judging = second if holder == 1 else first
         pipeline.judge(judging, batch, i, now)
+        judging.sessions.words[state.MADE] = 0  # nobody is there to be answered
         note(judging, batch.meta, i, results)
         results[i, ENDED] = _take_end(first.sessions) + _take_end(second.sessions)
     return count

@@ -31,10 +31,10 @@ _AHEAD = 24
 
 
 @kernel
-def end_session(sessions, slot, reason, now):
-    """Log the end of a session, delete its record and free its slot."""
+def end_session(sessions, slot, reason, refused_by, now):
+    """Log the end of a session, delete its record and free its slot; ``refused_by`` as in ``report``."""
     withdraw(sessions, slot)
-    report(sessions, slot, state.EVENT_ENDED, reason, now)
+    report(sessions, slot, state.EVENT_ENDED, reason, refused_by, now)
     forget(sessions, slot)
     t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1
@@ -68,7 +68,7 @@ def _end_idle(sessions, slot, now):
     if np.int64(short[slot, t.STATE]) == tcp.TCP_UNVERIFIED_RST:
         short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) & ~t.STORED
     reason = np.int64(short[slot, t.END_REASON])
-    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, now)
+    end_session(sessions, slot, reason if reason != tcp.END_NONE else tcp.END_AGED_OUT, 0, now)
     return True
 
 

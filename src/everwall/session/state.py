@@ -65,7 +65,18 @@ LAYOUT = 40  # moves of the records that were noticed
 REMATCH_LEFT = 41  # slots that the rematch hand has before it, see everwall.rematch
 ADMIT_NON_SYN = 42  # 1: policy is asked about a connection whose SYN nobody saw; 0: it is refused
 AGEING_PASS = 43  # how often the hand has begun anew
-WORDS = 48
+ANSWER = 44  # what the policy's last refusal wants the ends to be told: bits below
+REFUSED_UNTIL = 45  # ns at which the last of ``refused`` is forgotten
+MADE = 46  # rows of ``made`` that wait to be sent
+MADE_TOKENS = 47
+MADE_REFILLED = 48  # ns
+MADE_BUDGET = 49  # packets made in a second
+WORDS = 56
+
+# Bits of words[ANSWER]: those of ``policy.match``, and
+ANSWER_MASK = 15  # of the former
+ANSWER_CLIENT_UPPER = 16  # the client is the upper end
+ANSWER_KNOWN = 32  # of a connection that both ends have
 
 # Indices of ``clock``
 CLOCK_OFFSET = 0  # store time minus local time, ns
@@ -92,14 +103,21 @@ FRAGMENT_COLUMNS = 11
 NEGATIVE_EXPIRY = 3  # ns
 NEGATIVE_COLUMNS = 4
 
+# Columns of ``refused``: a key, then
+REFUSED_EXPIRY = 3  # ns
+REFUSED_ANSWER = 4  # as words[ANSWER]
+REFUSED_COLUMNS = 5
+
 # Events are images with these differences
 EVENT_KIND = image.OP
 EVENT_SESSION = image.TAG
+EVENT_REFUSED_BY = image.EXPIRY  # id of the rule that ended the session, 0 = none did
 EVENT_REASON = 22  # session.tcp END_*
 EVENT_TIME = 23  # ns
 
 EVENT_ENDED = 1
 EVENT_TAKEN_OVER = 2
+EVENT_STARTED = 3  # of rules with ``log-start`` only
 
 
 class Sessions(NamedTuple):
@@ -123,6 +141,9 @@ class Sessions(NamedTuple):
     scratch: npt.NDArray[np.int64]  # one descriptor, for flows that come from the store
     fragments: npt.NDArray[np.int64]
     negative: npt.NDArray[np.int64]
+    refused: npt.NDArray[np.int64]
+    made: Batch  # packets of our own that wait to be sent
+    made_rows: npt.NDArray[np.int64]  # their rows: 0, 1, 2 and so on
     requests: Ring
     events: Ring
 
@@ -169,6 +190,7 @@ def make_sessions(
     words[REFRESH_DIVISOR] = limits.REFRESH_DIVISOR
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[RESYNC_RATE] = limits.RESYNC_PER_S
+    words[MADE_BUDGET] = words[MADE_TOKENS] = limits.ANSWERS_PER_S
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
     words[NEXT_ID] = words[ID_STEP] = 1
     words[WORKER] = worker
@@ -198,6 +220,9 @@ def make_sessions(
         scratch=zeros_apart((1, COLUMNS)),
         fragments=np.zeros((limits.FRAGMENTS_MAX, FRAGMENT_COLUMNS), np.int64),
         negative=np.zeros((limits.NEGATIVE_ENTRIES, NEGATIVE_COLUMNS), np.int64),
+        refused=np.zeros((limits.REFUSED_FLOWS, REFUSED_COLUMNS), np.int64),
+        made=make_batch(limits.ANSWERS_MADE_MAX),
+        made_rows=np.arange(limits.ANSWERS_MADE_MAX, dtype=np.int64),
         requests=make_ring(ring_rows, image.COLUMNS),
         events=make_ring(limits.EVENT_RING_ROWS, image.COLUMNS),
     )

@@ -174,8 +174,8 @@ def forget(sessions, slot):
 
 
 @kernel
-def report(sessions, slot, kind, reason, now):
-    """Put an event about a session into the log's ring."""
+def report(sessions, slot, kind, reason, refused_by, now):
+    """Put an event about a session into the log's ring; ``refused_by``: id of the rule that ends it, or 0."""
     row = ring_slot(sessions.events)
     if row < 0:
         sessions.counters[_EVENTS_LOST] += 1
@@ -186,4 +186,5 @@ def report(sessions, slot, kind, reason, now):
     rows[row, state.EVENT_SESSION] = sessions.table.cold[slot, t.ID]
     rows[row, state.EVENT_REASON] = reason
     rows[row, state.EVENT_TIME] = now
+    rows[row, state.EVENT_REFUSED_BY] = refused_by
     ring_publish(sessions.events)
