@@ -7,7 +7,7 @@ import struct
 from ipaddress import ip_address
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, IPerror, UDPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet
 
@@ -77,7 +77,9 @@ def test_a_refused_syn_is_reset(action: str, ends: tuple[str, str]) -> None:
     (reset,) = told(node)
     assert (reset.src, reset.dst) == (ends[1], ends[0])
     assert (reset[TCP].sport, reset[TCP].dport, reset[TCP].flags) == (80, 40_000, "RA")
-    assert (reset[TCP].seq, reset[TCP].ack, reset[TCP].window) == (0, 0, 0), "all that the SYN holds, acknowledged"
+    assert (reset[TCP].seq, reset[TCP].ack, reset[TCP].window) == (0, 0, 0), (
+        "all that the SYN holds, acknowledged"
+    )
     assert node.engine.counters["resets"] == 1
     assert len(node.engine.events()) == 0, "no session, no line"
 
@@ -91,7 +93,9 @@ def test_a_refused_syn_whose_client_is_not_to_be_told_dies_in_silence(action: st
 
 
 @pytest.mark.parametrize("ends", FAMILIES)
-@pytest.mark.parametrize("refusal", ["deny", "drop; icmp-unreachable: yes", "reset-both; icmp-unreachable: yes"])
+@pytest.mark.parametrize(
+    "refusal", ["deny", "drop; icmp-unreachable: yes", "reset-both; icmp-unreachable: yes"]
+)
 def test_a_refused_datagram_is_unreachable(refusal: str, ends: tuple[str, str]) -> None:
     node = node_with(refusing(refusal))
     datagram = packets.udp(*ends, 5000, 53, b"question")
@@ -140,7 +144,9 @@ def test_a_refused_ping_is_unreachable_and_its_reply_is_nobodys(ends: tuple[str,
 
 def test_what_no_rule_speaks_of_is_not_answered() -> None:
     """Neither without a policy nor by a default rule that denies, as those who come from elsewhere expect."""
-    written = policy("service: tcp/1; action: allow", zones="default-rules: {intrazone-default: {action: deny}}")
+    written = policy(
+        "service: tcp/1; action: allow", zones="default-rules: {intrazone-default: {action: deny}}"
+    )
     for compiled in (deny_all(), policy("service: tcp/1; action: allow"), written):
         node = node_with(compiled)
         assert node.judge(Connection().syn(), packets.udp(CLIENT, SERVER, 1, 2)) == [POLICY_DENY] * 2
@@ -387,7 +393,16 @@ _BITS = {
     naive.UNREACHABLE_TCP: ANSWER_UNREACHABLE_TCP,
 }
 _ADDRESSES = [
-    ["10.0.0.1", "10.0.1.1", "223.255.255.255", "224.0.0.1", "255.255.255.255", "0.1.2.3", "127.1.1.1", "1.0.0.0"],
+    [
+        "10.0.0.1",
+        "10.0.1.1",
+        "223.255.255.255",
+        "224.0.0.1",
+        "255.255.255.255",
+        "0.1.2.3",
+        "127.1.1.1",
+        "1.0.0.0",
+    ],
     ["2001:db8::5", "fe80::1", "ff02::1", "::", "::1", "::2", "fd00::ffff:ffff:ffff:ffff"],
 ]
 

@@ -60,9 +60,7 @@ def _reset(sessions, batch, i, onward, now):
     row = _begin(sessions, batch, i, now)
     if row >= 0:
         made = sessions.made
-        made.meta[row, m.END] = write_reset(
-            made.data, row, made.meta[row, m.INNER], batch.meta, i, onward
-        )
+        made.meta[row, m.END] = write_reset(made.data, row, made.meta[row, m.INNER], batch.meta, i, onward)
         sessions.counters[_RESETS] += 1
 
 

@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 from pydantic import SecretBytes
 
@@ -75,6 +77,8 @@ from everwall.verdict import Verdict
 from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
+
+_LOGGED = {state.EVENT_STARTED: "start", state.EVENT_ENDED: "end"}
 
 
 class NodeError(RuntimeError):
@@ -374,8 +378,19 @@ class Node:
                     return
 
     def _log_events(self) -> None:
-        ended = [event for event in self.workers.events() if event[state.EVENT_KIND] == state.EVENT_ENDED]
-        self._traffic_log.write([self._named(describe_event(event)) for event in ended])
+        events = [event for event in self.workers.events() if event[state.EVENT_KIND] in _LOGGED]
+        self._traffic_log.write([self._logged(event) for event in events])
+
+    def _logged(self, event: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """A line of the traffic log: what was done with the session, and by which rule if it was refused."""
+        row, names = self._named(describe_event(event)), self.policy.names
+        refused_by = row["refused_by"]
+        return {
+            "event": _LOGGED[int(event[state.EVENT_KIND])],
+            **row,
+            "action": names.actions.get(refused_by, "") if refused_by else "allow",
+            "refused_by": names.rule(refused_by) if refused_by else None,
+        }
 
     def _log_refused(self, now: int) -> None:
         """Somebody writes to the store who should not, or nodes do not have the same secrets or releases."""

@@ -7,7 +7,8 @@
 
 A batch passes in stages: all its packets are read, then each is judged in the order of arrival. Every
 function answers with a ``Verdict``. A forwarded packet is returned as it came: its own GENEVE header
-stays before it, only the port swaps the outer addresses. What policy refuses is answered where its rule says so (``answering``).
+stays before it, only the port swaps the outer addresses. What policy refuses is
+answered where its rule says so (``answering``).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from everwall.ports import port as ports
 from everwall.ports.bpf import CutThrough, attach_pass
 from everwall.ports.port import Port
 from everwall.session import image, offload
+from everwall.session.state import MADE, REMATCH_LEFT
 from everwall.session.table import SharedTable, slots_for
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, LOCAL_ADDRESS, PEER_ADDRESS, PEER_PORT, START, VERDICT, Batch, make_batch
@@ -117,7 +118,20 @@ class Appliance:
     def _judge(self, count: int) -> list[Outer]:
         self.engine.receive(self.batch, count, self.now)
         rows = [i for i in range(count) if self.batch.meta[i, VERDICT] == Verdict.FORWARD]
-        return self._send(self.batch, rows)
+        return self._send(self.batch, rows) + self._send_made()
+
+    def _send_made(self) -> list[Outer]:
+        """What the firewall says itself, sent as a worker does."""
+        sessions = self.engine.state.sessions
+        count = int(sessions.words[MADE])
+        sessions.words[MADE] = 0
+        return self._send(sessions.made, list(range(count))) if count else []
+
+    def replace_policy(self, policy: CompiledPolicy) -> None:
+        """Another policy, about which every live session is asked before this returns."""
+        self.engine.replace_policy(policy)
+        while self.engine.state.sessions.words[REMATCH_LEFT]:
+            self.engine.handle_timer(self.now)
 
     def answer(self, found: bool, record: np.ndarray | None = None) -> list[Outer]:
         """The store's answer to the look-up that waits: what of the parked packets comes back."""
@@ -127,7 +141,8 @@ class Appliance:
         reply[image.TAG] = asked[image.TAG]
         state = self.engine.state
         count = pipeline.answers(state, reply.reshape(1, -1), 1, self.now)
-        return self._send(state.sessions.arena, [int(row) for row in state.sessions.released[:count]])
+        released = [int(row) for row in state.sessions.released[:count]]
+        return self._send(state.sessions.arena, released) + self._send_made()
 
     def _send(self, batch: Batch, rows: list[int]) -> list[Outer]:
         """What the port would write: it takes these columns and the bytes as they are."""

@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from everwall.engine import Engine
-from everwall.policy.match import allow_all
+from everwall.engine import Engine, EngineConfig
+from everwall.policy.match import (
+    ANSWER_RESET_CLIENT,
+    ANSWER_RESET_SERVER,
+    RULE_ANSWER,
+    CompiledPolicy,
+    allow_all,
+)
 from everwall.session import image
 from everwall.sim.storage import touched
 from everwall.store.memory import MemoryStore
@@ -35,6 +41,14 @@ class NoPolicyCheck(Engine):
         released = super().inbox(replies, now)
         self.replace_policy(policy)
         return released
+
+
+class AlwaysAnswers(Engine):
+    """Resets whatever it refuses, also what no rule speaks of."""
+
+    def __init__(self, config: EngineConfig, policy: CompiledPolicy) -> None:
+        policy.rules[:, RULE_ANSWER] = ANSWER_RESET_CLIENT | ANSWER_RESET_SERVER
+        super().__init__(config, policy)
 
 
 class NeverRefreshed(Engine):

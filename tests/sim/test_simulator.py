@@ -12,7 +12,15 @@ from everwall.sim.cluster import STRICT, SimulationFailure, simulate
 from everwall.sim.loop import MS
 from everwall.sim.plan import Kind, Moment, draw, draw_strict
 from everwall.store.memory import MemoryStore
-from tests.sim.planted import BlindDelete, NeverCompares, NeverRefreshed, NeverWaits, NoPolicyCheck, NoRestore
+from tests.sim.planted import (
+    AlwaysAnswers,
+    BlindDelete,
+    NeverCompares,
+    NeverRefreshed,
+    NeverWaits,
+    NoPolicyCheck,
+    NoRestore,
+)
 
 SEEDS = range(1, 201)
 
@@ -34,6 +42,10 @@ def test_an_engine_that_restores_nothing_is_found() -> None:
 
 def test_an_engine_that_restores_against_todays_policy_is_found() -> None:
     assert "which policy does not allow" in first_failure(NoPolicyCheck).what
+
+
+def test_an_engine_that_answers_what_no_rule_says_is_found() -> None:
+    assert "about which no rule says so" in first_failure(AlwaysAnswers).what
 
 
 def test_an_engine_that_lets_records_grow_old_is_found() -> None:

@@ -1,4 +1,4 @@
-"""What a node says: its own log on standard error, and one traffic-log line per ended session."""
+"""What a node says: its own log on standard error, and a traffic log of sessions that end, or begin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def configure() -> None:
 
 
 class TrafficLog:
-    """One JSON object a line, written when a session ends; ``path`` None writes nothing."""
+    """One JSON object a line, written when a session begins or ends; ``path`` None writes nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None

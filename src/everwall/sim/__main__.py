@@ -93,6 +93,7 @@ def _summary(reports: list[Report], failures: int) -> str:
             f"{total('lost')} flows lost that were not stored or not allowed when their node failed",
             f"{total('demanded')} sessions that the store had to have when their node failed, and had; "
             f"strict mode: {total('acknowledged')} acknowledged, {total('lost_by_store')} of them lost by the store",
+            f"{total('answered')} answers to refused packets",
             "dropped: " + ", ".join(f"{name} {times}" for name, times in drops.most_common()),
         ]
     )

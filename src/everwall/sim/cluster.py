@@ -90,6 +90,8 @@ class Report:
     adopted: int
     denied: int
     """Stored sessions that a changed policy kept out."""
+    answered: int
+    """Packets with which nodes answered refused ones."""
     excused: int
     lost: int
     """Excused conversations that broke indeed."""
@@ -223,6 +225,10 @@ class Cluster:
         if conversation is not None:
             self.records.forwarded(node, flow, packet, conversation)
         self.strikes.let_out(node, packet)
+
+    def made(self, node: Node, outer: bytes) -> None:
+        """A node lets a packet of its own out."""
+        self.passage.made(node, outer)
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None:
         """A node parks a packet or drops it."""
@@ -404,6 +410,7 @@ class Cluster:
             restored_after_kill=self.restored() - self.strikes.restored_before,
             adopted=self._total(Counter.SESSIONS_ADOPTED),
             denied=self._total(Counter.RESTORE_DENIED),
+            answered=self.passage.answers,
             excused=len(self.liveness.excused),
             lost=len(self.liveness.lost),
             demoted=self._total(Counter.SESSIONS_DEMOTED),

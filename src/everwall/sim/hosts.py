@@ -233,6 +233,8 @@ class Hosts:
     def __init__(self, enter: Enter) -> None:
         self.by_flow: dict[Flow, Conversation] = {}
         """The newest conversation of each flow, client first."""
+        self.unreachable = 0
+        """Packets that a firewall says it refused; nobody here acts on it."""
         self.unexpected = 0
         """Packets that belong to no conversation."""
         self._enter = enter
@@ -243,6 +245,9 @@ class Hosts:
 
     def receive(self, endpoint: int, packet: bytes) -> None:
         """A packet leaves the balancer at an endpoint."""
+        if packets.quoted(packet) is not None:
+            self.unreachable += 1
+            return
         seen = packets.read(packet)
         flow = flow_of(endpoint, seen)
         conversation = self.by_flow.get(flow)

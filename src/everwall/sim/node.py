@@ -45,6 +45,8 @@ class NodeWitness(Protocol):
 
     def withheld(self, node: Node, outer: bytes, verdict: Verdict) -> None: ...
 
+    def made(self, node: Node, outer: bytes) -> None: ...
+
     def answered(self, node: Node, rows: Rows) -> None: ...
 
     def stepped(self, node: Node, asked: Rows) -> None: ...
@@ -79,6 +81,8 @@ class Node:
         self.abandoned = 0
         """Packets that died with it in its queue."""
         self.forwarded = 0
+        self.made = 0
+        """Packets of its own: answers to refused ones."""
         self.ended_events = 0
         self.takeover_events = 0
         self.found = 0
@@ -203,6 +207,10 @@ class Node:
         self._stepped()
 
     def _stepped(self) -> None:
+        for outer in self.engine.made():
+            self.made += 1
+            self._witness.made(self, outer)
+            self._send(self.address, outer)
         rows = self.engine.outbox()
         self.link.push(rows)
         self._witness.stepped(self, rows)

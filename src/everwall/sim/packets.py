@@ -132,6 +132,13 @@ def read(packet: bytes) -> Packet:
     )
 
 
+def quoted(packet: bytes) -> bytes | None:
+    """The packet that an unreachable is about; None of any other packet."""
+    at = 40 if packet[0] >> 4 == 6 else 20
+    protocol, kind = packet[6 if at == 40 else 9], packet[at]
+    return packet[at + 8 :] if (protocol, kind) in ((ICMP, 3), (ICMPV6, 1)) else None
+
+
 def inner_of(outer: bytes) -> bytes:
     """The packet inside a GENEVE packet (RFC 8926 section 3.4: option length in 4 bytes)."""
     return outer[GENEVE_FIXED + (outer[0] & 0x3F) * 4 :]

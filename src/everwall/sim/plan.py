@@ -242,8 +242,8 @@ def _change(random: Random, rulebook: Rulebook, faults: tuple[Fault, ...]) -> Po
     kill = next(fault for fault in faults if fault.kind is Kind.KILL)
     port, protocol = random.choice(((WEB, TCP), (ALT, TCP), (ALT, TCP), (PUSH, UDP)))
     zone = random.choice(rulebook.zones)[0] if rulebook.zones and random.random() < 0.5 else None
-    stop = Rule("stop", False, protocol, port, port, zone=zone)
     before = random.randint(500, 3_000) * MS
+    stop = Rule("stop", False, protocol, port, port, zone=zone, answers=before // MS % 4 != 0)
     return PolicyChange(kill.at - before, random.randint(0, 100) * MS, rulebook.with_first(stop))
 
 

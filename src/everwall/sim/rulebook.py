@@ -30,6 +30,8 @@ class Rule:
     last_port: int = 65535
     servers: tuple[Network, ...] | None = None
     zone: str | None = None
+    answers: bool = True
+    """What it refuses is told so."""
     strict: bool = False
     """The first answer waits until the store has the session."""
 
@@ -53,7 +55,7 @@ class Rule:
         if self.protocol != ICMP:
             service += f"/{self.first_port}-{self.last_port}"
         servers = "any" if self.servers is None else "[" + ", ".join(f'"{net}"' for net in self.servers) + "]"
-        action = "allow" if self.allow else "deny"
+        action = "allow" if self.allow else "reset-both, icmp-unreachable: yes" if self.answers else "drop"
         text = f"  - {{name: {self.name}, source: any, destination: {servers}, service: {service}"
         if self.zone is not None:
             text += f", from: {self.zone}, to: {self.zone}"
@@ -79,6 +81,11 @@ class Rulebook:
         """Whether the flow's client gets no answer before the store has its session."""
         rule = self._rule(flow)
         return rule is not None and rule.allow and rule.strict
+
+    def answers(self, flow: Flow) -> bool:
+        """Whether the flow's ends are told that its client may not ask its server."""
+        rule = self._rule(flow)
+        return rule is not None and not rule.allow and rule.answers
 
     def _rule(self, flow: Flow) -> Rule | None:
         """The rule that decides about a flow."""

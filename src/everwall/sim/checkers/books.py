@@ -30,6 +30,7 @@ def check_engine(node: Node) -> None:
         verdicts[Verdict.FORWARD] + drops + count[Counter.PARKED],
     )
     _same(f"{name}: forwarded and let out", verdicts[Verdict.FORWARD], node.forwarded)
+    _same(f"{name}: answers made", count[Counter.RESETS] + count[Counter.UNREACHABLES], node.made)
     if node.alive:
         taken = node.arrived - node.refused - node.abandoned - node.queued
         _same(f"{name}: received and taken from the queue", count[Counter.RECEIVED], taken)
@@ -80,7 +81,7 @@ def check_network(
     )
     _same(
         "packets that nodes let out",
-        sum(node.forwarded for node in nodes),
+        sum(node.forwarded + node.made for node in nodes),
         sum(link.sent for link in from_nodes.values()),
     )
     _same(

@@ -9,6 +9,8 @@ For every packet that a node lets out there has to be a reason in the rulebooks,
 * a datagram flow may also be let in from its server's side, where the rulebook allows that.
 
 What a node let in it may carry on after a change of policy; another node may not.
+
+And what a node says itself, it says about a flow that a rule in force there refuses, and one that answers.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Passage:
         """``conversation``: the newest of a flow, client first. ``stored``: whether there ever was a record.
         ``idle``: the longest idle time-out by protocol, ns."""
         self.judged = 0
+        self.answers = 0
+        """Packets that nodes made themselves."""
         self.refused_after_change = 0
         """Packets of flows that a former rulebook allowed and that a node did not let in."""
         self.carriers: dict[Flow, Node] = {}
@@ -103,6 +107,18 @@ class Passage:
             self._admit(node, stay, conversation, flow, opens)
         stay.admitted, stay.passed = True, self._loop.now
         self.carriers[flow.key] = node
+
+    def made(self, node: Node, outer: bytes) -> None:
+        """A node lets out a packet of its own."""
+        inner = packets.inner_of(outer)
+        quoted = packets.quoted(inner)
+        packet = packets.read(quoted or inner)
+        if quoted is None and not packet.flags & RST:
+            raise PromiseBroken(f"{node.name} made a packet that is neither RST nor unreachable: {packet}")
+        flow = flow_of(int.from_bytes(outer[12:20], "big"), packet)
+        if not any(book.answers(one) for _, book in node.rulebooks for one in (flow, flow.turned)):
+            raise PromiseBroken(f"{node.name} answered {flow}, about which no rule says so", flow)
+        self.answers += 1
 
     def _admit(self, node: Node, stay: _Stay, conversation: Conversation, flow: Flow, opens: bool) -> None:
         asked = conversation.flow
