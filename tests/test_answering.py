@@ -277,6 +277,25 @@ def test_a_new_connection_on_its_ports_is_not_taken_for_it() -> None:
     assert told(node) == []
 
 
+def test_a_newer_connection_that_another_node_let_in_is_not_taken_for_it() -> None:
+    """Policy has changed its mind, the ports were used again elsewhere, and then the flow came here."""
+    node, _ = refused_while_alive("reset-both")
+    node.engine.replace_policy(allow_all())
+    pass_over(node)
+    other, fresh = node.cluster.node(allow_all()), Connection(client_start=7_000, server_start=8_000)
+    assert set(other.judge(*fresh.handshake(), *fresh.exchange(1))) == {FORWARD}
+    assert set(node.judge(*fresh.exchange(2))) == {FORWARD}
+    assert told(node) == []
+
+
+def test_its_ends_are_told_what_todays_rule_says() -> None:
+    node, talk = refused_while_alive("reset-both")
+    node.engine.replace_policy(refusing("drop"))
+    pass_over(node)
+    assert node.judge(talk.data()) == [POLICY_DENY]
+    assert told(node) == []
+
+
 def test_a_closing_connection_is_left_to_close() -> None:
     node = node_with(allow_all())
     talk = Connection()

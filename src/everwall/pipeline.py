@@ -360,7 +360,7 @@ def _miss(state_, batch, i, now):
     if is_tcp and meta[i, m.FRAGMENT] != m.LATER_FRAGMENT:
         if tcp.event_of(meta[i, m.TCP_FLAG_BITS]) == tcp.SYN:
             return _open_tcp(state_, batch, i, now)
-        if any_refused(state_.sessions, now) and was_refused(state_.sessions, meta, i, now):
+        if any_refused(state_.sessions, now) and _is_refused_still(state_, meta, i, now):
             return _POLICY_DENY
         verdict = _ask_or_refuse(state_, batch, i, _NON_SYN_TCP, now)
         return _open_midstream(state_, batch, i, now) if verdict == _NON_SYN_TCP else verdict
@@ -391,6 +391,24 @@ def _open_tcp(state_, batch, i, now):
     )
     _count(sessions, meta, slot, i, now)
     return FORWARD
+
+
+@kernel
+def _is_refused_still(state_, meta, i, now):
+    """Whether the flow of packet ``i`` was alive when policy came to refuse it, and policy has not changed its mind.
+
+    Else it may be a newer connection, which the store knows. ``words[ANSWER]``: what both ends are told.
+    """
+    sessions = state_.sessions
+    if not was_refused(sessions, meta, i, now):
+        return False
+    client_upper = 1 if sessions.words[state.ANSWER] & state.ANSWER_CLIENT_UPPER != 0 else 0
+    verdict, _, _ = decide(state_, meta, i, client_upper)
+    if verdict != _POLICY_DENY:
+        forget_refused(sessions, meta, i)
+        return False
+    sessions.words[state.ANSWER] |= state.ANSWER_KNOWN
+    return True
 
 
 @kernel

@@ -84,7 +84,6 @@ def _rule_out(state_, slot, row, now):
             refused_by = state_.policy.rules[row, RULE_ID]
             is_tcp = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
             if is_tcp and sessions.words[state.ANSWER] & state.ANSWER_MASK != 0:
-                sessions.words[state.ANSWER] |= state.ANSWER_KNOWN
                 make_key(sessions.scratch, 0, sessions.words[state.SEED])
                 remember_refused(sessions, sessions.scratch, 0, now)
     end_session(sessions, slot, reason, refused_by, now)

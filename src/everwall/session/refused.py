@@ -2,8 +2,7 @@
 
 Nobody can reset a connection out of the blue: the numbers of one that the cut-through carries are known roughly, and
 the header of the tunnel that leads to its ends not at all. The next packet of either end has all of it. So a flow that
-ended by policy is remembered here for as long as its ends may still speak, with what its rule wants them to be told.
-One row for each hash: a flow that comes later takes the place of another, whose packets are then dropped as strays.
+ended by policy is remembered here for as long as its ends may still speak. One row for each hash: a flow that comes later takes the place of another, whose packets are then dropped as strays.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _holds(sessions, row, meta, i):
 
 @kernel
 def remember_refused(sessions, meta, i, now):
-    """The flow of descriptor ``i`` was refused a moment ago, with what ``words[ANSWER]`` says."""
+    """The flow of descriptor ``i`` was refused a moment ago; ``words[ANSWER]`` says who is its client."""
     row = _row(sessions, meta[i, m.HASH])
     sessions.refused[row, t.KEY0] = meta[i, m.KEY0]
     sessions.refused[row, t.KEY1] = meta[i, m.KEY1]
