@@ -417,6 +417,7 @@ def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
     until(lambda: "policy-deny" in (node.folder / "traffic.log").read_text(), ANSWER_S, "the traffic log")
     ended = json.loads((node.folder / "traffic.log").read_text().splitlines()[-1])
     assert (ended["end"], ended["rule"]) == ("policy-deny", "web again"), "by the name it had"
+    assert (ended["event"], ended["action"], ended["refused_by"]) == ("end", "deny", "intrazone-default")
     assert node.counters()["deletes"] == 1, "nobody restores it"
     assert not balancer.through(node, c2s(flags="PA", seq=1012, ack=5001, payload=b"a stranger"), seconds=0.3)
     assert node.ask("status")["policy"]["ruled_out"] == 1
@@ -505,15 +506,19 @@ def test_a_node_that_cannot_start_leaves_nothing_open(
 def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
     balancer: Balancer, start: Callable[..., Process]
 ) -> None:
-    node = start(12, None, extra="plugin-op-commands=aws-gwlb-inspect:enable").ready()
+    policy = POLICY + "    log-start: yes\n"
+    node = start(12, None, extra="plugin-op-commands=aws-gwlb-inspect:enable", policy=policy).ready()
     name, number = "vpce-0a1b2c3d00000000", 0x0A1B2C3D_00000000
     assert balancer.through(node, c2s(flags="S", seq=1000), endpoint=number)
     (session,) = node.ask("sessions")["sessions"]
     assert session["endpoint"] == name
     traffic_log = node.folder / "traffic.log"
-    until(traffic_log.read_text, 15, "the end of a handshake that nobody answers")
-    (line,) = traffic_log.read_text().splitlines()
-    assert json.loads(line)["endpoint"] == name
+    until(lambda: '"aged-out"' in traffic_log.read_text(), 15, "the end of a handshake that nobody answers")
+    begun, ended = (json.loads(line) for line in traffic_log.read_text().splitlines())
+    assert begun["endpoint"] == ended["endpoint"] == name
+    assert [line["event"] for line in (begun, ended)] == ["start", "end"]
+    assert [line["action"] for line in (begun, ended)] == ["allow", "allow"]
+    assert (begun["end"], begun["rule"], begun["refused_by"]) == (None, "web", None)
 
 
 def test_show_prints_what_the_node_knows(redis: RedisServer, start: Callable[..., Process]) -> None:

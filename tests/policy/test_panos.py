@@ -82,7 +82,8 @@ def test_a_real_file_is_loaded_as_it_was_written() -> None:
     )
     assert time.service == (Service(0, 17, 123, 123, 123, 123), Service(0, 17, 123, 123, 1024, 65535))
     assert not time.log_end
-    assert (outside.negate_source, outside.action) == (True, "reset-both")
+    assert (outside.negate_source, outside.action, outside.icmp_unreachable) == (True, "reset-both", True)
+    assert not web.icmp_unreachable
     assert outside.source == (
         four("10.1.0.0", "10.1.255.255"),
         four("10.9.0.5", "10.9.0.9"),
@@ -120,6 +121,12 @@ def test_without_associations_everything_is_in_the_data_interfaces_zone() -> Non
     nowhere = load(config(rule(), zones=""))
     assert nowhere.policy.default_zone == "data"
     assert any("is in no zone" in warning for warning in nowhere.policy.warnings)
+
+
+def test_a_rule_that_allows_has_nothing_to_say_by_icmp() -> None:
+    text = config(rule().replace("</action>", "</action><icmp-unreachable>yes</icmp-unreachable>"))
+    (found,) = load(text).policy.rules
+    assert (found.action, found.icmp_unreachable) == ("allow", False)
 
 
 def test_what_is_not_used_is_named_with_its_line() -> None:

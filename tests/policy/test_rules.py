@@ -57,10 +57,11 @@ rules:
     destination: everybody inside
     service: [icmp, resolver, tcp/8000-8100, protocol/47]
     action: drop
+    icmp-unreachable: yes
   - {name: old, source: any, destination: any, service: any, action: deny, disabled: true}
 default-rules:
   intrazone-default: {action: deny, log-end: true}
-  interzone-default: {action: drop}
+  interzone-default: {action: drop, icmp-unreachable: true}
 """
 
 
@@ -93,6 +94,11 @@ def test_a_whole_policy_is_read_as_it_was_meant() -> None:
         Service(0, 47, 0, 65535, 0, 65535),
     )
     assert (inside.from_zones, inside.log_start, inside.log_end) == (None, False, True)
+    assert [rule.icmp_unreachable for rule in policy.rules] == [False, True, False]
+    assert (policy.intrazone_default.icmp_unreachable, policy.interzone_default.icmp_unreachable) == (
+        False,
+        True,
+    )
     assert old.disabled
     assert (policy.intrazone_default.action, policy.intrazone_default.log_end) == ("deny", True)
     assert (policy.interzone_default.action, policy.interzone_default.log_end) == ("drop", False)

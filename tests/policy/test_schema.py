@@ -27,6 +27,8 @@ IMPORTED = load_panos(Path(__file__).parent / "files" / "inspection.xml").yaml()
 
 # What a schema has no words for: names that are known or used already, and values beyond their letters.
 BEYOND = {
+    "unreachables of a rule that allows",
+    "unreachables of a default rule that allows",
     "endpoint in two zones",
     "endpoint above 64 bits",
     "any and an endpoint elsewhere",

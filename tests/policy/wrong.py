@@ -447,6 +447,22 @@ WRONG: list[tuple[str, str, int | None, str, str | None, str]] = [
         "at most 1024",
     ),
     (
+        "unreachables of a rule that allows",
+        RULE % ", icmp-unreachable: yes",
+        2,
+        "rules[1].icmp-unreachable",
+        "yes",
+        "an action that refuses",
+    ),
+    (
+        "unreachables of a default rule that allows",
+        "default-rules:\n  intrazone-default: {action: allow, icmp-unreachable: yes}\n",
+        2,
+        "default-rules.intrazone-default.icmp-unreachable",
+        "yes",
+        "an action that refuses",
+    ),
+    (
         "unknown default rule",
         "default-rules: {intrazone: {}}\n",
         1,

@@ -17,8 +17,9 @@ from everwall.sim.flows import Flow
 from everwall.sim.hosts import Phase, TcpConnection
 from everwall.sim.loop import SECOND
 from everwall.sim.node import Node
-from everwall.sim.packets import ACK
+from everwall.sim.packets import ACK, RST, TCP
 from everwall.sim.plan import draw
+from everwall.sim.rulebook import Rule
 
 pytestmark = pytest.mark.kernel
 
@@ -156,6 +157,21 @@ def test_a_flow_without_syn_needs_a_record(cluster: Cluster) -> None:
         cluster.passage.forwarded(other, outer)
 
 
+def test_a_node_answers_only_what_a_rule_refuses_and_says_so(cluster: Cluster) -> None:
+    flow = stored_connection(cluster).flow
+    node, book = busy(cluster), cluster.plan.rulebook
+    with pytest.raises(PromiseBroken, match="about which no rule says so"):
+        cluster.passage.made(node, wrapped(flow, RST))
+    node.rulebooks = [(0, book.with_first(Rule("stop", False, TCP, answers=False)))]
+    with pytest.raises(PromiseBroken, match="about which no rule says so"):
+        cluster.passage.made(node, wrapped(flow, RST))
+    node.rulebooks = [(0, book.with_first(Rule("stop", False, TCP)))]
+    for one in (flow, flow.turned):
+        cluster.passage.made(node, wrapped(one, RST))
+    with pytest.raises(PromiseBroken, match="neither RST nor unreachable"):
+        cluster.passage.made(node, wrapped(flow))
+
+
 def test_a_stored_connection_that_falls_silent_is_lost(cluster: Cluster) -> None:
     connection = stored_connection(cluster)
     cluster.edge_out.cut = True
@@ -268,7 +284,7 @@ def some_record(cluster: Cluster) -> tuple[bytes, bytes, bytes]:
     return bucket, field, value
 
 
-def wrapped(flow: Flow) -> bytes:
+def wrapped(flow: Flow, flags: int = ACK) -> bytes:
     """A segment as a gateway wraps it: 8 bytes of options before the endpoint id, 20 after."""
-    inner = packets.tcp(*flow[2:], ACK, 1, 1, 100)
+    inner = packets.tcp(*flow[2:], flags, 1, 1, 100)
     return bytes([32 // 4]) + bytes(11) + flow.endpoint.to_bytes(8, "big") + bytes(20) + inner

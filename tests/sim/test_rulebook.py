@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, match, zone_of
+from everwall.policy.match import ACTION_ALLOW, RULE_ACTION, RULE_ANSWER, match, zone_of
 from everwall.sim import packets
 from everwall.sim.flows import Flow, flow_of
 from everwall.sim.packets import ACK, ICMP, ICMPV6, PSH, TCP, UDP
@@ -47,6 +47,7 @@ def test_both_readings_of_a_rulebook_agree(seed: int) -> None:
             ports = (flow.cport, flow.sport) if flow.protocol in (TCP, UDP) else (flow.cport, flow.cport)
             row = match(compiled, zone, zone, family, *ends, flow.protocol, *ports, 0)
             assert book.allows(flow) == (compiled.rules[row, RULE_ACTION] == ACTION_ALLOW), flow
+            assert book.answers(flow) == (compiled.rules[row, RULE_ANSWER] != 0), flow
 
 
 @pytest.mark.parametrize("address", ["10.1.0.1", "2001:db8::1"])

@@ -2,7 +2,8 @@
 
 Nobody can reset a connection out of the blue: the numbers of one that the cut-through carries are known roughly, and
 the header of the tunnel that leads to its ends not at all. The next packet of either end has all of it. So a flow that
-ended by policy is remembered here for as long as its ends may still speak. One row for each hash: a flow that comes later takes the place of another, whose packets are then dropped as strays.
+ended by policy is remembered here for as long as its ends may still speak. One row for each hash: a flow that comes
+later takes the place of another, whose packets are then dropped as strays.
 """
 
 from __future__ import annotations
