@@ -53,6 +53,7 @@ def test_what_means_the_same_is_the_same(was, becomes):
         ("vpce-00000000000000bb", "vpce-00000000000000bc"),
         ("action: allow}", "action: allow, resiliency: strict}"),
         ("action: allow}", "action: allow, log-start: yes}"),
+        ("action: deny", "action: deny, icmp-unreachable: yes"),
         ("rules:", "default-rules: {intrazone-default: {action: allow}}\nrules:"),
     ],
 )
