@@ -59,6 +59,7 @@ MAY_TOUCH_THE_SYSTEM = {
     "store.names",
     "store.redis",
     "store.relayout",
+    "store.sentinels",
     "balancer.probes",
     "bootstrap.sources",
     "management",

@@ -212,6 +212,8 @@ BUSY_BATCH_PACKETS = BATCH_PACKETS // 4
 STORE_BATCH_RECORDS = 512
 STORE_TIMEOUT_S = 1.0
 STORE_RECONNECT_MIN_S = 0.05
+SENTINEL_WATCH_S = 1.0
+"""Longest pause between two questions who is primary, asked of Sentinels while the former one answers."""
 STORE_SURVEY_MAX_S = 1.0
 """Longest pause between two questions who has which slots, while a primary of a cluster is missing."""
 MOVED_TRUST_NS = 50 * MS_NS

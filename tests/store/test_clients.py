@@ -81,7 +81,7 @@ def test_a_server_that_is_no_cluster_is_said(single):
 
 
 def test_without_tls_nobody_beyond_this_machine_is_spoken_to():
-    from everwall.store.clients import require_private
+    from everwall.store.connection import require_private
 
     config = StoreConfig(sentinels=(Address("127.0.0.1", 1),), tls=False)
     for host in ("127.0.0.1", "::1", "localhost"):

@@ -15,10 +15,11 @@ from everwall.limits import MS_NS, STRICT_WAIT_NS
 from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.state import CLOCK_CONNECTIONS
-from everwall.store.connection import StoreConfig
+from everwall.store.connection import Address, StoreConfig
+from everwall.store.sentinels import Named, Sentinels
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer
-from tests.store.workers import Worker, eventually, sessions
+from tests.store.workers import Firewall, Worker, eventually, sessions
 from tests.topologies import Replicated, Watched
 
 
@@ -136,6 +137,41 @@ def test_sentinels_lead_to_the_primary_and_after_its_death_to_the_replica(watche
     assert node.outcome(rows, LOOKUP) == [FOUND] * 20
 
 
+@pytest.fixture
+def named_by_sentinels(monkeypatch):
+    """A Sentinel that says what it is told to."""
+    said: dict[str, Named] = {}
+    monkeypatch.setattr(Sentinels, "find", lambda _: said["now"])
+    return lambda server, epoch: said.update(now=Named(Address("127.0.0.1", server.port), epoch))
+
+
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+def test_a_former_primary_that_still_answers_is_left_when_sentinels_name_another(
+    pair, worker, named_by_sentinels, wait_replicas
+):
+    """As after an ordered failover, or one behind a partition: nothing is ever refused there."""
+    named_by_sentinels(pair.primary, 1)
+    where = pair.config(sentinels=(Address("127.0.0.1", 1),), service="any", wait_replicas=wait_replicas)
+    node = worker(where).connected()
+    rows = sessions(20)
+    node.ask(rows, WRITE_FIRST)
+    pair.admin(pair.primary).wait(1, 1000)
+    pair.admin(pair.replicas[0]).replicaof("NO", "ONE")
+    node.outcome(rows, WRITE)  # lost: nobody reads it there
+    named_by_sentinels(pair.replicas[0], 2)
+    eventually(lambda: node.status["primary"] == f"127.0.0.1:{pair.replicas[0].port}", f"{node.status}")
+    assert "the Sentinels name" in node.status["last_error"]
+    assert node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
+    assert node.outcome(rows, WRITE) == [WRITTEN] * 20
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 20
+    links = pair.admin(pair.primary).client_list()
+    assert not [each for each in links if each["name"].startswith("everwall")], "no link stays behind"
+    named_by_sentinels(pair.primary, 1)
+    watched = node.store._router._watch
+    eventually(lambda: watched.is_busy or watched._attempts > 4, "one that was cut off is asked")
+    assert node.status["connections"] == 2, "and not followed back"
+
+
 @needs.deep
 def test_a_failover_that_was_ordered_moves_the_node_under_traffic(watched, worker):
     node = worker(watched.config()).connected()
@@ -154,6 +190,46 @@ def test_a_failover_that_was_ordered_moves_the_node_under_traffic(watched, worke
     assert written
     assert node.outcome(rows, WRITE) == [WRITTEN] * 200
     assert node.outcome(rows, LOOKUP) == [FOUND] * 200
+
+
+@needs.deep
+@pytest.mark.parametrize("failover", ["ordered", "killed"])
+def test_what_a_failover_lost_is_made_whole_from_the_live_sessions(watched, failover):
+    """Writes that the replica never saw, and writes to the former primary while nobody has told it."""
+    primary, replica = watched.primary, watched.replicas[0]
+    node = Firewall(watched.config(prefix="failover", owner=1))
+    try:
+        eventually(node.whole, "a connection")
+        node.open(500, 1000)
+        eventually(lambda: node.whole() and node.store.status()["written"] >= 500, "all is written")
+        watched.admin(primary).wait(1, 1000)
+        opened = 500
+        if failover == "ordered":
+            admin = watched.sentinels[0].client(password="another horse")
+            admin.execute_command("SENTINEL FAILOVER", "sessions")
+        else:
+            os.kill(replica.pid, signal.SIGSTOP)
+            node.open(500, 2000)
+            opened += 500
+            eventually(lambda: node.whole() and node.store.status()["written"] >= 1000, "the primary has it")
+            primary.kill()
+            os.kill(replica.pid, signal.SIGCONT)
+        moved = f"127.0.0.1:{replica.port}"
+
+        def followed() -> bool:
+            nonlocal opened
+            node.open(1, 10_000 + opened)
+            opened += 1
+            status = node.store.status()
+            return bool(status["connected"] and status["primary"] == moved)
+
+        eventually(followed, f"the successor: {node.store.status()}")
+        eventually(node.whole, "resync")
+        kept = watched.admin(replica)
+        there = sum(kept.hlen(key) for key in kept.keys("{failover:0:*"))
+        assert there == opened == len(node.engine.sessions())
+    finally:
+        node.close()
 
 
 # Replicas that are waited for ---------------------------------------------------------------------

@@ -9,10 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from everwall.engine import Engine, EngineConfig
+from everwall.policy.match import allow_all
 from everwall.rings import make_ring, ring_pop, ring_push
 from everwall.session import image
+from everwall.session.resync import progress
 from everwall.store.connection import StoreConfig
 from everwall.store.redis import RedisStore, make_clock
+from tests import packets
+from tests.conversations import Connection
 from tests.store.stores import KEYS, asking
 from tests.store.stores import sessions as future_sessions
 
@@ -87,3 +92,53 @@ class Worker:
         if self.store.stop(1.0):
             os.close(self.wake_store)
             os.close(self.wake_worker)
+
+
+class Firewall:
+    """An engine with a store's thread: a node as far as its sessions are concerned, its loop turned by the test."""
+
+    def __init__(self, config: StoreConfig, max_sessions: int = 4096) -> None:
+        settings = EngineConfig(
+            max_sessions=max_sessions,
+            owner=config.owner,
+            epoch_offset=time.time_ns() - time.monotonic_ns(),
+        )
+        self.engine = Engine(settings, allow_all())
+        self.state = self.engine.sessions_state
+        self._replies = make_ring(1 << 13, image.COLUMNS)
+        self._out = np.zeros((1 << 13, image.COLUMNS), np.int64)
+        self._wakes = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
+        self.store = RedisStore(
+            config, KEYS, self.state.requests, self._replies, *self._wakes, self.state.clock, 64
+        )
+        self.store.start()
+
+    def open(self, count: int, first_port: int) -> None:
+        """So many new connections."""
+        for number in range(count):
+            inners = Connection(sport=first_port + number).handshake()
+            self.engine.receive(packets.batch_of(inners), len(inners), time.monotonic_ns())
+        self.turn()
+
+    def turn(self) -> None:
+        """Once round the loop."""
+        now = time.monotonic_ns()
+        self.engine.handle_timer(now)
+        os.eventfd_write(self._wakes[0], 1)
+        count = ring_pop(self._replies, self._out)
+        if count:
+            self.engine.inbox(self._out[:count], now)
+
+    def whole(self) -> bool:
+        """Whether the store has every session, as far as the node knows; turns the loop."""
+        self.turn()
+        told = progress(self.state)
+        return bool(self.store.status()["connected"]) and (
+            told["resync_percent"],
+            told["unsynced_sessions"],
+        ) == (100, 0)
+
+    def close(self) -> None:
+        if self.store.stop(1.0):
+            for descriptor in self._wakes:
+                os.close(descriptor)

@@ -13,8 +13,9 @@ from everwall.doctor import store_checks
 from everwall.doctor.findings import Finding, Level, error, ok, warning
 from everwall.doctor.store_checks import Wanted
 from everwall.doctor.store_facts import StoreFacts, collect
-from everwall.store.clients import SLOTS, ask_cluster, ask_sentinel, find_slots, require_private
-from everwall.store.connection import Address, Login, StoreConfig, login_of, tls_context
+from everwall.store.clients import SLOTS, ask_cluster, find_slots
+from everwall.store.connection import Address, Login, StoreConfig, login_of, require_private, tls_context
+from everwall.store.sentinels import Sentinels
 
 _SENTINELS_MIN = 3
 WantedFor = Callable[[str, int], Wanted]
@@ -40,9 +41,10 @@ def _behind_sentinels(
 ) -> list[Finding]:
     told: dict[Address, dict[str, Any]] = {}
     found: list[Finding] = []
+    sentinels = Sentinels(config, context, login)
     for address in config.sentinels:
         try:
-            told[address] = ask_sentinel(config, context, login, address)
+            told[address] = sentinels.ask(address)
         except (redis.RedisError, OSError) as problem:
             found.append(
                 warning(
@@ -51,6 +53,7 @@ def _behind_sentinels(
                     "nodes ask the next one: see that it runs, its port, certificate and password, and the name",
                 )
             )
+    sentinels.close()
     if not told:
         why = f"none of {len(config.sentinels)} tells who is primary of {config.service}"
         found.append(

@@ -4,7 +4,6 @@ service, the owners of a cluster's slots. These block, up to STORE_TIMEOUT_S a s
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import ssl
 from collections.abc import Iterable
@@ -12,10 +11,19 @@ from typing import Any
 
 import redis
 from redis.cluster import ClusterNode, parse_cluster_slots
-from redis.exceptions import AuthenticationError, ReadOnlyError
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.exceptions import ReadOnlyError
 
-from everwall.store.connection import Address, Connection, Login, StoreConfig, login_of, options, tls_context
+from everwall.store.connection import (
+    Address,
+    Connection,
+    Login,
+    StoreConfig,
+    login_of,
+    options,
+    require_private,
+    tls_context,
+)
+from everwall.store.sentinels import Sentinels
 
 SLOTS = 1 << 14
 """Hash slots of a Redis Cluster."""
@@ -95,51 +103,12 @@ def _cluster_client(config: StoreConfig, context: ssl.SSLContext | None, login: 
 
 
 def find_primary(config: StoreConfig, context: ssl.SSLContext | None, login: Login) -> Address:
-    """Where the primary of the Sentinels' service is now.
-
-    Raises redis.ConnectionError when no Sentinel knows it, with what each said.
-    """
-    said: list[str] = []
-    for address in config.sentinels:
-        # One by one, because one that refuses us shall not keep us from asking the next.
-        try:
-            state = ask_sentinel(config, context, login, address)
-            # redis-py's own asks one after the other and drops what the first ones said.
-            if not Sentinel([]).check_master_state(state, config.service):
-                raise MasterNotFoundError(f"knows no living primary of {config.service}")
-        except (redis.RedisError, OSError) as error:
-            said.append(f"{address}: {error}")
-        else:
-            primary = Address(str(state["ip"]), int(state["port"]))
-            require_private(config, primary)
-            return primary
-    raise redis.ConnectionError(f"no Sentinel names a primary of {config.service}: {'; '.join(said)}")
-
-
-def ask_sentinel(
-    config: StoreConfig, context: ssl.SSLContext | None, login: Login, address: Address
-) -> dict[str, Any]:
-    """What one Sentinel says of the service's primary. Raises redis.RedisError, also where it knows none."""
-    own = options(config, context, login)
-    own["client_name"] = None
-    if config.sentinel_password is not None:
-        own["credential_provider"] = Login(config.sentinel_username, config.sentinel_password)
+    """Where the primary of the Sentinels' service is now, for one who asks once; errors as ``Sentinels.find``."""
+    sentinels = Sentinels(config, context, login)
     try:
-        masters = _masters(address, own)
-    except AuthenticationError as error:
-        # The server's password goes for its Sentinels as well, unless these know none.
-        if config.sentinel_password is not None or "without any password configured" not in str(error):
-            raise
-        masters = _masters(address, {**own, "credential_provider": None})
-    if config.service not in masters:
-        raise MasterNotFoundError(f"knows no living primary of {config.service}")
-    return masters[config.service]
-
-
-def _masters(address: Address, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    with _client(Connection, address, **own) as client:
-        masters: dict[str, dict[str, Any]] = client.sentinel_masters()
-    return masters
+        return sentinels.find().primary
+    finally:
+        sentinels.close()
 
 
 def ask_cluster(
@@ -191,18 +160,3 @@ def find_slots(
     if partial is None:
         raise redis.ConnectionError(f"no node of the cluster tells its slots: {'; '.join(said)}")
     return partial
-
-
-def require_private(config: StoreConfig, address: Address) -> None:
-    """Without TLS nobody is spoken to but this machine, whatever Sentinels or nodes of a cluster name.
-
-    Raises redis.ConnectionError.
-    """
-    if config.tls:
-        return
-    try:
-        private = ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        private = address.host.lower().rstrip(".") == "localhost"
-    if not private:
-        raise redis.ConnectionError(f"{address} is not on loopback, and TLS is off: nothing is said there")

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from everwall.limits import MOVED_TRUST_NS, SECOND_NS, SHARD_LEAVING_NS, STORE_QUEUE_ROWS, STORE_SURVEY_MAX_S
 from everwall.session import image
 from everwall.store.backlog import Backlog
-from everwall.store.clients import SLOTS, find_slots, require_private
-from everwall.store.connection import Address, Login, StoreConfig
+from everwall.store.clients import SLOTS, find_slots
+from everwall.store.connection import Address, Login, StoreConfig, require_private
 from everwall.store.conversation import Conversation, Trade, compared, describe
 from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival, connect

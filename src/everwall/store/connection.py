@@ -6,6 +6,7 @@ context of ours, and the password is asked for anew at every connection.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -163,3 +164,18 @@ def options(config: StoreConfig, context: ssl.SSLContext | None, login: Login) -
         "socket_connect_timeout": STORE_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
     }
+
+
+def require_private(config: StoreConfig, address: Address) -> None:
+    """Without TLS nobody is spoken to but this machine, whatever Sentinels or nodes of a cluster name.
+
+    Raises redis.ConnectionError.
+    """
+    if config.tls:
+        return
+    try:
+        private = ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        private = address.host.lower().rstrip(".") == "localhost"
+    if not private:
+        raise redis.ConnectionError(f"{address} is not on loopback, and TLS is off: nothing is said there")

@@ -29,7 +29,6 @@ from everwall.session import image
 from everwall.session.record import derive_keys, fingerprints
 from everwall.store.answers import Answers, StoreClock
 from everwall.store.backlog import Backlog, collect, take
-from everwall.store.clients import find_primary
 from everwall.store.cluster import ClusterRouter
 from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade
@@ -39,6 +38,7 @@ from everwall.store.occasions import stood_still
 from everwall.store.protocol import Command, Protocol, Rows
 from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNREPLICATED, UNWRITTEN, settle
 from everwall.store.router import Router
+from everwall.store.sentinels import Sentinels
 
 __all__ = ["RedisStore", "StoreConfig", "make_clock", "warm"]
 
@@ -73,6 +73,7 @@ class RedisStore:
         self._poll.register(wake_fd_store, select.POLLIN)
         self._by_descriptor: dict[int, Conversation] = {}
         self._trade = Trade(keys, self._answers, self._clock, self._poll, self._by_descriptor, wake_fd_store)
+        self._sentinels: Sentinels | None = None
         self._router = self._make_router(keys, buckets)
         self._credentials: tuple[str, ...] | None = None
         """A new password that was not said on the links yet."""
@@ -94,8 +95,12 @@ class RedisStore:
         protocol = Protocol(keys, config.prefix, clustered=bool(config.cluster), **settings)
         if config.cluster:
             return ClusterRouter(self._trade, protocol, config, context, self._login)
-        reach = partial(_reach, config, context, self._login)
-        return Router(self._trade, protocol, reach, config.wait_replicas)
+        if not config.sentinels:
+            reach = partial(connect, config, context, login=self._login)
+            return Router(self._trade, protocol, reach, config.wait_replicas)
+        self._sentinels = Sentinels(config, context, self._login)
+        reach = partial(_reach, config, context, self._login, self._sentinels)
+        return Router(self._trade, protocol, reach, config.wait_replicas, self._sentinels.find)
 
     # The owner's side ---------------------------------------------------------------------------------
 
@@ -116,7 +121,10 @@ class RedisStore:
         """
         self.begin_stop(timeout)
         self._thread.join(timeout + STORE_TIMEOUT_S)
-        return self._router.join() and not self._thread.is_alive()
+        ended = self._router.join() and not self._thread.is_alive()
+        if ended and self._sentinels is not None:
+            self._sentinels.close()
+        return ended
 
     def renew_login(self, username: str | None, password: str | None, file: Path | None = None) -> None:
         """Go in with another password (or user) from now on, on the links there are as well.
@@ -250,11 +258,14 @@ class RedisStore:
 
 
 def _reach(
-    config: StoreConfig, context: ssl.SSLContext | None, login: Login, greeting: list[Command]
+    config: StoreConfig,
+    context: ssl.SSLContext | None,
+    login: Login,
+    sentinels: Sentinels,
+    greeting: list[Command],
 ) -> Arrival:
-    """Connect to the one server there is, or to whom the Sentinels name; in a helper thread."""
-    address = find_primary(config, context, login) if config.sentinels else None
-    return connect(config, context, greeting, address, login)
+    """Connect to whom the Sentinels name; in a helper thread."""
+    return connect(config, context, greeting, sentinels.find().primary, login)
 
 
 def warm() -> None:

@@ -1,4 +1,8 @@
-"""Which link a request takes: to a single server, or to that and another for what waits for its replicas."""
+"""Which link a request takes: to a single server, or to that and another for what waits for its replicas.
+
+Where Sentinels name the server they are asked once a second, for a failover that was ordered leaves the former primary
+as it is for some ten seconds: it answers, and takes writes that are lost when it becomes a replica.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from everwall.limits import MS_NS, STORE_BATCH_RECORDS, STORE_QUEUE_ROWS
+from everwall.limits import MS_NS, SENTINEL_WATCH_S, STORE_BATCH_RECORDS, STORE_QUEUE_ROWS
 from everwall.session import image
 from everwall.store.backlog import Backlog, take, waits_behind
-from everwall.store.conversation import Conversation, Trade
+from everwall.store.conversation import Conversation, Trade, describe
+from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival
 from everwall.store.protocol import Command, Protocol, Rows
+from everwall.store.sentinels import Named
 
 Reach = Callable[[list[Command]], Arrival]
 """Connects to a server and sends it a greeting; blocks."""
@@ -53,7 +59,21 @@ def _put(conversation: Conversation, rows: Rows) -> None:
 class Router:
     """A store of one server, which may be another after each connection (a name, or what Sentinels say)."""
 
-    def __init__(self, trade: Trade, protocol: Protocol, reach: Reach, replicas: int) -> None:
+    def __init__(
+        self,
+        trade: Trade,
+        protocol: Protocol,
+        reach: Reach,
+        replicas: int,
+        find: Callable[[], Named] | None = None,
+    ) -> None:
+        """``find`` asks the Sentinels, where there are some; blocks."""
+        self._find = find
+        self._watch: Dialer[Named] = Dialer(
+            "everwall-store-sentinels", trade.wake_fd, lambda _: None, SENTINEL_WATCH_S
+        )
+        self._epoch = -1
+        """Of the failover that made the server a primary, as far as was heard."""
         self.shard = Shard(trade, protocol, reach, leads=True, replicas=replicas)
         self.links = self.shard.links
         self.lobby = Backlog(trade.keys) if replicas else self.shard.ordinary.backlog
@@ -70,10 +90,11 @@ class Router:
 
     def wait_ns(self, now: int) -> int:
         """How long there is time beside what the links wait for."""
-        return MS_NS * 1000
+        return max(self._watch.wait_ns(now), 0) if self._is_watched else MS_NS * 1000
 
     def step(self) -> None:
-        """Hand what came in to its link."""
+        """See whether the server is still the primary, and hand what came in to its link."""
+        self._look_around()
         if self._distributor is None:
             return
         if not self._is_agreed:
@@ -81,6 +102,25 @@ class Router:
             return
         while self._distributor.take():
             self.shard.put(self._distributor.rows, self._distributor.fields)
+
+    @property
+    def _is_watched(self) -> bool:
+        return self._find is not None and any(link.link is not None for link in self.links)
+
+    def _look_around(self) -> None:
+        found = self._watch.result()
+        if isinstance(found, Exception):
+            self._trade.note_error(describe(found))
+            self._watch.pause()
+        elif found is not None:
+            self._watch.pause()
+            # A Sentinel that was cut off from the others names a former primary.
+            for link in self.links if found.epoch >= self._epoch else ():
+                if link.link is not None and link.peer != str(found.primary):
+                    link.hang_up(f"the Sentinels name {found.primary} now, and no longer {link.peer}")
+            self._epoch = max(self._epoch, found.epoch)
+        if self._find is not None and self._is_watched and self._watch.is_due:
+            self._watch.begin(self._find)
 
     @property
     def protocol(self) -> Protocol:
@@ -117,13 +157,14 @@ class Router:
 
     def end(self) -> None:
         """Hang up for good."""
+        self._watch.close()
         for link in self.links:
             link.end()
         self._trade.answers.fail(self.lobby.take_lookups())
 
     def join(self) -> bool:
         """Wait for helper threads; whether all have ended."""
-        return all(link.join() for link in self.links)
+        return all(link.join() for link in self.links) and self._watch.join()
 
 
 def is_idle(links: list[Conversation]) -> bool:
