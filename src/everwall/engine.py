@@ -79,6 +79,8 @@ class EngineConfig:
     ring_rows: int = limits.REQUEST_RING_ROWS
     epoch_offset: int = 0
     """Store time minus ``now``."""
+    epoch_guessed: bool = False
+    """That is by the machine's own clock: nothing is written before a connection has told store time."""
     seed: int = 0
     """Of the flow hash; a node draws one at each start, the same for all its workers."""
     worker: int = 0
@@ -117,6 +119,7 @@ def make_state(
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset
+    sessions.clock[state.CLOCK_GUESSED] = int(config.epoch_guessed)
     use_settings(sessions, config.settings)
     for which, timeout in config.timeouts.items():
         sessions.timeouts[which] = timeout

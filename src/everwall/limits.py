@@ -171,6 +171,8 @@ RESYNC_PER_S = 50_000
 """Sessions of a node that are offered to the store in a second, after a new connection or a gap."""
 RESYNC_SLOTS = 1 << 14
 """Slots of the table that the resync hand passes at most in one pass of the loop."""
+RESYNC_UNANSWERED_MAX = 512
+"""Of these, so many may wait for the store's answers: a look-up stands behind no more of them at the server."""
 RESYNC_WATCH_S = 0.2
 """How often the command line asks how far the store is."""
 RESYNC_PATIENCE_NS = 2 * SECOND_NS
@@ -416,6 +418,7 @@ assert SWEEP_PASS_S < BUCKET_TTL_S // 4, "a bucket is renewed when half of its l
 assert MEMBER_TTL_S > 3 * SURVEY_S
 assert HOST_NAME_TTL_S - BUCKET_TTL_S > SWEEP_PASS_S, "a record's host name outlives the record"
 assert RECORD_BYTES_MAX < 64, "the longest value of a compact hash"
+assert RESYNC_UNANSWERED_MAX <= STORE_BATCH_RECORDS
 assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
 assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS

@@ -148,6 +148,7 @@ class Node:
             owner=owner,
             geneve_sources=tuple(sources),
             epoch_offset=time.time_ns() - time.monotonic_ns(),
+            epoch_guessed=True,
             seed=int.from_bytes(os.urandom(8), "big", signed=True),
             frame_bytes=frame_bytes_for(self._data.mtu),
             settings=self.policy.policy.settings,

@@ -167,6 +167,51 @@ def test_the_hand_never_fills_the_ring_beyond_half() -> None:
     assert told(node) == (100, 0)
 
 
+def test_a_look_up_never_stands_behind_more_than_a_pipeline_of_resync_at_a_slow_server() -> None:
+    """The ring is empty, for the store's thread takes whatever is there: what waits, waits at the server."""
+    node = Cluster().node()
+    connections(node, 30)
+    node.serve()
+    node.engine.sessions_state.words[state.RESYNC_MOST] = 8
+    reconnect(node)
+    node.tick(0.1)
+    first = node.engine.outbox()
+    assert len(first) == 8
+    node.tick(0.1)
+    assert len(node.engine.outbox()) == 0, "until it has answered"
+    node.answer(first[:3])
+    node.tick(0.1)
+    assert len(node.engine.outbox()) == 3
+    node.tick(RESYNC_PATIENCE_NS / SECOND_NS)
+    node.tick(0.1)
+    rest = node.engine.outbox()
+    assert len(rest) == 8, "answers that do not come are not waited for for ever"
+    node.tick(0.1)
+    assert len(node.engine.outbox()) == 0, "and it is not asked any faster for that"
+    node.answer(rest)
+    for _ in range(3):
+        node.tick(0.1)
+        node.serve()
+    node.tick(RESYNC_PATIENCE_NS / SECOND_NS)
+    node.tick(0.1)
+    assert told(node) == (100, 8), "as many as were not acknowledged"
+
+
+def test_a_connection_that_is_lost_again_and_again_does_not_keep_the_hand_from_the_last_slots() -> None:
+    node = Cluster().node()
+    connections(node, 40)
+    node.serve()
+    node.tick(1)
+    node.engine.sessions_state.words[state.RESYNC_RATE] = 160
+    ports: set[int] = set()
+    for _ in range(8):
+        reconnect(node)
+        node.tick(0.05)
+        ports |= {int(key2) for key2 in node.engine.outbox()[:, image.KEY2]}
+    assert len(ports) == 40, "eight or ten at a time, and each time others"
+    assert told(node)[0] < 100
+
+
 def test_what_the_store_does_not_acknowledge_is_shown_and_not_waited_for_for_ever() -> None:
     node = Cluster().node()
     connections(node, 5)

@@ -18,7 +18,7 @@ from everwall.modes import ASYNC, STRICT
 from everwall.session import state, tcp
 from everwall.session import table as t
 from everwall.session.offload import is_offloaded, sync, withdraw
-from everwall.session.resync import is_unconfirmed, take_turn
+from everwall.session.resync import is_unconfirmed, offer, take_turn
 from everwall.session.writer import forget, is_due, report, worth_storing, write
 
 _SESSIONS = int(Counter.SESSIONS)
@@ -103,7 +103,7 @@ def _age(sessions, slot, asks, now):
         write(sessions, slot, now)
         sessions.counters[_REFRESHES] += 1
     elif is_unconfirmed(sessions, slot) and worth_storing(sessions, slot) and take_turn(sessions, now):
-        write(sessions, slot, now)
+        offer(sessions, slot, now)
 
 
 @inlined

@@ -6,8 +6,12 @@ ageing hand does that with those that had packets since. A new connection may le
 so a hand of its own passes over the whole table once and offers every session worth it, silent ones too. The same hand
 rewrites them where records have other places from now on: another number of buckets, or another secret.
 
-Both keep to one rate, and never fill the request ring beyond half: what packets ask for goes before. Every write of
-the resync hand is confirmed, so that its end means that the store has them all.
+Should the next connection come while the hand is on its way, it goes on from where it is, once round: beginning anew
+each time, it would never come to the last slots while a connection is lost again and again.
+
+Both keep to one rate, never fill the request ring beyond half, and wait for answers before they ask more than a
+pipeline of them: what packets ask for goes before, in the ring and at the server. So every such write is confirmed, and
+the end of a pass means that the store has them all.
 """
 
 from __future__ import annotations
@@ -40,6 +44,20 @@ def is_unconfirmed(sessions, slot):
     return sessions.table.cold[slot, t.WRITTEN] < gap and sessions.table.cold[slot, t.LAST_SEEN] >= gap
 
 
+@inlined
+def _too_many_wait(sessions, now):
+    """Whether the store has still to answer as many of these writes as may be under way, and may do so yet."""
+    words = sessions.words
+    missing = words[state.RESYNC_ASKED] - words[state.RESYNC_ANSWERED]
+    if missing - words[state.RESYNC_GIVEN_UP] < words[state.RESYNC_MOST]:
+        return False
+    if now - words[state.RESYNC_HEARD] <= RESYNC_PATIENCE_NS:
+        return True
+    words[state.RESYNC_GIVEN_UP] = missing
+    words[state.RESYNC_HEARD] = now
+    return False
+
+
 @kernel
 def take_turn(sessions, now):
     """Whether one more session may be written; the right to do so fills again with time."""
@@ -52,6 +70,7 @@ def take_turn(sessions, now):
     if (
         words[state.RESYNC_TOKENS] <= 0
         or ring_length(sessions.requests) * 2 >= sessions.requests.rows.shape[0]
+        or _too_many_wait(sessions, now)
     ):
         return False
     words[state.RESYNC_TOKENS] -= 1
@@ -89,6 +108,7 @@ def _begin(sessions, now):
     words[state.RESYNC_TOTAL] = sessions.table.tags.shape[0]
     words[state.RESYNC_ASKED] = 0
     words[state.RESYNC_ANSWERED] = 0
+    words[state.RESYNC_GIVEN_UP] = 0
     words[state.RESYNC_HEARD] = now
     words[state.RESYNC] = PASSING
     words[state.CONNECTIONS] = sessions.clock[state.CLOCK_CONNECTIONS]
@@ -97,17 +117,20 @@ def _begin(sessions, now):
 
 @kernel
 def _pass(sessions, now):
-    words = sessions.words
-    hand = words[state.RESYNC_DONE]
-    end = min(hand + RESYNC_SLOTS, words[state.RESYNC_TOTAL])
-    while hand < end:
+    words, total = sessions.words, sessions.words[state.RESYNC_TOTAL]
+    hand, done = words[state.RESYNC_HAND], words[state.RESYNC_DONE]
+    end = min(done + RESYNC_SLOTS, total)
+    while done < end:
         if sessions.table.tags[hand] != 0 and _is_lacking(sessions, hand, now):
             if not take_turn(sessions, now):
                 break
-            _offer(sessions, hand, now)
+            offer(sessions, hand, now)
+        done += 1
         hand += 1
-    words[state.RESYNC_DONE] = hand
-    if hand == words[state.RESYNC_TOTAL]:
+        if hand == total:
+            hand = 0
+    words[state.RESYNC_HAND], words[state.RESYNC_DONE] = hand, done
+    if done == total:
         words[state.RESYNC] = WAITING
         words[state.RESYNC_HEARD] = now
 
@@ -125,7 +148,8 @@ def _is_lacking(sessions, slot, now):
 
 
 @kernel
-def _offer(sessions, slot, now):
+def offer(sessions, slot, now):
+    """Write a session whose turn it is, and count on an answer."""
     words = sessions.words
     unacknowledged = np.int64(sessions.table.short[slot, t.LOCAL]) & t.UNACKNOWLEDGED
     confirm = image.REPLICATED if unacknowledged != 0 else image.PRIMARY
@@ -170,7 +194,11 @@ def progress(sessions: Sessions) -> dict[str, Any]:
     if not running:
         took = round(int(words[state.RESYNC_HEARD] - began) / MS_NS, 1)
         return {"resync_percent": 100, "resync_ms": took, "unsynced_sessions": missing}
-    ahead = (table.tags[done:] != 0) & (table.cold[done:, t.WRITTEN] < began)
+    slots, hand = len(table.tags), int(words[state.RESYNC_HAND])
+    behind = hand + slots - done  # where the pass ends, counted on beyond the last slot
+    ahead = 0
+    for part in (slice(hand, min(behind, slots)), slice(0, max(behind - slots, 0))):
+        ahead += int(np.count_nonzero((table.tags[part] != 0) & (table.cold[part, t.WRITTEN] < began)))
     percent = min(100 * done // total, 99) if total else 0
-    unsynced = missing + int(np.count_nonzero(ahead))
+    unsynced = missing + ahead
     return {"resync_percent": percent, "resync_ms": None, "unsynced_sessions": unsynced}

@@ -71,6 +71,9 @@ MADE = 46  # rows of ``made`` that wait to be sent
 MADE_TOKENS = 47
 MADE_REFILLED = 48  # ns
 MADE_BUDGET = 49  # packets made in a second
+RESYNC_HAND = 50  # the slot that it comes to next
+RESYNC_MOST = 51  # writes that may wait for their answers at once
+RESYNC_GIVEN_UP = 52  # answers of this round that are not waited for any more
 WORDS = 56
 
 # Bits of words[ANSWER]: those of ``policy.match``, and
@@ -82,6 +85,7 @@ ANSWER_KNOWN = 32  # of a connection that both ends have
 CLOCK_OFFSET = 0  # store time minus local time, ns
 CLOCK_CONNECTIONS = 1  # times at which the store may lack what it was told: new connections, say
 CLOCK_LAYOUT = 2  # so many times records were to be written to other places than before
+CLOCK_GUESSED = 3  # 1: nobody has told store time yet, the offset is by this machine's own clock
 
 # Columns of ``pending``, look-ups and flows that strict mode holds: a key as in the table, then
 PENDING_DEADLINE = 3  # ns
@@ -191,6 +195,8 @@ def make_sessions(
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[RESYNC_RATE] = limits.RESYNC_PER_S
     words[MADE_BUDGET] = words[MADE_TOKENS] = limits.ANSWERS_PER_S
+    words[RESYNC_MOST] = limits.RESYNC_UNANSWERED_MAX
+    words[RESYNC_ROUND] = 1
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
     words[NEXT_ID] = words[ID_STEP] = 1
     words[WORKER] = worker

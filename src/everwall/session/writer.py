@@ -19,6 +19,7 @@ _REQUESTS_DELAYED = int(Counter.REQUESTS_DELAYED)
 _EVENTS_LOST = int(Counter.EVENTS_LOST)
 _WRITES = int(Counter.WRITES)
 _DELETES = int(Counter.DELETES)
+_STARTS_AHEAD = int(Counter.STARTS_AHEAD)
 
 
 @inlined
@@ -95,8 +96,22 @@ def is_due(sessions, slot, now):
         return False
     if mode == ASYNC or mode == STRICT or np.int64(sessions.table.short[slot, t.LOCAL]) & t.STORED != 0:
         return True
+    return now - _born(sessions, slot, now) >= mode * MIN_AGE_UNIT_NS
+
+
+@inlined
+def _born(sessions, slot, now):
+    """When a session began, ns of this node's time.
+
+    Its start is of a time to come where this machine's clock was ahead before the store told the time. As long as no
+    record says so it is put right: a later connection of the same ends would lose every comparison with it.
+    """
     born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[state.CLOCK_OFFSET]
-    return now - born >= mode * MIN_AGE_UNIT_NS
+    if born > now and np.int64(sessions.table.short[slot, t.LOCAL]) & t.STORED == 0:
+        sessions.table.cold[slot, t.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
+        sessions.counters[_STARTS_AHEAD] += 1
+        born = now
+    return born
 
 
 @inlined
@@ -122,11 +137,13 @@ def write(sessions, slot, now):
 @kernel
 def write_as(sessions, slot, now, tag, confirm):
     """As ``write``; ``tag``, whose low 32 bits are the slot, comes back with the answer, and with ``confirm`` (a value
-    of ``image``, or 0) there is one in any case. Returns whether there was room.
+    of ``image``, or 0) there is one in any case. Returns whether there was room, and the store's time is known.
 
     What is older than the last gap is compared: it may have gone on elsewhere before it was ever written here.
     """
     short = sessions.table.short
+    if sessions.clock[state.CLOCK_GUESSED] != 0:
+        return False  # with the first connection all are offered
     row = ring_slot(sessions.requests)
     if row < 0:
         short[slot, t.LOCAL] |= t.DIRTY
@@ -134,8 +151,7 @@ def write_as(sessions, slot, now, tag, confirm):
         return False
     rows = sessions.requests.rows
     local = np.int64(short[slot, t.LOCAL])
-    born = sessions.table.cold[slot, t.START] * MS_NS - sessions.clock[state.CLOCK_OFFSET]
-    compared = local & t.STORED != 0 or born <= sessions.words[state.GAP]
+    compared = _born(sessions, slot, now) <= sessions.words[state.GAP] or local & t.STORED != 0
     rows[row, image.OP] = image.WRITE if compared else image.WRITE_FIRST
     rows[row, image.TAG] = tag
     _fill(sessions, row, rows, slot)

@@ -134,6 +134,7 @@ class Node:
         """Store time minus the simulation's; ``resync``: the store may lack what it was told."""
         clock = self.engine.sessions_state.clock
         clock[state.CLOCK_OFFSET] = offset - self._clock_offset
+        clock[state.CLOCK_GUESSED] = 0
         if resync:
             clock[state.CLOCK_CONNECTIONS] += 1
             self._set_timer()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from everwall.limits import MS_NS, SECOND_NS
 from everwall.rings import Ring, ring_push
 from everwall.session import image
-from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT, CLOCK_OFFSET
+from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_GUESSED, CLOCK_LAYOUT, CLOCK_OFFSET
 from everwall.store.occasions import is_clock_step
 from everwall.store.protocol import Rows
 from everwall.store.replies import GIVEN_ANSWERS, TALLY
@@ -71,6 +71,7 @@ class StoreClock:
 
     def set(self, store_ns: int, monotonic_ns: int) -> None:
         self._words[CLOCK_OFFSET] = self._offset_ns = store_ns - monotonic_ns
+        self._words[CLOCK_GUESSED] = 0
 
     def watch(self, store_ns: int, monotonic_ns: int, rtt_ns: int) -> None:
         """Follow the server's clock when it was set, but not the jitter of the network.

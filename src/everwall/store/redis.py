@@ -44,8 +44,9 @@ __all__ = ["RedisStore", "StoreConfig", "make_clock", "warm"]
 
 
 def make_clock() -> npt.NDArray[np.int64]:
-    """The array in which the thread tells store time, connections made, and moves to other places of records."""
-    return np.zeros(3, np.int64)
+    """The array in which the thread tells store time, connections made, moves to other places of records, and whether
+    the time is a guess yet."""
+    return np.zeros(4, np.int64)
 
 
 class RedisStore:
