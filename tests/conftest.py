@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import needs
 from tests.nodes import Balancer
+from tests.redis_server import SERVERS
 from tests.topologies import Cluster
 
 # A machine that has other work to do is no fault of a test.
@@ -16,11 +17,10 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="session", params=SERVERS)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Three shards with a replica each, that nobody takes over from by itself; a test leaves it as it was."""
-    needs.binary("redis-server")
-    servers = Cluster(replicas=1, node_timeout_ms=60_000)
+    servers = Cluster(replicas=1, node_timeout_ms=60_000, program=needs.server(request.param))
     yield servers
     servers.close()
 

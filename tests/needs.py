@@ -39,6 +39,13 @@ def binary(name: str) -> str:
     return path
 
 
+def server(name: str) -> str:
+    """The test needs a server of the store: redis-server as any program, others where they are installed."""
+    if name != "redis-server" and shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed here")
+    return binary(name)
+
+
 def module(name: str) -> None:
     """The test needs a Python package that the product does without."""
     from importlib.util import find_spec

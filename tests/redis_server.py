@@ -1,4 +1,4 @@
-"""A real redis-server for tests: TLS and AUTH on 127.0.0.1, certificates of its own, nothing kept on disk."""
+"""A real redis-server or valkey-server for tests: TLS, AUTH, 127.0.0.1, certificates of its own, nothing on disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import trustme
 
 PASSWORD = "correct horse battery staple"
 _START_S_MAX = 10.0
+SERVERS = ("redis-server", "valkey-server")
+"""Programs that the store's main tests are run with; ``needs.server`` skips what is not installed."""
 
 
 def free_port() -> int:
@@ -28,7 +30,11 @@ class RedisServer:
     """Started on a free port; ``kill`` and ``start`` keep port, password and certificates."""
 
     def __init__(
-        self, *names: str, arguments: tuple[str, ...] = (), authority: trustme.CA | None = None
+        self,
+        *names: str,
+        arguments: tuple[str, ...] = (),
+        authority: trustme.CA | None = None,
+        program: str = SERVERS[0],
     ) -> None:
         """``names``: what the certificate is for, by default localhost and 127.0.0.1; ``authority`` is its own, or one
         that several servers share."""
@@ -40,6 +46,7 @@ class RedisServer:
         certificate.cert_chain_pems[0].write_to_path(str(self.directory / "cert.pem"))
         certificate.private_key_pem.write_to_path(str(self.directory / "key.pem"))
         self.port = free_port()
+        self.program = program
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -79,11 +86,11 @@ class RedisServer:
         self.kill()
         log = self.directory / "log"
         raise RuntimeError(
-            f"redis-server did not start: {log.read_text()[-2000:] if log.exists() else 'no log'}"
+            f"{self.program} did not start: {log.read_text()[-2000:] if log.exists() else 'no log'}"
         )
 
     def _command(self, options: list[str]) -> list[str]:
-        return ["redis-server", *options]
+        return [self.program, *options]
 
     def client(self, **more: Any) -> redis.Redis:
         """An ordinary client, as the administrator; to be closed."""

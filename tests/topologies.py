@@ -10,7 +10,7 @@ import redis
 import trustme
 
 from everwall.store.connection import Address, StoreConfig
-from tests.redis_server import PASSWORD, RedisServer, free_port
+from tests.redis_server import PASSWORD, SERVERS, RedisServer, free_port
 
 SLOTS = 16384
 SERVICE = "sessions"
@@ -35,7 +35,8 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
 class _Together:
     """Servers with one authority."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = SERVERS[0]) -> None:
+        self.program = program
         self.authority = trustme.CA()
         self.servers: list[RedisServer] = []
         self._admins: dict[RedisServer, redis.Redis] = {}
@@ -58,8 +59,8 @@ class _Together:
 class Replicated(_Together):
     """A primary and its replicas."""
 
-    def __init__(self, replicas: int = 1) -> None:
-        super().__init__()
+    def __init__(self, replicas: int = 1, program: str = SERVERS[0]) -> None:
+        super().__init__(program)
         for _ in range(1 + replicas):
             self.add()
         self.primary, *self.replicas = self.servers
@@ -69,7 +70,7 @@ class Replicated(_Together):
         options = ["--tls-replication", "yes", "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0"]
         if self.servers:
             options += ["--replicaof", "127.0.0.1", str(self.servers[0].port)]
-        server = RedisServer(authority=self.authority, arguments=tuple(options)).start()
+        server = RedisServer(authority=self.authority, arguments=tuple(options), program=self.program).start()
         self.servers.append(server)
         if len(self.servers) > 1:
             with server.client() as client:
@@ -88,7 +89,7 @@ class _Sentinel(RedisServer):
                 del words[name]
             lines = [f'{name[2:]} "{value}"' for name, value in words.items()]
             file.write_text("\n".join([*lines, *self.watched]) + "\n")
-        return ["redis-server", str(file), "--sentinel"]
+        return [self.program, str(file), "--sentinel"]
 
     watched: tuple[str, ...] = ()
 
@@ -96,12 +97,18 @@ class _Sentinel(RedisServer):
 class Watched(Replicated):
     """The same, watched by Sentinels that have a password of their own."""
 
-    def __init__(self, replicas: int = 1, sentinels: int = 3, requirepass: str = SENTINEL_PASSWORD) -> None:
-        super().__init__(replicas)
+    def __init__(
+        self,
+        replicas: int = 1,
+        sentinels: int = 3,
+        requirepass: str = SENTINEL_PASSWORD,
+        program: str = SERVERS[0],
+    ) -> None:
+        super().__init__(replicas, program)
         self.sentinels = []
         for _ in range(sentinels):
             own = ("--requirepass", requirepass, "--tls-replication", "yes")
-            sentinel = _Sentinel(authority=self.authority, arguments=own)
+            sentinel = _Sentinel(authority=self.authority, arguments=own, program=program)
             sentinel.watched = (
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} {sentinels // 2 + 1}",
                 f'sentinel auth-pass {SERVICE} "{PASSWORD}"',
@@ -131,8 +138,14 @@ class Watched(Replicated):
 class Cluster(_Together):
     """Shards, the slots dealt out evenly, each with so many replicas."""
 
-    def __init__(self, shards: int = 3, replicas: int = 0, node_timeout_ms: int = 1000) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        shards: int = 3,
+        replicas: int = 0,
+        node_timeout_ms: int = 1000,
+        program: str = SERVERS[0],
+    ) -> None:
+        super().__init__(program)
         self._bus: dict[RedisServer, int] = {}
         for number in range(shards * (1 + replicas)):
             bus = free_port()
@@ -148,7 +161,7 @@ class Cluster(_Together):
                 "repl-diskless-sync-delay": "0",
             }
             words = tuple(word for name, value in options.items() for word in (f"--{name}", value))
-            server = RedisServer(authority=self.authority, arguments=words).start()
+            server = RedisServer(authority=self.authority, arguments=words, program=program).start()
             self.servers.append(server)
             self._bus[server] = bus
             if number < shards:

@@ -213,7 +213,17 @@ BUSY_BATCH_PACKETS = BATCH_PACKETS // 4
 """Packets of a batch, on average, from which on a worker is at its limit: the next ones wait by the time it is done."""
 STORE_BATCH_RECORDS = 512
 STORE_TIMEOUT_S = 1.0
+"""For connecting, for TLS, and for each reply as a whole."""
+STORE_STOP_S = 2 * STORE_TIMEOUT_S
+"""A node that ends waits so long for all that speaks to its store."""
+STORE_SHARDS_MAX = 500
+"""Primaries of a cluster that a node speaks to, each over a connection of its own from each worker."""
+STORE_DIAL_S = 3 * STORE_TIMEOUT_S
+"""For all that makes a connection: connecting, TLS, going in and the greeting."""
 STORE_RECONNECT_MIN_S = 0.05
+STORE_STEADY_S = 4.0
+"""A connection that is lost before it has held for so long is followed by the next after a longer pause, up to"""
+STORE_RECONNECT_MAX_S = 2.0
 SENTINEL_WATCH_S = 1.0
 """Longest pause between two questions who is primary, asked of Sentinels while the former one answers."""
 STORE_SURVEY_MAX_S = 1.0
@@ -224,7 +234,6 @@ SHARD_LEAVING_NS = 60 * SECOND_NS
 """A cluster's server without slots is left after so long: it may be about to get some."""
 WAIT_REPLICAS_MS = 80
 """Longest wait of the server for its replicas: nobody waits for the answer any more after STRICT_WAIT_NS."""
-STORE_RECONNECT_MAX_S = 2.0
 REFUSAL_PAUSE_MIN_S = 2.0
 """What a server refused (out of memory) it is offered again after so long, each time after twice as long, up to"""
 REFUSAL_PAUSE_MAX_S = 60.0
@@ -420,7 +429,7 @@ assert HOST_NAME_TTL_S - BUCKET_TTL_S > SWEEP_PASS_S, "a record's host name outl
 assert RECORD_BYTES_MAX < 64, "the longest value of a compact hash"
 assert RESYNC_UNANSWERED_MAX <= STORE_BATCH_RECORDS
 assert RESYNC_PATIENCE_NS > STORE_TIMEOUT_S * SECOND_NS, "longer than a connection is silent"
-assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S
+assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S < STORE_STEADY_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS
 assert WAIT_REPLICAS_MS * MS_NS < STRICT_WAIT_NS < STORE_TIMEOUT_S * SECOND_NS
 assert REFUSAL_PAUSE_MIN_S <= REFUSAL_PAUSE_MAX_S

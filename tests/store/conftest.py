@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a real server, and the two stores that must answer alike."""
+"""What the tests of this folder share: real servers, and the stores that must answer alike."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ from tests.store.stores import Memory, Real
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     """A redis-server with TLS and AUTH for all tests of a file."""
-    needs.binary("redis-server")
-    running = RedisServer().start()
+    yield from _started("redis-server")
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[RedisServer]:
+    """The same, of Valkey."""
+    yield from _started("valkey-server")
+
+
+def _started(program: str) -> Iterator[RedisServer]:
+    running = RedisServer(program=needs.server(program)).start()
     yield running
     running.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "valkey"])
 def store(request: pytest.FixtureRequest) -> Iterator[Memory | Real]:
-    """An empty store: the twin in memory, and the real server."""
+    """An empty store: the twin in memory, and the real servers."""
     if request.param == "memory":
         yield Memory()
         return
-    real = Real(request.getfixturevalue("server"))
+    real = Real(request.getfixturevalue("server" if request.param == "redis" else "valkey"))
     yield real
     real.close()

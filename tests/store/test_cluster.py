@@ -18,20 +18,20 @@ from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING,
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.resp import bucket_of
 from tests import needs
-from tests.redis_server import PASSWORD
+from tests.redis_server import PASSWORD, SERVERS
 from tests.store.stores import KEYS
 from tests.store.workers import Worker, eventually, sessions
 from tests.topologies import Cluster
 
 
-@pytest.fixture
-def own():
+@pytest.fixture(params=SERVERS)
+def own(request):
     """A cluster of the test's own."""
-    needs.binary("redis-server")
+    program = needs.server(request.param)
     made: list[Cluster] = []
 
     def make(**options: int) -> Cluster:
-        made.append(Cluster(**options))
+        made.append(Cluster(program=program, **options))
         return made[-1]
 
     yield make

@@ -96,6 +96,29 @@ def test_requests_that_are_sent_to_and_fro_are_bounded_and_lookups_leave_nothing
     assert store._trade.dropped == STORE_QUEUE_ROWS // 2
 
 
+def test_a_map_of_more_servers_than_a_cluster_has_is_not_used(monkeypatch):
+    store = routed()
+    monkeypatch.setattr(cluster, "STORE_SHARDS_MAX", 3)
+    store._learn([(0, 5000, NEW[0]), *[(first + 1, last, address) for first, last, address in thirds(OLD)]])
+    assert sorted(store._shards) == OLD
+    assert store._trade.last_error == "the cluster has 4 primaries, a node speaks to 3 at most"
+
+
+@pytest.mark.parametrize("kind", ["MOVED", "ASK"])
+def test_a_server_that_sends_requests_to_ever_new_ones_is_not_followed_without_end(monkeypatch, kind):
+    """Each would cost two queues and a thread that dials."""
+    store = routed()
+    monkeypatch.setattr(cluster, "STORE_SHARDS_MAX", 5)
+    (row,) = asking(sessions(1), WRITE)
+    for port in range(8000, 8010):
+        link = store._shard(store._owners[1]).ordinary
+        store._learnt_ns[:] = 0
+        store._redirect(link, [(ErrorReply(f"{kind} 1 127.0.0.1:{port}"), row.reshape(1, -1))], False)
+    assert len(store._shards) == 5
+    assert "127.0.0.1:8009 is one server more than the 5 of a cluster" in store._trade.last_error
+    assert sum(map(len, store._later)) == 8, "they wait for the next map"
+
+
 @pytest.mark.parametrize("operation", [LOOKUP, WRITE])
 def test_rows_of_a_slot_that_moves_do_not_pile_up_where_they_are_sent_one_by_one(operation):
     common = trade()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -21,11 +22,11 @@ def test_where_there_is_no_thread_to_be_had_the_attempt_has_failed_and_the_next_
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         dialer.begin(lambda: "never")
-    assert dialer.join(), "nobody is waited for"
+    assert dialer.join(time.monotonic() + 10), "nobody is waited for"
     assert "can't start new thread" in str(dialer.result())
     assert dialer.is_due
     dialer.begin(lambda: "there")
     os.eventfd_read(wake_fd)  # waits until there is one
     assert dialer.result() == "there"
-    assert dialer.join()
+    assert dialer.join(time.monotonic() + 10)
     os.close(wake_fd)

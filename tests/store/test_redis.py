@@ -21,23 +21,27 @@ from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.connection import StoreConfig, tls_context
 from everwall.store.link import connect
 from tests import needs
-from tests.redis_server import PASSWORD, RedisServer, free_port
+from tests.redis_server import PASSWORD, SERVERS, RedisServer, free_port
 from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
 
 
+@pytest.fixture(scope="module", params=SERVERS)
+def program(request):
+    """The server's program."""
+    return needs.server(request.param)
+
+
 @pytest.fixture(scope="module")
-def shared():
-    needs.binary("redis-server")
-    server = RedisServer().start()
+def shared(program):
+    server = RedisServer(program=program).start()
     yield server
     server.close()
 
 
 @pytest.fixture
-def own():
+def own(program):
     """A server of the test's own, to be killed and stopped."""
-    needs.binary("redis-server")
-    server = RedisServer().start()
+    server = RedisServer(program=program).start()
     yield server
     server.close()
 
@@ -92,7 +96,7 @@ def test_a_session_written_by_one_node_is_found_by_another_over_tls_and_auth(sha
     }
     assert counts == {"looked_up": 40, "found": 35, "missing": 5, "failed": 0, "errors": 0, "queue": 0}
     assert one.status["deleted"] == 5
-    assert one.status["server"].startswith("redis ")
+    assert one.status["server"].startswith(shared.program.removesuffix("-server") + " ")
     assert (one.status["tls"], one.status["auth"]) == (True, True)
 
 
@@ -202,9 +206,8 @@ def test_with_an_authority_of_ours_the_systems_are_not_believed(shared):
     assert context.cert_store_stats()["x509_ca"] == 1
 
 
-def test_a_certificate_for_another_name_is_refused_unless_that_name_is_expected(worker):
-    needs.binary("redis-server")
-    server = RedisServer("store.example").start()
+def test_a_certificate_for_another_name_is_refused_unless_that_name_is_expected(worker, program):
+    server = RedisServer("store.example", program=program).start()
     try:
         assert_refused(worker(config(server)), "IP address mismatch")
         named = worker(config(server, server_name="store.example")).connected()
@@ -407,6 +410,8 @@ def test_a_connection_that_is_given_up_takes_with_it_what_was_not_received(share
     link = connect(config(shared), tls_context(config(shared)), []).link
     lingers = link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     assert struct.unpack("ii", lingers) == (1, 0)
+    patience_ms = link._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert patience_ms == STORE_TIMEOUT_S * 1000, "and while this process stands still the system gives it up"
     link.close()
 
 

@@ -18,7 +18,7 @@ from everwall.session.state import CLOCK_CONNECTIONS
 from everwall.store.connection import Address, StoreConfig
 from everwall.store.sentinels import Named, Sentinels
 from tests import needs
-from tests.redis_server import PASSWORD, RedisServer
+from tests.redis_server import PASSWORD, SERVERS, RedisServer
 from tests.store.workers import Firewall, Worker, eventually, sessions
 from tests.topologies import Replicated, Watched
 
@@ -36,19 +36,23 @@ def worker():
         each.close()
 
 
+@pytest.fixture(scope="module", params=SERVERS)
+def program(request):
+    """The servers' program."""
+    return needs.server(request.param)
+
+
 @pytest.fixture
-def pair():
+def pair(program):
     """A primary and its replica."""
-    needs.binary("redis-server")
-    servers = Replicated()
+    servers = Replicated(program=program)
     yield servers
     servers.close()
 
 
 @pytest.fixture
-def watched():
-    needs.binary("redis-server")
-    servers = Watched(sentinels=3 if needs.DEEP else 1)
+def watched(program):
+    servers = Watched(sentinels=3 if needs.DEEP else 1, program=program)
     yield servers
     servers.close()
 
@@ -294,9 +298,8 @@ def test_what_follows_a_strict_write_that_waits_does_not_overtake_it(pair, worke
 
 
 @pytest.fixture
-def server():
-    needs.binary("redis-server")
-    one = RedisServer().start()
+def server(program):
+    one = RedisServer(program=program).start()
     yield one
     one.close()
 

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from everwall.limits import MOVED_TRUST_NS, SECOND_NS, SHARD_LEAVING_NS, STORE_QUEUE_ROWS, STORE_SURVEY_MAX_S
+from everwall.limits import (
+    MOVED_TRUST_NS,
+    SECOND_NS,
+    SHARD_LEAVING_NS,
+    STORE_QUEUE_ROWS,
+    STORE_SHARDS_MAX,
+    STORE_SURVEY_MAX_S,
+)
 from everwall.session import image
 from everwall.store.backlog import Backlog
 from everwall.store.clients import SLOTS, find_slots
@@ -127,9 +134,10 @@ class ClusterRouter:
             link.end()
         self._trade.answers.fail(self.lobby.take_lookups())
 
-    def join(self) -> bool:
-        """Wait for helper threads; whether all have ended."""
-        return all(link.join() for link in (*self.links, *self._ended)) and self._survey.join()
+    def join(self, until: float) -> bool:
+        """Wait for helper threads, until that time by CLOCK_MONOTONIC; whether all have ended."""
+        ended = [link.join(until) for link in (*self.links, *self._ended)]
+        return all(ended) and self._survey.join(until)
 
     # The map ------------------------------------------------------------------------------------------
 
@@ -153,6 +161,12 @@ class ClusterRouter:
             self._retire(address)
 
     def _learn(self, ranges: Ranges) -> None:
+        primaries = len({address for *_, address in ranges})
+        if primaries > STORE_SHARDS_MAX:
+            self._trade.note_error(
+                f"the cluster has {primaries} primaries, a node speaks to {STORE_SHARDS_MAX} at most"
+            )
+            return
         owners = np.full(SLOTS, _NOBODY, np.int64)
         for first, last, address in ranges:
             owners[first : last + 1] = self._number(address)
@@ -258,6 +272,12 @@ class ClusterRouter:
                 kind, slot, address = self._read_redirect(link, error)
             except ValueError:
                 self._postpone(rows)  # sent to nowhere; the error is noted
+                continue
+            if address not in self._shards and len(self._shards) >= STORE_SHARDS_MAX:
+                self._trade.note_error(
+                    f"{address} is one server more than the {STORE_SHARDS_MAX} of a cluster: {error}"
+                )
+                self._postpone(rows)
                 continue
             if kind == "ASK" and not asked:
                 shard = self._shard(self._number(address))

@@ -7,8 +7,10 @@ context of ours, and the password is asked for anew at every connection.
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,11 +121,37 @@ def tls_context(config: StoreConfig) -> ssl.SSLContext | None:
     return context
 
 
+class _Timed:
+    """A blocking socket whose every wait ends at one time, however many bytes dribble in until then."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._plain = plain
+        self.until = math.inf
+        """By CLOCK_MONOTONIC, seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+    def recv_into(self, buffer: Any) -> int:
+        self._limit()
+        return self._plain.recv_into(buffer)
+
+    def sendall(self, data: Any) -> None:
+        self._limit()
+        self._plain.sendall(data)
+
+    def _limit(self) -> None:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._plain.settimeout(left)
+
+
 class Connection(redis.Connection):
-    """redis-py's connection, except that the TLS context is ours.
+    """redis-py's connection, except that the TLS context is ours, and that a reply is due as a whole.
 
     redis-py would believe the system's authorities beside the given one, and check the certificate against
-    the address that was dialled.
+    the address that was dialled. It would wait for each byte as long as for the first.
     """
 
     def __init__(
@@ -136,9 +164,29 @@ class Connection(redis.Connection):
         self._context, self._server_name = context, server_name
         self._outward = outward or Outward()
         self.socket: socket.socket | None = None
+        self.ends_at = math.inf
+        """When all that blocks has to be over, by CLOCK_MONOTONIC, seconds; each reply has its own time beside."""
+        self._timed: _Timed | None = None
         super().__init__(**options)
 
-    def _connect(self) -> socket.socket:
+    def send_packed_command(self, *arguments: Any, **more: Any) -> None:
+        self._begin_wait()
+        super().send_packed_command(*arguments, **more)
+
+    def read_response(self, *arguments: Any, **more: Any) -> Any:
+        self._begin_wait()
+        return super().read_response(*arguments, **more)
+
+    def _begin_wait(self) -> None:
+        if self._timed is not None:
+            self._timed.until = min(time.monotonic() + STORE_TIMEOUT_S, self.ends_at)
+
+    def _connect(self) -> _Timed:
+        self._timed = _Timed(self._dial())
+        self._begin_wait()
+        return self._timed
+
+    def _dial(self) -> socket.socket:
         plain = self._outward.connect(self.host, self.port, STORE_TIMEOUT_S)
         if self._context is None:
             self.socket = plain

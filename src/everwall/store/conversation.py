@@ -29,10 +29,12 @@ from everwall.kernels import bound
 from everwall.limits import (
     LAYOUT_LEASE_NS,
     LOOKUP_DEADLINE_NS,
+    LOOP_GAP_NS_MAX,
     MS_NS,
     SECOND_NS,
     STORE_ASKED_ROWS,
     STORE_QUEUE_ROWS,
+    STORE_STEADY_S,
     STORE_TIMEOUT_S,
     WAIT_REPLICAS_MS,
 )
@@ -84,6 +86,12 @@ class Trade:
     crowded_out: int = 0
     """Of these, what a link had no room for: no new connection will have it offered again."""
     refusals: Refusals = field(default_factory=Refusals)
+    passed_ns: int = field(default_factory=time.monotonic_ns)
+    """When the thread last began a pass of its loop."""
+
+    def stood_still(self) -> bool:
+        """Whether it was stopped, or starved, since then: what it has in its hands is of a time before."""
+        return time.monotonic_ns() - self.passed_ns > LOOP_GAP_NS_MAX
 
     def offer_what_was_refused(self, now_ns: int) -> None:
         """Once a pause has passed; called now and then."""
@@ -144,6 +152,11 @@ class Conversation:
         self._credentials: tuple[str, ...] | None = None
         """To be said on this link."""
         self._heard_ns = 0
+        """When the last whole reply came: bytes that dribble in are no answer."""
+        self._received_ns = 0
+        """When the last bytes came."""
+        self._since_ns = 0
+        """When the link was made."""
         self._probed_ns = 0
         self._confirmed_ns = 0
         """When the layout was asked for that is known now."""
@@ -166,6 +179,12 @@ class Conversation:
     def pipelines(self) -> int:
         """Under way."""
         return len(self._pipelines)
+
+    @property
+    def fields_under_way(self) -> Rows:
+        """Of the sessions that these are about."""
+        each = [pipeline.batch.pipeline.fields[: pipeline.batch.count] for pipeline in self._pipelines]
+        return np.concatenate(each) if each else np.zeros(0, np.int64)
 
     @property
     def is_idle(self) -> bool:
@@ -236,9 +255,15 @@ class Conversation:
         self._credentials = credentials
 
     def compare(self) -> None:
-        """Time has passed unnoticed: whatever waits is compared when it is sent."""
+        """Time has passed unnoticed: whatever waits is compared when it is sent.
+
+        First writes that are encoded are compared no more. Where some of those may not have left yet the link is given
+        up: what the server has not received then never arrives, and all of it is sent once more, compared.
+        """
         self.backlog.compare()
         self._asked = deque(compared(row[None])[0] for row in self._asked)
+        if self.link is not None and self.link.wants_to_send and any(map(_has_first_writes, self._pipelines)):
+            self._disconnect("this node stood still with requests half sent")
 
     def use_keys(self, keys: Rows) -> None:
         """Name and seal records by other keys, once nothing is under way."""
@@ -260,9 +285,9 @@ class Conversation:
         """Whether a helper thread is still at work."""
         return self._dialer.is_busy
 
-    def join(self) -> bool:
-        """Wait for the helper thread of an ended one; whether it has ended."""
-        return self._dialer.join()
+    def join(self, until: float) -> bool:
+        """Wait for the helper thread of an ended one, until that time by CLOCK_MONOTONIC; whether it has ended."""
+        return self._dialer.join(until)
 
     # Without a link -----------------------------------------------------------------------------------
 
@@ -288,8 +313,7 @@ class Conversation:
             self._disconnect(describe(error))
             return
         self.link, self.rtt_ns, self.peer = arrival.link, arrival.rtt_ns, arrival.link.peer
-        self._dialer.succeeded()
-        self._heard_ns = self._probed_ns = time.monotonic_ns()
+        self._since_ns = self._heard_ns = self._received_ns = self._probed_ns = time.monotonic_ns()
         if greeting is None:
             self._confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
         else:
@@ -324,24 +348,33 @@ class Conversation:
                 self.protocol.encode(batch, self._trade.clock.seconds(time.monotonic_ns()))
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
+                if self._trade.stood_still():
+                    self.backlog.put_back(compared(batch.rows))
+                    self._idle.append(pipeline)
+                    break
                 self._send(link, pipeline)
             self._fail_stale(time.monotonic_ns())
             if link.wants_to_send:
-                link.flush()
+                if self._trade.stood_still():
+                    self.compare()
+                else:
+                    link.flush()
         except Exception as error:
             # Whatever a server says or does not say, this thread goes on.
             self._disconnect(describe(error))
 
     def _listen(self, link: Link, readable: bool) -> bool:
-        """Take all replies that have come; whether there were any.
+        """Take all replies that have come; whether there was a whole one.
 
         All, so that their pipelines are used again next, while they are in the cache.
         """
-        heard = self._is_full
+        heard = False
         while self._is_full or ((readable or self._pipelines) and link.receive()):
-            heard, readable = True, False
-            self._heard_ns = time.monotonic_ns()
-            self._take_replies(link)
+            readable = False
+            self._received_ns = time.monotonic_ns()
+            was_full = self._is_full
+            if self._take_replies(link) or was_full:
+                heard, self._heard_ns = True, self._received_ns
             if self._is_full:
                 break
         return heard
@@ -382,7 +415,7 @@ class Conversation:
             self.protocol.authenticate(pipeline.batch, self._credentials)
             self._credentials = None
             self._send(link, pipeline)
-        while self._asked and self._idle:
+        while self._asked and self._idle and not self._trade.stood_still():
             pipeline = self._idle.pop()
             batch = pipeline.batch
             batch.count = 1
@@ -390,9 +423,10 @@ class Conversation:
             self.protocol.encode_asking(batch, self._trade.clock.seconds(time.monotonic_ns()))
             self._send(link, pipeline, asking=True)
 
-    def _take_replies(self, link: Link) -> None:
-        pipelines, trade = self._pipelines, self._trade
-        answers, now_s = trade.answers, trade.clock.seconds(self._heard_ns)
+    def _take_replies(self, link: Link) -> bool:
+        """Take the replies in the buffer; whether there was a whole one."""
+        pipelines, trade, began = self._pipelines, self._trade, link.start
+        answers, now_s = trade.answers, trade.clock.seconds(self._received_ns)
         while pipelines:
             pipeline = pipelines[0]
             batch = pipeline.batch
@@ -420,7 +454,7 @@ class Conversation:
                 self._idle.append(pipelines.popleft())
             elif found == MORE or found == FULL:
                 self._is_full = found == FULL
-                return
+                return link.start > began
             else:
                 self.protocol.wonder(batch, link.buffer, link.start, link.end, found)
                 trade.note_error(str(batch.errors[-1]))
@@ -428,21 +462,22 @@ class Conversation:
         if link.start < link.end:
             data = bytes(link.buffer[link.start : min(link.end, link.start + 80)])
             raise ConnectionError(f"the server answered what nobody asked: {data!r}")
+        return True
 
     def _take_time(self, pipeline: _Pipeline) -> None:
         """The answers of a pipeline for which somebody waited were read at once: they tell how far the server is."""
         self._hurried -= 1
-        self.rtt_ns += (self._heard_ns - pipeline.sent_ns - self.rtt_ns) // 8
+        self.rtt_ns += (self._received_ns - pipeline.sent_ns - self.rtt_ns) // 8
         if pipeline.probe:
             told_ns = pipeline.batch.told_ns
             if not told_ns:
                 raise ProtocolError("TIME was answered by something else")
             if self.leads:
-                self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._heard_ns) // 2, self.rtt_ns)
+                self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._received_ns) // 2, self.rtt_ns)
             if self.protocol.watches:
                 self.protocol.hear(pipeline.batch.said)
                 self._confirmed_ns = pipeline.sent_ns
-                self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._heard_ns))
+                self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._received_ns))
 
     def _redirect(self, pipeline: _Pipeline) -> None:
         redirects, pipeline.batch.redirects = pipeline.batch.redirects, []
@@ -459,7 +494,7 @@ class Conversation:
     def _judge_silence(self) -> None:
         """While the server is silent beyond the look-up deadline nobody waits for it any longer.
 
-        Only asked when the socket had nothing to read: time this thread was kept from the processor, or
+        Only asked when the socket had no whole reply to read: time this thread was kept from the processor, or
         took to read an answer, is no silence of the server.
         """
         if not self._pipelines:
@@ -501,7 +536,13 @@ class Conversation:
             self.backlog.put_back(asked[asked[:, image.OP] != image.LOOKUP])
 
     def _disconnect(self, reason: str) -> None:
-        """Give the link up, or an attempt at one; the next follows after a pause that grows."""
+        """Give the link up, or an attempt at one; the next follows after a pause that grows.
+
+        A link that held for a while is no failed attempt; one that is lost as soon as it is made is.
+        """
+        held_ns = time.monotonic_ns() - self._since_ns
+        if self.link is not None and held_ns >= STORE_STEADY_S * SECOND_NS:
+            self._dialer.succeeded()
         self._hang_up()
         self._trade.note_error(reason)
         self._dialer.pause()
@@ -526,6 +567,10 @@ class Conversation:
         self._pipelines.clear()
         self._is_full, self._hurried, self._credentials = False, 0, None
         self._fail_waiting()
+
+
+def _has_first_writes(pipeline: _Pipeline) -> bool:
+    return bool((pipeline.batch.rows[:, image.OP] == image.WRITE_FIRST).any())
 
 
 def compared(rows: Rows) -> Rows:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from everwall.limits import SECOND_NS, STORE_RECONNECT_MAX_S, STORE_RECONNECT_MIN_S, STORE_TIMEOUT_S
+from everwall.limits import SECOND_NS, STORE_RECONNECT_MAX_S, STORE_RECONNECT_MIN_S
 
 Result = TypeVar("Result")
 
@@ -93,9 +93,9 @@ class Dialer(Generic[Result]):
         """Nobody wants the result of an attempt under way."""
         self._closed = True
 
-    def join(self) -> bool:
-        """Wait for the attempt under way; whether it has ended."""
+    def join(self, until: float) -> bool:
+        """Wait for the attempt under way, until that time by CLOCK_MONOTONIC, seconds; whether it has ended."""
         thread = self._thread
         if thread is not None:
-            thread.join(STORE_TIMEOUT_S)
+            thread.join(max(until - time.monotonic(), 0))
         return thread is None or not thread.is_alive()

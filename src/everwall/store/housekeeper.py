@@ -63,9 +63,13 @@ class Housekeeper:
         """Start the thread; it connects by itself, again and again."""
         self._thread.start()
 
+    def begin_stop(self) -> None:
+        """Have it take leave of the others and end; ``stop`` waits for that."""
+        self._stopping.set()
+
     def stop(self, timeout: float = 2 * STORE_TIMEOUT_S) -> bool:
         """Take leave of the others and end; True when the thread has ended."""
-        self._stopping.set()
+        self.begin_stop()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()

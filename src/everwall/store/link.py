@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import redis
 
+from everwall.limits import STORE_DIAL_S, STORE_TIMEOUT_S
 from everwall.store.connection import Address, Connection, Login, StoreConfig, login_of, options
 from everwall.store.protocol import Buffer, Command, ErrorReply
 
@@ -29,6 +30,10 @@ forwards packets two of these timers for each pipeline."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """When the connection is given up, or the process killed, what was not received yet never will be: a first write that
 arrived long after would overwrite whoever had the session by then."""
+
+_UNACKNOWLEDGED_MS = int(STORE_TIMEOUT_S * 1000)
+"""What the other end has not received by then the system gives up by itself, for the same reason: this process may
+stand still while a partition ends."""
 
 
 class Link:
@@ -45,6 +50,7 @@ class Link:
         self._socket = connection.socket
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         with suppress(OSError):  # that of the system then
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
         self._unsent: list[memoryview] = []
@@ -134,10 +140,11 @@ def connect(
 ) -> Arrival:
     """Connect and greet; without ``address`` and ``login`` as the configuration says.
 
-    Blocks, up to STORE_TIMEOUT_S and as long as resolving takes; raises redis.RedisError, OSError, ConfigError.
+    Blocks, up to STORE_DIAL_S and as long as resolving takes; raises redis.RedisError, OSError, ConfigError.
     """
     host, port = address or config.address
     connection = Connection(host=host, port=port, **options(config, context, login or login_of(config)))
+    connection.ends_at = time.monotonic() + STORE_DIAL_S
     try:
         connection.connect()
         before = time.monotonic_ns()

@@ -81,7 +81,6 @@ class RedisStore:
         self._new_keys: Rows | None = None
         """Those of other secrets, which the links do not use yet."""
         self._looked_up = self._dropped = 0
-        self._passed_ns = time.monotonic_ns()
         self._doubts = False
         """This thread stood still: what waits here and in the ring is to be compared."""
         self._lag = Lag()
@@ -116,13 +115,15 @@ class RedisStore:
             os.eventfd_write(self._wake_fd, 1)
 
     def stop(self, timeout: float = 1.0) -> bool:
-        """Send what waits, for ``timeout`` seconds at most, then end; True when the thread has ended.
+        """Send what waits, for ``timeout`` seconds from ``begin_stop`` on, then end; True when all threads have ended.
 
         The eventfds may be closed once this has returned True.
         """
         self.begin_stop(timeout)
-        self._thread.join(timeout + STORE_TIMEOUT_S)
-        ended = self._router.join() and not self._thread.is_alive()
+        assert self._stop_at_ns is not None
+        until = self._stop_at_ns / SECOND_NS + STORE_TIMEOUT_S
+        self._thread.join(max(until - time.monotonic(), 0))
+        ended = self._router.join(until) and not self._thread.is_alive()
         if ended and self._sentinels is not None:
             self._sentinels.close()
         return ended
@@ -241,8 +242,9 @@ class RedisStore:
             else:
                 self._by_descriptor[descriptor].readable = True
 
-        before, self._passed_ns = self._passed_ns, time.monotonic_ns()
-        self._doubts = self._doubts or stood_still(before, wait_ns, self._passed_ns)
+        trade = self._trade
+        before, trade.passed_ns = trade.passed_ns, time.monotonic_ns()
+        self._doubts = self._doubts or stood_still(before, wait_ns, trade.passed_ns)
 
     def _compare(self) -> None:
         """Whoever was new when this thread stood still may be another's by now."""

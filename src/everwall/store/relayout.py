@@ -27,6 +27,7 @@ from everwall.limits import (
     MOVED_BUCKETS_PER_S,
     SECOND_NS,
     STORE_RECONNECT_MAX_S,
+    STORE_TIMEOUT_S,
 )
 from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
@@ -136,12 +137,17 @@ class Relayout:
         """Whether there is something left to do."""
         return self._thread is not None and self._thread.is_alive()
 
-    def stop(self) -> None:
-        """Leave it as it is; another node may go on."""
+    def begin_stop(self) -> None:
+        """Have it leave the change as it is; another node may go on."""
         self._stop.set()
+
+    def stop(self, timeout: float = 2 * STORE_TIMEOUT_S) -> bool:
+        """The same, and wait for it; True when the thread has ended."""
+        self.begin_stop()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
         self._client.close()
+        return not self.running
 
     def status(self) -> dict[str, Any]:
         """``announced``, ``moving``, ``settled`` or ``left to its time-out``, and how much was left behind."""

@@ -42,9 +42,13 @@ class Shard:
         if awaited is None:
             _put(self.ordinary, rows)
             return
-        # What follows a change that waits there must not overtake it.
+        # What follows a change that waits or is under way there must not overtake it.
         behind = self._behind[: len(rows)]
-        if waits_behind(awaited.backlog.queue, rows, fields, behind):
+        found = waits_behind(awaited.backlog.queue, rows, fields, behind)
+        if awaited.pipelines:
+            behind |= (rows[:, image.OP] != image.LOOKUP) & np.isin(fields, awaited.fields_under_way)
+            found = int(behind.sum())
+        if found:
             _put(awaited, rows[behind])
             rows = rows[~behind]
         _put(self.ordinary, rows)
@@ -162,9 +166,9 @@ class Router:
             link.end()
         self._trade.answers.fail(self.lobby.take_lookups())
 
-    def join(self) -> bool:
-        """Wait for helper threads; whether all have ended."""
-        return all(link.join() for link in self.links) and self._watch.join()
+    def join(self, until: float) -> bool:
+        """Wait for helper threads, until that time by CLOCK_MONOTONIC; whether all have ended."""
+        return all(link.join(until) for link in self.links) and self._watch.join(until)
 
 
 def is_idle(links: list[Conversation]) -> bool:
