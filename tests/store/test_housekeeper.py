@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import trustme
 
 from everwall.limits import MEMBER_BYTES_MAX, MEMBERS_MAX
+from everwall.store import clients, layout
 from everwall.store import housekeeper as housekeeping
-from everwall.store import layout
 from everwall.store.clients import make_client
-from everwall.store.connection import StoreConfig
+from everwall.store.connection import Address, StoreConfig
 from everwall.store.housekeeper import Housekeeper, memory_of
 from everwall.store.members import Member, Members, differing, members_key, unsealed
 from everwall.store.names import HostNames
@@ -99,6 +100,28 @@ def test_it_comes_back_after_the_server_was_away(hasty, server, client, keeper):
     eventually(lambda: one.status()["housekeeping"]["connected"], one.status)
     assert one.status()["housekeeping"]["errors"] >= 1
     eventually(lambda: client.hlen(members_key("test")) == 1, "the others see it again")
+
+
+def test_a_former_primary_that_goes_on_answering_is_left_when_sentinels_name_another(hasty, monkeypatch):
+    needs.binary("redis-server")
+    authority = trustme.CA()
+    former, present = (RedisServer(authority=authority).start() for _ in range(2))
+    named = former
+    monkeypatch.setattr(clients, "find_primary", lambda *_: Address("127.0.0.1", named.port))
+    where = replace(
+        config_of(former), host="", sentinels=(Address("127.0.0.1", 1),), service="any", prefix="test"
+    )
+    one = Housekeeper(where, [SECRET], lambda: A, [].append)
+    one.start()
+    try:
+        with former.client() as old, present.client() as new:
+            eventually(lambda: old.hlen(members_key("test")) == 1, one.status)
+            named = present
+            eventually(lambda: new.hlen(members_key("test")) == 1, one.status)
+    finally:
+        assert one.stop()
+        former.close()
+        present.close()
 
 
 def test_it_tells_how_much_memory_the_server_has(hasty, client, keeper):

@@ -143,6 +143,9 @@ class Housekeeper:
         self._members.leave(client)
 
     def _survey(self, client: Client) -> None:
+        if self._config.sentinels and isinstance(client, redis.Redis):
+            # The next command asks them anew: a former primary may go on answering.
+            client.connection_pool.disconnect()
         self._sweeper.learn(client)
         self._memory = memory_of([{**memory, **stats} for memory, stats in _informed(client)])
         own = self._own()
