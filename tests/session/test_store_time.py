@@ -8,6 +8,7 @@ from everwall.counters import Counter
 from everwall.limits import SECOND_NS
 from everwall.session import image, state
 from everwall.session.record import ORDER_OFFSET
+from everwall.session.resync import progress
 from tests.cluster import Cluster, Node
 from tests.conversations import Connection
 from tests.session.test_ageing import by
@@ -48,6 +49,21 @@ def test_nothing_is_written_before_the_store_has_told_the_time_and_all_of_it_aft
     node.tick(2)
     assert [session["start_ms"] for session in node.sessions()] == rows[:, image.START].tolist()
     assert len(cluster.records()) == 10
+
+
+def test_a_store_of_which_only_a_part_has_come_is_not_whole() -> None:
+    node = fast(Cluster())
+    node.receive(*Connection().handshake())
+    node.engine.sessions_state.clock[state.CLOCK_CONNECTIONS] += 1
+    node.tick(1)
+    facts = progress(node.engine.sessions_state)
+    assert (facts["resync_percent"], facts["unsynced_sessions"]) == (0, 1)
+    connect(node)
+    node.tick(0.02)
+    node.serve()
+    node.tick()
+    facts = progress(node.engine.sessions_state)
+    assert (facts["resync_percent"], facts["unsynced_sessions"]) == (100, 0)
 
 
 def test_a_session_that_began_by_a_clock_ahead_gives_way_to_a_later_one_of_the_same_ends() -> None:

@@ -86,6 +86,8 @@ def resync(sessions, now):
         words[state.CONNECTIONS] = -1  # whatever is connected when it is switched on, the store lacks all
         words[state.RESYNC] = RESTING
         return
+    if sessions.clock[state.CLOCK_GUESSED] != 0:
+        return  # a shard has come, and not yet the one that tells the time: nothing can be written
     if sessions.clock[state.CLOCK_CONNECTIONS] != words[state.CONNECTIONS]:
         words[state.GAP] = now
         _begin(sessions, now)
