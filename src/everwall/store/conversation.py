@@ -349,6 +349,7 @@ class Conversation:
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
                 if self._trade.stood_still():
+                    self.protocol.take_back()
                     self.backlog.put_back(compared(batch.rows))
                     self._idle.append(pipeline)
                     break

@@ -426,6 +426,11 @@ class Protocol:
             pipeline.cursor[replies.LOADS] = len(_LOAD_SCRIPTS)
             self._load_scripts = False
 
+    def take_back(self) -> None:
+        """What was encoded is not sent: the server has neither the scripts nor the expiries that were in it."""
+        self._load_scripts = True
+        self._wording.lives_until[:] = 0
+
     def encoded(self, rows: Rows, now_s: int) -> StoreBatch:
         """A batch of its own for some request rows."""
         batch = self.room(len(rows))
