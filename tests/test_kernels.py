@@ -168,3 +168,11 @@ def test_eight_bytes_are_compared_at_once(byte: int) -> None:
         equal = [k for k in range(8) if array[start + k] == byte]
         assert out[0] == sum(1 << k for k in equal)
         assert out[1] == (equal[0] if equal else -1)
+
+
+def test_no_file_that_is_left_out_of_the_hash_has_a_kernel() -> None:
+    left_out = set(kernels._PACKAGE.rglob("*.py")) - set(kernels.source_files())
+    assert left_out
+    assert not [
+        path for path in left_out if "\n@kernel" in path.read_text() or "\n@inlined" in path.read_text()
+    ]
