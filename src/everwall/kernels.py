@@ -35,7 +35,9 @@ _NOT_COMPILED |= {"__main__.py", "config.py", "dataplane.py", "gwlb.py", "node.p
 _NOT_COMPILED |= {f"ports/{name}.py" for name in ("bpf", "bpf_build", "libbpf", "outcome")}
 _NOT_COMPILED |= {f"policy/{path.name}" for path in (_PACKAGE / "policy").glob("*.py")} - {"policy/match.py"}
 _NOT_COMPILED |= {f"store/{name}.py" for name in ("connection", "memory", "protocol", "redis")}
-_NOT_COMPILED |= {f"store/{name}.py" for name in ("clients", "cluster", "conversation", "dialer", "housekeeper")}
+_NOT_COMPILED |= {
+    f"store/{name}.py" for name in ("clients", "cluster", "conversation", "dialer", "housekeeper")
+}
 _NOT_COMPILED |= {f"store/{name}.py" for name in ("link", "members", "relayout", "router", "sentinels")}
 
 Function = TypeVar("Function", bound=Callable[..., Any])

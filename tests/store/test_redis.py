@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
@@ -96,7 +97,7 @@ def test_a_session_written_by_one_node_is_found_by_another_over_tls_and_auth(sha
     }
     assert counts == {"looked_up": 40, "found": 35, "missing": 5, "failed": 0, "errors": 0, "queue": 0}
     assert one.status["deleted"] == 5
-    assert one.status["server"].startswith(shared.program.removesuffix("-server") + " ")
+    assert one.status["server"].startswith(Path(shared.program).name.removesuffix("-server") + " ")
     assert (one.status["tls"], one.status["auth"]) == (True, True)
 
 
