@@ -111,7 +111,15 @@ class Firewall:
         self.store = RedisStore(
             config, KEYS, self.state.requests, self._replies, *self._wakes, self.state.clock, 64
         )
+        self._compile()
         self.store.start()
+
+    def _compile(self) -> None:
+        """Before anybody waits for something."""
+        now = time.monotonic_ns()
+        self.engine.receive(packets.batch_of([Connection().syn()]), 0, now)
+        self.engine.handle_timer(now)
+        self.engine.inbox(self._out[:0], now)
 
     def open(self, count: int, first_port: int) -> None:
         """So many new connections."""
