@@ -334,6 +334,8 @@ class Conversation:
                 self._judge_silence()
             if self._credentials is not None or self._asked:
                 self._send_rare(link)
+            if self.link is None:
+                return
             if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
                 pipeline = self._idle.pop()
                 self.protocol.probe(pipeline.batch)
@@ -348,7 +350,7 @@ class Conversation:
                 self.protocol.encode(batch, self._trade.clock.seconds(time.monotonic_ns()))
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
-                if self._trade.stood_still():
+                if _has_first_writes(pipeline) and self._trade.stood_still():
                     self.protocol.take_back()
                     self.backlog.put_back(compared(batch.rows))
                     self._idle.append(pipeline)
@@ -358,7 +360,7 @@ class Conversation:
             if link.wants_to_send:
                 if self._trade.stood_still():
                     self.compare()
-                else:
+                if self.link is not None:
                     link.flush()
         except Exception as error:
             # Whatever a server says or does not say, this thread goes on.
@@ -416,7 +418,9 @@ class Conversation:
             self.protocol.authenticate(pipeline.batch, self._credentials)
             self._credentials = None
             self._send(link, pipeline)
-        while self._asked and self._idle and not self._trade.stood_still():
+        if self._asked and self._trade.stood_still():
+            self.compare()
+        while self._asked and self._idle and self.link is not None:
             pipeline = self._idle.pop()
             batch = pipeline.batch
             batch.count = 1
