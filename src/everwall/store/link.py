@@ -30,7 +30,6 @@ forwards packets two of these timers for each pipeline."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """When the connection is given up, or the process killed, what was not received yet never will be: a first write that
 arrived long after would overwrite whoever had the session by then."""
-
 _UNACKNOWLEDGED_MS = int(STORE_TIMEOUT_S * 1000)
 """What the other end has not received by then the system gives up by itself, for the same reason: this process may
 stand still while a partition ends."""
