@@ -334,8 +334,8 @@ class Conversation:
                 self._judge_silence()
             if self._credentials is not None or self._asked:
                 self._send_rare(link)
-            if self.link is None:
-                return
+                if self.link is None:
+                    return
             if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
                 pipeline = self._idle.pop()
                 self.protocol.probe(pipeline.batch)
