@@ -117,7 +117,7 @@ class Firewall:
     def _compile(self) -> None:
         """Before anybody waits for something."""
         now = time.monotonic_ns()
-        self.engine.receive(packets.batch_of([Connection().syn()]), 0, now)
+        self.engine.receive(packets.batch_of([Connection().syn()], True), 0, now)
         self.engine.handle_timer(now)
         self.engine.inbox(self._out[:0], now)
 
@@ -125,7 +125,7 @@ class Firewall:
         """So many new connections."""
         for number in range(count):
             inners = Connection(sport=first_port + number).handshake()
-            self.engine.receive(packets.batch_of(inners), len(inners), time.monotonic_ns())
+            self.engine.receive(packets.batch_of(inners, True), len(inners), time.monotonic_ns())
         self.turn()
 
     def turn(self) -> None:
