@@ -52,7 +52,6 @@ from everwall.limits import (
     NAME_PATIENCE_S,
     REFUSED_LOG_S,
     SECOND_NS,
-    STORE_STOP_S,
     frame_bytes_for,
 )
 from everwall.management.beside import beside, politely
@@ -407,14 +406,7 @@ class Node:
             self._refused, self._refused_said_ns = refused, now
 
     def _close(self) -> None:
-        """Stop all that has threads at once, and wait for it until one time: a store that hangs is waited for once."""
-        until = time.monotonic() + STORE_STOP_S
-        helpers = [each for each in (self._relayout, self._housekeeper) if each is not None]
-        for helper in helpers:
-            helper.begin_stop()
-        self.workers.stop()
-        for helper in helpers:
-            helper.stop(max(until - time.monotonic(), 0))
+        self.workers.stop(self._relayout, self._housekeeper)
         self._log_events()
         self._traffic_log.close()
         self.plane.close()

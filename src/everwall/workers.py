@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from everwall.counters import Counter
 from everwall.engine import EngineConfig, describe_sessions, drain_ring, use_settings, verdict_counts
 from everwall.handover import abandon, make_handovers
-from everwall.limits import MS_NS
+from everwall.limits import MS_NS, STORE_STOP_S
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.settings import SessionSettings
 from everwall.ports.port import Port
@@ -59,6 +59,14 @@ def choose_cores(
                 f"everwall-worker-cores: this process may use the processors {may}, not {core}"
             )
     return list(wanted[:workers])
+
+
+class Helper(Protocol):
+    """A thread beside the workers that speaks to the store."""
+
+    def begin_stop(self) -> None: ...
+
+    def stop(self, timeout: float) -> bool: ...
 
 
 class Workers:
@@ -183,8 +191,16 @@ class Workers:
             store.start()
             self._started.append(store)
 
-    def stop(self) -> None:
-        """Leave all loops and end the stores, after what they still have to write; to be called once."""
+    def stop(self, *helpers: Helper | None) -> None:
+        """Leave all loops and end the stores, after what they still have to write; to be called once.
+
+        ``helpers`` speak to the store as well. All are told before any is waited for, and until one time: a store that
+        hangs is waited for once.
+        """
+        until = time.monotonic() + STORE_STOP_S
+        beside = [helper for helper in helpers if helper is not None]
+        for helper in beside:
+            helper.begin_stop()
         # All of them first: whoever goes on alone hands packets to those that have gone.
         for worker in self.all:
             worker.loop.control[STOP] = 1
@@ -195,6 +211,8 @@ class Workers:
         for store in self._started:
             store.begin_stop()  # a store that hangs is waited for once, not once for each worker
         ended = [store.stop() for store in self._started]
+        for helper in beside:
+            helper.stop(max(until - time.monotonic(), 0))
         if all(ended):  # a store that hangs may still want to wake its worker
             self._descriptors.close()
 
