@@ -156,6 +156,11 @@ LAYOUT_LEASE_NS = 3 * SECOND_NS
 LAYOUT_NOTICE_S = 10
 """Between the announcement of another number of buckets and the first write to them: by then every node knows, or
 asks before it does anything."""
+LAYOUT_NOTICE_CLUSTER_S = 30
+"""The same on a Redis Cluster, where the rest of it serves on while the primary with the layout's key fails over:
+longer than that takes with the servers' usual time-out of 15 s."""
+LAYOUT_TRUST_NS = (LAYOUT_NOTICE_CLUSTER_S - 1) * SECOND_NS
+"""For so long a node that cannot hear of the layout there takes what it knows for true."""
 MOVED_BUCKETS_PER_S = 2000
 """Buckets of a former epoch that are looked through, and emptied, in a second."""
 REFUSED_LOG_S = 10.0
@@ -423,6 +428,7 @@ assert LAYOUT_LEASE_NS > 2 * STORE_TIMEOUT_S * SECOND_NS, (
     "it is asked for once a second, and the answer may take one"
 )
 assert LAYOUT_NOTICE_S * SECOND_NS > 2 * LAYOUT_LEASE_NS
+assert LAYOUT_NOTICE_CLUSTER_S >= LAYOUT_NOTICE_S
 assert SWEEP_PASS_S < BUCKET_TTL_S // 4, "a bucket is renewed when half of its life has passed"
 assert MEMBER_TTL_S > 3 * SURVEY_S
 assert HOST_NAME_TTL_S - BUCKET_TTL_S > SWEEP_PASS_S, "a record's host name outlives the record"

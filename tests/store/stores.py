@@ -67,7 +67,7 @@ class Memory:
     def send(self, commands):
         return [self.store.execute(command, NOW) for command in commands]
 
-    def ask(self, command):
+    def ask(self, command, at=b""):
         """One command, as ``relayout`` sends it: errors are raised."""
         reply = self.store.execute(command, NOW)
         if isinstance(reply, ErrorReply):
@@ -96,7 +96,7 @@ class Real:
         finally:
             self.client.connection_pool.release(connection)
 
-    def ask(self, command):
+    def ask(self, command, at=b""):
         """One command, as ``relayout`` sends it: errors are raised."""
         (reply,) = self.send([command])
         if isinstance(reply, ErrorReply):
@@ -120,10 +120,14 @@ class Real:
 class Node:
     """One node's protocol against a store."""
 
-    def __init__(self, store, keys=KEYS, buckets: int = 64, prefix: str = "test") -> None:
+    def __init__(
+        self, store, keys=KEYS, buckets: int = 64, prefix: str = "test", apart: bool = False
+    ) -> None:
         self.store = store
-        self.protocol = Protocol(keys, prefix, buckets)
+        self.protocol = Protocol(keys, prefix, buckets, clustered=apart)
         self.greeting = self.protocol.greet(store.send(self.protocol.greeting()))
+        if apart:  # whoever has all connections has them move
+            self.protocol.move(NOW)
         self.errors: list[ErrorReply] = []
         self.unwritten = 0
         self.commands: list[tuple[bytes, ...]] = []

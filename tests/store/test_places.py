@@ -1,6 +1,7 @@
 """Records that may lie in several places: the number of buckets changes, the secret changes, and nothing is lost.
 
-Two nodes, told of the change at different times, against the twin in memory and against a real server alike.
+Two nodes, told of the change at different times, against the twin in memory and against a real server alike; with all
+places on one server, and apart, as on a Redis Cluster, where a request goes to one after the other.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.record import derive_keys
 from everwall.store.layout import Epoch, Layout, LayoutError, bucket_key, meta_key
+from everwall.store.moving import Apart, move_bucket
 from everwall.store.protocol import WRITE_SCRIPT, ErrorReply, ProtocolError, reply_bytes
-from everwall.store.relayout import announce, move_bucket, settle
-from tests.store.stores import KEYS, NOW, Memory, Node, asking, sessions
+from everwall.store.relayout import announce, settle
+from tests.store import stores
+from tests.store.stores import KEYS, NOW, Memory, asking, sessions
 
 pytestmark = pytest.mark.kernel
 
@@ -25,6 +28,28 @@ SECRET = b"a cluster secret of 32 bytes ..."
 NEXT = b"the one after it, of 32 bytes .."
 OLD_FIRST, NEW_FIRST = derive_keys(SECRET, NEXT), derive_keys(NEXT, SECRET)
 OLD_ONLY, NEW_ONLY = derive_keys(SECRET), derive_keys(NEXT)
+
+
+class Node(stores.Node):
+    """A node for whose requests all places are on one server, or apart."""
+
+    apart = False
+
+    def __init__(self, store, keys=KEYS, buckets: int = 64) -> None:
+        super().__init__(store, keys, buckets, apart=self.apart)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["together", "apart"])
+def apart(request, monkeypatch) -> bool:
+    monkeypatch.setattr(Node, "apart", request.param)
+    return bool(request.param)
+
+
+@pytest.fixture
+def together(apart) -> None:
+    """For what only one server can do, or only the other kind of store does not."""
+    if apart:
+        pytest.skip("places are on one server here")
 
 
 def begin(store, buckets: int) -> Layout:
@@ -127,7 +152,7 @@ def test_a_forged_record_in_one_place_does_not_hide_the_genuine_one_in_the_other
     assert node.outcome(rows, LOOKUP) == [FOUND] * 10
 
 
-def test_a_record_that_moves_between_the_two_questions_is_found_by_the_second_look():
+def test_a_record_that_moves_between_the_two_questions_is_found_by_the_second_look(together):
     store, rows = Memory(), sessions(1)
     mover, reader = Node(store, buckets=8), Node(store, buckets=8)
     mover.ask(rows, WRITE_FIRST)
@@ -150,7 +175,7 @@ def test_a_session_that_is_nowhere_is_asked_for_twice_and_missing(store):
     assert len(node.commands) == 12
 
 
-def test_a_server_out_of_memory_refuses_the_move_and_the_record_stays_where_it_is():
+def test_a_server_out_of_memory_refuses_the_move_and_the_record_stays_where_it_is(together):
     store, rows = Memory(), sessions(4)
     node = Node(store, buckets=8)
     node.ask(rows, WRITE_FIRST)
@@ -165,7 +190,7 @@ def test_a_server_out_of_memory_refuses_the_move_and_the_record_stays_where_it_i
     assert node.outcome(rows, LOOKUP) == [FOUND] * 4
 
 
-def test_what_dead_nodes_left_is_moved_as_it_is_and_the_old_epoch_ends(store):
+def test_what_dead_nodes_left_is_moved_as_it_is_and_the_old_epoch_ends(store, apart):
     dead, heir, rows = Node(store, buckets=8), Node(store, buckets=8), sessions(300)
     rows[100:, image.EXPIRY] = 2_500_000_000  # whatever the server's clock says
     rows[:100, image.EXPIRY] = 1_000_000_000
@@ -176,8 +201,12 @@ def test_what_dead_nodes_left_is_moved_as_it_is_and_the_old_epoch_ends(store):
     newer = rows[200:210].copy()
     newer[:, image.PACKETS] = 9999
     heir.ask(newer, WRITE_FIRST)
-    moved = sum(move_bucket(store.ask, "test", layout, bucket) for bucket in range(8))
-    assert moved == 190
+    if apart:
+        walk = Apart(store.ask, "test", layout, lambda key: "the only one")
+        moved, emptied = zip(*map(walk.move_bucket, range(8)), strict=True)
+        assert (sum(moved), set(emptied), walk.silent) == (190, {True}, {})
+    else:
+        assert sum(move_bucket(store.ask, "test", layout, bucket) for bucket in range(8)) == 190
     assert fields_in(store, layout.former) == 0
     settle(store.ask, "test", layout)
     assert store.ask((b"GET", meta_key("test"))) == b"v1 epoch 1 buckets 64"
@@ -215,7 +244,7 @@ def test_of_two_operators_one_is_told_of_the_other(store):
 def test_an_operator_who_read_before_the_other_wrote_changes_nothing(store):
     Node(store, buckets=8)
 
-    def late(command):
+    def late(command, at=b""):
         if command[0] == b"TIME":  # between reading and writing
             announce(store.ask, "test", 16)
         return store.ask(command)
@@ -239,7 +268,7 @@ def test_a_node_that_connects_in_the_middle_of_a_change_knows_both_epochs(store)
     layout = begin(store, 64)
     store.ask((b"SET", meta_key("test"), str(Layout(layout.current, layout.former, 1, 2**39)).encode()))
     new = Node(store, buckets=999)
-    assert (new.greeting.buckets, new.protocol.places) == (64, 2)
+    assert (new.protocol.buckets, new.protocol.places) == (64, 2)
     assert new.outcome(rows, LOOKUP) == [FOUND] * 10
 
 

@@ -166,6 +166,24 @@ def test_an_expired_record_is_missing_and_in_nobodys_way(store):
     assert node.ask(row, LOOKUP, expiry + 1)[0, image.OWNER] == 2
 
 
+def test_what_was_in_the_way_is_written_over_but_not_what_came_there_since(store):
+    """Its owner may have written it again in the meantime, with another expiry: after the store's clock was set."""
+    one, other = Node(store), Node(store)
+    row = sessions(1, OWNER=2, START=NOW * 1000 + 5)
+    other.ask(row, WRITE_FIRST)
+    expiry = int(row[0, image.EXPIRY])
+    older = asking(sessions(1, OWNER=1, GENERATION=1, EXPIRY=expiry + 9000), WRITE)
+    one.ask(older, WRITE)  # loads the scripts, and is lost
+    batch = one.protocol.encoded(older, expiry + 1)
+    replies = b"".join(map(reply_bytes, store.send(batch.commands)))
+    again = one.protocol.decode(batch, replies, expiry + 1).again
+    assert again[0, image.OP] == WRITE
+    row[:, image.EXPIRY] = expiry + 4000
+    assert other.outcome(row, WRITE) == [WRITTEN]
+    assert one.outcome(again, now_s=expiry + 1) == [LOST]
+    assert other.ask(row, LOOKUP)[0, image.OWNER] == 2
+
+
 def test_what_a_writer_to_the_store_puts_there_is_refused(store):
     """Altered, moved, of another cluster, of an impossible length: refused, not mistaken for a miss."""
     node = Node(store)

@@ -14,6 +14,7 @@ from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WR
 from everwall.store import replies
 from everwall.store.answers import Answers, StoreClock
 from everwall.store.conversation import Conversation, Trade
+from everwall.store.layout import Epoch, Layout
 from everwall.store.link import Arrival
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Command, ErrorReply, Protocol, reply_bytes
@@ -126,7 +127,7 @@ def test_a_write_counts_when_as_many_replicas_have_it_as_are_waited_for(holders,
     buffer = np.frombuffer(b"".join(map(reply_bytes, [*data, holders])), np.uint8)
     scratch, tally = np.zeros((1, image.COLUMNS), np.int64), np.zeros(replies.TALLY, np.int64)
     _, found, _ = replies.settle(
-        batch.pipeline, 2, 0, buffer, 0, len(buffer), KEYS, NOW, answers, scratch, tally
+        batch.pipeline, 2, 0, 0, buffer, 0, len(buffer), KEYS, NOW, answers, scratch, tally
     )
     assert found == replies.DONE
     out = np.zeros((8, image.COLUMNS), np.int64)
@@ -135,6 +136,63 @@ def test_a_write_counts_when_as_many_replicas_have_it_as_are_waited_for(holders,
         "the other waits for the primary only"
     )
     assert tally[replies.UNREPLICATED] == (not told)
+
+
+def two_epochs() -> Protocol:
+    """Of a cluster, while the number of its buckets is being changed."""
+    protocol = Protocol(KEYS, "test", 8, clustered=True)
+    protocol.layout = Layout(Epoch(1, 64), Epoch(0, 8), NOW, NOW + 999)
+    protocol.move(NOW)
+    return protocol
+
+
+@pytest.mark.parametrize(("holders", "confirm"), [(1, image.PRIMARY), (0, 0)])
+def test_a_write_that_goes_on_to_another_server_is_judged_by_the_replicas_of_its_own(holders, confirm):
+    """What is then cleared elsewhere needs no replica; where too few had it the engine waits in vain."""
+    protocol, store, ring = two_epochs(), MemoryStore(), make_ring(8, image.COLUMNS)
+    rows = asking(sessions(1), WRITE)
+    rows[:, image.CONFIRM] = image.REPLICATED
+    batch = protocol.encoded(rows, NOW)
+    protocol.wait_for_replicas(batch, 1, 80)
+    data = [store.execute(command, NOW) for command in commands_of(batch.data)[:-1]]
+    buffer = np.frombuffer(b"".join(map(reply_bytes, [*data, holders])), np.uint8)
+    scratch, tally = np.zeros((1, image.COLUMNS), np.int64), np.zeros(replies.TALLY, np.int64)
+    _, found, again = replies.settle(
+        batch.pipeline, 1, 0, 0, buffer, 0, len(buffer), KEYS, NOW, ring, scratch, tally
+    )
+    assert (found, again, ring_pop(ring, np.zeros((8, image.COLUMNS), np.int64))) == (replies.DONE, True, 0)
+    assert batch.rows[0, [image.OP, image.CONFIRM]].tolist() == [image.CLEAR, confirm]
+    assert tally[replies.UNREPLICATED] == (holders == 0)
+
+
+def test_in_doubt_about_the_layout_nothing_is_confirmed_and_nothing_is_missing():
+    protocol, store, ring = (
+        Protocol(KEYS, "test", 8, clustered=True),
+        MemoryStore(),
+        make_ring(8, image.COLUMNS),
+    )
+    written, absent = asking(sessions(2), WRITE_FIRST), asking(sessions(1, seed=2), LOOKUP)
+    written[:, image.CONFIRM] = image.PRIMARY, 0
+    batch = protocol.encoded(np.concatenate([written, absent, asking(sessions(1), LOOKUP)]), NOW)
+    data = [store.execute(command, NOW) for command in batch.commands]
+    buffer = np.frombuffer(b"".join(map(reply_bytes, data)), np.uint8)
+    scratch, tally = np.zeros((1, image.COLUMNS), np.int64), np.zeros(replies.TALLY, np.int64)
+    replies.settle(batch.pipeline, 4, 0, 1, buffer, 0, len(buffer), KEYS, NOW, ring, scratch, tally)
+    told = np.zeros((8, image.COLUMNS), np.int64)
+    assert told[: ring_pop(ring, told), image.OP].tolist() == [image.FAILED, FOUND]
+    assert (tally[replies.UNCONFIRMED], tally[WRITTEN], tally[image.MISSING]) == (1, 1, 0)
+
+
+def test_where_places_are_apart_each_command_speaks_for_the_row_that_is_for_its_place():
+    protocol = two_epochs()
+    rows = np.concatenate([asking(sessions(4), op) for op in (WRITE, DELETE, image.CLEAR, LOOKUP)])
+    rows[[5, 7, 8, 9, 10, 11, 13], image.WALK] = 1 << image.PLACE_SHIFT
+    batch = protocol.encoded(rows, NOW)
+    assert sorted(row for rows in batch.spoken_for() for row in rows) == list(range(16))
+    for command, spoken in zip(batch.commands, batch.spoken_for(), strict=True):
+        if spoken:
+            key = command[3 if command[0] == b"EVALSHA" else 1]
+            assert key.startswith(b"{test:0:" if rows[spoken[0], image.WALK] else b"{test:1:")
 
 
 def test_a_wait_that_is_refused_counts_for_nobody():

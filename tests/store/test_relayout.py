@@ -130,7 +130,7 @@ def test_a_node_that_stood_still_asks_for_the_layout_before_it_asks_for_anything
     link = late.store._router.shard.ordinary
     link.protocol.hear(str(wanted).encode())
     link.protocol.move(0)
-    link._confirmed_ns = link._probed_ns = 0  # as after a hang
+    link.confirmed_ns = link._probed_ns = 0  # as after a hang
     assert late.outcome(rows, LOOKUP) == [FOUND] * 50
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_done_is_said_before_it_is_begun(shared):
         Relayout(where).begin(64)
     with pytest.raises(ConnectionError, match="the store does not answer"):
         Relayout(StoreConfig("127.0.0.1", 1, password=PASSWORD, ca_pem=shared.ca_pem)).begin(64)
-    with pytest.raises(LayoutError, match="Redis Cluster"):
+    with pytest.raises(ConnectionError, match="the store does not answer"):
         Relayout(StoreConfig(cluster=(Address("127.0.0.1", 1),), tls=False))
 
 
@@ -222,7 +222,7 @@ def test_what_a_change_cannot_do_now_is_tried_again_whatever_the_reason(shared, 
     change, tried = Relayout(config(shared)), []
     wrong = [ConfigError("auth", "a password"), ProtocolError("TIME was answered by None"), OSError("gone")]
 
-    def tell(_) -> int:
+    def tell(*_) -> int:
         tried.append(1)
         if wrong:
             raise wrong.pop()

@@ -155,7 +155,7 @@ def test_answers_that_find_the_ring_full_are_given_later_and_counted_once() -> N
     buffer, found = np.zeros(1, np.uint8), replies.FULL
     while found == replies.FULL:
         _, found, _ = replies.settle(
-            batch.pipeline, batch.count, 0, buffer, 0, 0, KEYS, NOW, ring, scratch, tally
+            batch.pipeline, batch.count, 0, 0, buffer, 0, 0, KEYS, NOW, ring, scratch, tally
         )
         got += out[: ring_pop(ring, out)].tolist()
     assert found == replies.DONE

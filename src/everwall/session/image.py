@@ -28,7 +28,7 @@ EXPIRY = 19  # seconds of store time
 PACKETS = 20  # both directions, previous owners included; saturates at 2**40 - 1
 BYTES = 21  # inner IP bytes; saturates at 2**48 - 1
 CONFIRM = 22  # of a change: whether the engine waits for WRITTEN, below; else it hears only of a loss
-ASKED = 23  # of a look-up: 1 = the store was asked already, and the record may have been moving then
+WALK = 23  # how far a request has come that goes from place to place, below
 
 COLUMNS = 24
 
@@ -51,6 +51,16 @@ FOREIGN = 17  # a genuine record of another version; the engine is told REFUSED
 # Values of CONFIRM
 PRIMARY = 1  # once the server has it
 REPLICATED = 2  # once as many replicas have it as the store waits for
+
+# Bits of WALK
+ASKED = 1  # of a look-up: the store was asked already, and the record may have been moving then
+PLACE_SHIFT = 1  # which place is next, 0 to 3, where places are apart (``store/protocol.py``)
+PLACE_BITS = 3
+SO_FAR_SHIFT = 3  # of a look-up: what the places before have answered, a reply from above or 0
+SO_FAR_BITS = 31
+SEEN_SHIFT = (
+    8  # of a write: 1 more than the expiry of the record that was in its way and is none, or is over; else 0
+)
 
 # Bits of FLAGS, 8 of them
 INITIATOR_UPPER = 1  # the client is the upper end

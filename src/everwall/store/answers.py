@@ -36,11 +36,13 @@ class Answers:
         return bool(self._unpushed)
 
     def fail(self, lookups: Rows) -> None:
-        """Look-ups that the store could not be asked, or did not answer in time."""
+        """Look-ups that the store could not be asked, or did not answer in time; what another place had holds."""
         if len(lookups):
             rows = lookups.copy()
-            rows[:, image.OP] = image.FAILED
-            self.tally[image.FAILED] += len(rows)
+            found = (rows[:, image.WALK] >> image.SO_FAR_SHIFT) & image.SO_FAR_BITS == image.FOUND
+            rows[:, image.OP] = np.where(found, image.FOUND, image.FAILED)
+            self.tally[image.FOUND] += np.count_nonzero(found)
+            self.tally[image.FAILED] += np.count_nonzero(~found)
             self._unpushed.append(rows)
 
     def push(self) -> None:

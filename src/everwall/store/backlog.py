@@ -237,6 +237,11 @@ def _put_back(queue, rows, count):
             _put_change(queue, rows, i, False)
 
 
+def walking(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which rows are for another place than the one that is written to, where places are apart."""
+    return (rows[:, image.WALK] >> image.PLACE_SHIFT) & image.PLACE_BITS > 0
+
+
 class Backlog:
     """The queue of one worker; its length is the number of requests. ``keys`` are those of the records."""
 
@@ -324,12 +329,13 @@ class Backlog:
         """Keep what outlives a lost connection, the newest ``count`` writes; returns how many were dropped.
 
         Somebody else may own a session by the time there is a connection again. So deletes are dropped
-        and every write is compared, the first of a session too.
+        and every write is compared, the first of a session too. What was written to another server and is only to be
+        cleared here is still to be cleared.
         """
         assert self._words[_FIRST_LOOKUP] == self._words[_END_LOOKUP], "look-ups are answered first"
         changes = self.take(len(self))
         kept = changes[changes[:, image.OP] != image.DELETE]
         kept = kept[max(0, len(kept) - count) :]
-        kept[:, image.OP] = image.WRITE
+        kept[~walking(kept), image.OP] = image.WRITE
         self.put_back(kept)
         return len(changes) - len(kept)

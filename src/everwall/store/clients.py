@@ -33,7 +33,7 @@ def make_client(config: StoreConfig) -> redis.Redis | redis.RedisCluster:
     """A client for the store whatever its topology; it finds a new primary by itself when it connects again.
 
     Commands raise redis.RedisError. Raises ValueError for a CA certificate that cannot be read; for a cluster, which is
-    asked at once, redis.RedisError too, when no node answers.
+    asked at once, redis.RedisError or its RedisClusterException too, when no node answers.
     """
     context, login = tls_context(config), login_of(config)
     if config.cluster:

@@ -6,6 +6,11 @@ the old owner has not any more is asked of the new one, request by request (``-A
 
 The primary that has the slot of the meta key leads: there the number of buckets is agreed on, and all nodes go by its
 clock, so that the order of two records never depends on which servers wrote them.
+
+While a record may lie in several places, these are on several servers: a request goes to one after the other. All links
+move to other places together, once nothing is under way on any. What is known of the layout is good for as long as
+nobody can have begun to write elsewhere since. After that, while the primary that leads cannot be asked, nothing is
+confirmed and nothing is said to be missing: what is found is found all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everwall.limits import (
+    LAYOUT_LEASE_NS,
+    LAYOUT_TRUST_NS,
     MOVED_TRUST_NS,
     SECOND_NS,
     SHARD_LEAVING_NS,
@@ -28,7 +35,7 @@ from everwall.limits import (
     STORE_SURVEY_MAX_S,
 )
 from everwall.session import image
-from everwall.store.backlog import Backlog
+from everwall.store.backlog import Backlog, walking
 from everwall.store.clients import SLOTS, find_slots
 from everwall.store.connection import Address, Login, StoreConfig, require_private
 from everwall.store.conversation import Conversation, Trade, compared, describe
@@ -67,9 +74,17 @@ class ClusterRouter:
         self._learnt_ns = np.full(SLOTS, -MOVED_TRUST_NS, np.int64)
         """When a server said so."""
         self._meta_slot = slot_of_key(protocol.meta_key)
-        self._bucket_slots = np.zeros(0, np.int64)
-        self._bucket_owners = np.zeros(0, np.int64)
+        self._bucket_slots: list[Rows] = []
+        """Of each bucket, for each epoch."""
+        self._bucket_owners: list[Rows] = []
         self._is_agreed = False
+        self._confirmed_ns = 0
+        """When the layout was asked for that is known now."""
+        self._new_keys: Rows | None = None
+        self._moves = False
+        """Records have other places than those that are spoken of; what is under way is waited for."""
+        self._held = False
+        """Somebody was not allowed to send since the last step."""
         self._leaving: dict[Address, int] = {}
         """Servers without slots, and since when."""
         self._later: deque[Rows] = deque()
@@ -83,21 +98,24 @@ class ClusterRouter:
     # What its owner does ------------------------------------------------------------------------------
 
     def wait_ns(self, now: int) -> int:
-        """Until the next map may be asked for."""
+        """Until the next map may be asked for, or what is held up may go on."""
+        if self._held and self._may_send():
+            return 0
+        if self._moves and not any(link.pipelines for link in self.links):
+            return 0
         return max(self._survey.wait_ns(now), 0) if self._survey_wanted else SECOND_NS
 
     def step(self) -> None:
         """Learn who has which slots, and hand what came in to them."""
         self._look_around()
+        self._held = False
+        self._change_places()
+        self._trade.doubt = self._is_agreed and time.monotonic_ns() - self._confirmed_ns > LAYOUT_TRUST_NS
         self._distribute()
 
     def use_keys(self, keys: Rows) -> None:
-        """Have all links name and seal records by other keys, each as soon as nothing is under way there."""
-        self.protocol.move(0, keys)
-        self._trade.keys = keys
-        self.lobby.use_keys(keys)
-        for link in self.links:
-            link.use_keys(keys)
+        """Have all links name and seal records by other keys, as soon as nothing is under way."""
+        self._new_keys = keys
 
     @property
     def connected(self) -> bool:
@@ -180,8 +198,7 @@ class ClusterRouter:
 
     def _settle_in(self) -> None:
         """The map has changed."""
-        if len(self._bucket_slots):
-            self._bucket_owners = self._owners[self._bucket_slots]
+        self._bucket_owners = [self._owners[slots] for slots in self._bucket_slots]
         leader, now = self._owners[self._meta_slot], time.monotonic_ns()
         present = set(np.unique(self._owners).tolist())
         for address, shard in self._shards.items():
@@ -190,7 +207,7 @@ class ClusterRouter:
                 self._leaving.pop(address, None)
             else:
                 self._leaving.setdefault(address, now)
-            shard.ordinary.leads = number == leader
+            shard.ordinary.leads = bool(number == leader)
             if not self._is_agreed and shard.ordinary.leads and shard.ordinary.link is not None:
                 shard.ordinary.hang_up("it leads now: the number of buckets is agreed on there")
 
@@ -211,6 +228,7 @@ class ClusterRouter:
             if self._is_agreed:
                 link.protocol.follow(self.protocol)
             link.on_greeted, link.on_lost, link.on_redirect = self._greeted, self._lost, self._redirect
+            link.on_told, link.on_walk, link.may_send = self._told, self._walk, self._may_send
         self._shards[address] = shard
         self._leaving[address] = time.monotonic_ns()
         self.links += shard.links
@@ -252,15 +270,25 @@ class ClusterRouter:
     def _greeted(self, link: Conversation) -> None:
         if not link.leads:
             return
-        if self._is_agreed and link.protocol.agrees_with(self.protocol):
+        self._told(link)
+        if self._is_agreed:
             return
-        self.protocol.follow(link.protocol)
+        self.protocol.move(self._now_s())
         for other in self.links:
-            if other is not link:
-                other.protocol.follow(link.protocol)
-        self._bucket_slots = slots_of_buckets(self.protocol)
+            other.protocol.follow(self.protocol)
         self._is_agreed = True
-        self._settle_in()
+        self._find_buckets()
+
+    def _told(self, link: Conversation) -> None:
+        if not link.leads:
+            return  # not any more
+        self._confirmed_ns = link.confirmed_ns
+        for protocol in (self.protocol, *(other.protocol for other in self.links)):
+            protocol.layout = link.protocol.layout  # whoever greets an empty server next says it there
+        self._moves = self._moves or self._is_due()
+
+    def _walk(self, rows: Rows) -> None:
+        self._deliver(rows, np.zeros(len(rows), np.int64))
 
     def _lost(self, link: Conversation) -> None:
         self._survey_wanted = True
@@ -331,6 +359,70 @@ class ClusterRouter:
             self._distribute()
         self.lobby.put_back(rows)
 
+    # Places -------------------------------------------------------------------------------------------
+
+    def _now_s(self) -> int:
+        return self._trade.clock.seconds(time.monotonic_ns())
+
+    def _is_due(self) -> bool:
+        """Whether the layout has other places now than those that are spoken of."""
+        return self._is_agreed and self.protocol.is_due(self._now_s())
+
+    def _may_send(self) -> bool:
+        """Whether it is known where records lie, or nobody can be asked."""
+        allowed = not self._moves and not self._asks_first()
+        self._held = self._held or not allowed
+        return allowed
+
+    def _asks_first(self) -> bool:
+        if time.monotonic_ns() - self._confirmed_ns <= LAYOUT_LEASE_NS:
+            return False
+        return any(link.leads and link.is_asking for link in self.links)
+
+    def _change_places(self) -> None:
+        """Move on all links to the places that hold now, once nothing is under way on any of them.
+
+        A server that is silent is not waited for: it is left to itself, as after a longer silence.
+        """
+        self._moves = self._is_due() or self._new_keys is not None
+        if not self._moves:
+            return
+        for link in self.links:
+            if link.is_silent:
+                link.hang_up("it is silent, and records have other places from now on")
+        if any(link.pipelines for link in self.links):
+            return
+        self._move()
+        self._moves = False
+
+    def _move(self) -> None:
+        keys, self._new_keys = self._new_keys, None
+        waiting = [self.lobby.take(len(self.lobby)), *(link.take_back() for link in self.links), *self._later]
+        self._later.clear()
+        self._later_rows = 0
+        if keys is not None:
+            self._trade.keys = keys
+            for backlog in (self.lobby, *(link.backlog for link in self.links)):
+                backlog.use_keys(keys)
+        now_s = self._now_s() if self._is_agreed else 0
+        if self.protocol.move(now_s, keys):
+            self._trade.clock.count_move()
+        for link in self.links:
+            link.protocol.move(now_s, keys)
+        if self._is_agreed:
+            self._find_buckets()
+        rows = np.concatenate(waiting)
+        further = walking(rows)
+        # Of two changes of a session the one that goes on from an earlier one is the older.
+        for some in (rows[~further], _begun_again(rows[further])):
+            for first in range(0, len(some), STORE_QUEUE_ROWS // 2):
+                self._take_back(some[first : first + STORE_QUEUE_ROWS // 2])
+
+    def _find_buckets(self) -> None:
+        """The epochs are others."""
+        self._bucket_slots = [slots_of_buckets(self.protocol, epoch) for epoch in self.protocol.epochs]
+        self._settle_in()
+
     # Requests -----------------------------------------------------------------------------------------
 
     def _distribute(self) -> None:
@@ -341,11 +433,22 @@ class ClusterRouter:
             self._deliver(self._distributor.rows, self._distributor.fields)
 
     def _deliver(self, rows: Rows, fields: Rows) -> None:
-        owners = homes_of(fields, self._bucket_owners)
+        owners = homes_of(rows, fields, self.protocol, self._bucket_owners)
+        further = walking(rows)
         for number in np.unique(owners).tolist():
             mine = owners == number
             if number == _NOBODY:
                 self._trade.answers.fail(rows[mine & (rows[:, image.OP] == image.LOOKUP)])
                 self._trade.dropped += int((mine & (rows[:, image.OP] != image.LOOKUP)).sum())
-            else:
-                self._shard(number).put(rows[mine], fields[mine])
+                continue
+            shard, fresh = self._shard(number), mine & ~further
+            shard.put(rows[fresh], fields[fresh])
+            if (mine & further).any():
+                shard.put_back(rows[mine & further])
+
+
+def _begun_again(rows: Rows) -> Rows:
+    """Requests that were on their way from place to place, before the first one."""
+    rows[rows[:, image.OP] == image.CLEAR, image.OP] = image.WRITE
+    rows[:, image.WALK] = 0
+    return rows

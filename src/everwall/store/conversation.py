@@ -12,6 +12,7 @@ While only changes are under way whose answers nobody waits for, these are read 
 Once a second the server is asked for its time and for the layout (``layout.py``). Where records have other places from
 now on, or other secrets, what is under way is waited for and what follows goes there. A link that did not hear of the
 layout for LAYOUT_LEASE_NS, because its process stood still, asks again before it sends anything else.
+On a Redis Cluster one link asks, and whoever has all of them says when records have other places (``cluster.py``).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from everwall.limits import (
 )
 from everwall.session import image
 from everwall.store.answers import Answers, StoreClock
-from everwall.store.backlog import Backlog, take
+from everwall.store.backlog import Backlog, take, walking
 from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival, Link
 from everwall.store.occasions import Refusals
@@ -68,6 +69,8 @@ class _Pipeline:
     """Its look-ups were answered FAILED already."""
     asking: bool = False
     """Its one row was sent here by another server (``-ASK``)."""
+    layout: bool = False
+    """It asks for the layout."""
 
 
 @dataclass
@@ -85,6 +88,8 @@ class Trade:
     dropped: int = 0
     crowded_out: int = 0
     """Of these, what a link had no room for: no new connection will have it offered again."""
+    doubt: bool = False
+    """Others may have agreed on other places for records since the layout was last heard of."""
     refusals: Refusals = field(default_factory=Refusals)
     passed_ns: int = field(default_factory=time.monotonic_ns)
     """When the thread last began a pass of its loop."""
@@ -133,6 +138,14 @@ class Conversation:
         self.on_lost: Callable[[Conversation], None] | None = None
         self.on_redirect: Callable[[Conversation, list[tuple[ErrorReply, Rows]], bool], None] | None = None
         """The server has sent rows elsewhere, as the errors say; True when they had been sent here by another."""
+        self.on_told: Callable[[Conversation], None] | None = None
+        """The server has said what the layout is."""
+        self.on_walk: Callable[[Rows], None] | None = None
+        """Rows go on to other places, on other servers."""
+        self.may_send: Callable[[], bool] | None = None
+        """Whether it is known where records lie, if another than this link finds that out."""
+        self.confirmed_ns = 0
+        """When the layout was asked for that is known now."""
 
         self._trade, self._reach, self._replicas = trade, reach, replicas
         self._dialer: Dialer[Arrival] = Dialer(
@@ -158,8 +171,6 @@ class Conversation:
         self._since_ns = 0
         """When the link was made."""
         self._probed_ns = 0
-        self._confirmed_ns = 0
-        """When the layout was asked for that is known now."""
         self._is_due = False
         """Records have other places than those that are spoken of."""
         self._new_keys: Rows | None = None
@@ -172,7 +183,19 @@ class Conversation:
         answers = trade.answers
         self._take = bound(take, self.backlog.queue, pipeline.rows, pipeline.fields, 0)
         self._settle: Any = bound(
-            settle, pipeline, 0, 0, buffer, 0, 0, trade.keys, 0, answers.ring, answers.scratch, answers.tally
+            settle,
+            pipeline,
+            0,
+            0,
+            0,
+            buffer,
+            0,
+            0,
+            trade.keys,
+            0,
+            answers.ring,
+            answers.scratch,
+            answers.tally,
         )
 
     @property
@@ -185,6 +208,19 @@ class Conversation:
         """Of the sessions that these are about."""
         each = [pipeline.batch.pipeline.fields[: pipeline.batch.count] for pipeline in self._pipelines]
         return np.concatenate(each) if each else np.zeros(0, np.int64)
+
+    @property
+    def is_silent(self) -> bool:
+        """What is under way was not answered in time."""
+        return bool(self._pipelines and self._pipelines[0].late)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the server is asked for the layout now, or will be next of all."""
+        if self.link is None or self.is_silent:
+            return False
+        due = time.monotonic_ns() - self._probed_ns >= _PROBE_NS
+        return due or any(pipeline.layout for pipeline in self._pipelines)
 
     @property
     def is_idle(self) -> bool:
@@ -265,6 +301,14 @@ class Conversation:
         if self.link is not None and self.link.wants_to_send and any(map(_has_first_writes, self._pipelines)):
             self._disconnect("this node stood still with requests half sent")
 
+    def take_back(self) -> Rows:
+        """All that waits, to be sent another way."""
+        rows = self.backlog.take(len(self.backlog))
+        if self._asked:
+            rows = np.concatenate([rows, np.array(self._asked)])
+            self._asked.clear()
+        return rows
+
     def use_keys(self, keys: Rows) -> None:
         """Name and seal records by other keys, once nothing is under way."""
         self._new_keys = keys
@@ -315,9 +359,9 @@ class Conversation:
         self.link, self.rtt_ns, self.peer = arrival.link, arrival.rtt_ns, arrival.link.peer
         self._since_ns = self._heard_ns = self._received_ns = self._probed_ns = time.monotonic_ns()
         if greeting is None:
-            self._confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
+            self.confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
         else:
-            self._confirmed_ns = arrival.monotonic_ns
+            self.confirmed_ns = arrival.monotonic_ns
             self._trade.clock.set(greeting.time_ns, arrival.monotonic_ns)
         if not self._replicas:
             self._trade.clock.count_connection()
@@ -338,7 +382,8 @@ class Conversation:
                     return
             if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
                 pipeline = self._idle.pop()
-                self.protocol.probe(pipeline.batch)
+                pipeline.layout = self.leads or not self.protocol.clustered
+                self.protocol.probe(pipeline.batch, layout=pipeline.layout)
                 self._send(link, pipeline, probe=True)
                 self._trade.offer_what_was_refused(self._probed_ns)
             self._held = not self._may_send()
@@ -384,7 +429,9 @@ class Conversation:
 
     def _may_send(self) -> bool:
         """Whether it is known where records lie; moves to their new places once nothing is under way."""
-        if self.protocol.watches and time.monotonic_ns() - self._confirmed_ns > LAYOUT_LEASE_NS:
+        if self.may_send is not None:
+            return self.may_send()
+        if time.monotonic_ns() - self.confirmed_ns > LAYOUT_LEASE_NS:
             return False
         if self._is_due or self._new_keys is not None:
             if self._pipelines:
@@ -439,6 +486,7 @@ class Conversation:
                 batch.pipeline,
                 batch.count,
                 pipeline.late,
+                int(trade.doubt),
                 link.buffer,
                 link.start,
                 link.end,
@@ -450,12 +498,13 @@ class Conversation:
             )
             if again:
                 rows = batch.rows[batch.outcomes == AGAIN]
-                self.backlog.put_back(rows[rows[:, image.OP] != image.LOOKUP] if pipeline.late else rows)
+                self._go_on(rows[rows[:, image.OP] != image.LOOKUP] if pipeline.late else rows)
             if found == DONE:
                 if pipeline.hurried:
                     self._take_time(pipeline)
                 if batch.redirects:
                     self._redirect(pipeline)
+                pipeline.layout = False
                 self._idle.append(pipelines.popleft())
             elif found == MORE or found == FULL:
                 self._is_full = found == FULL
@@ -469,6 +518,15 @@ class Conversation:
             raise ConnectionError(f"the server answered what nobody asked: {data!r}")
         return True
 
+    def _go_on(self, rows: Rows) -> None:
+        """Send rows once more, those that are for another server now by the way that they go."""
+        if self.on_walk is not None:
+            further = walking(rows)
+            if further.any():
+                self.on_walk(rows[further])
+                rows = rows[~further]
+        self.backlog.put_back(rows)
+
     def _take_time(self, pipeline: _Pipeline) -> None:
         """The answers of a pipeline for which somebody waited were read at once: they tell how far the server is."""
         self._hurried -= 1
@@ -479,10 +537,21 @@ class Conversation:
                 raise ProtocolError("TIME was answered by something else")
             if self.leads:
                 self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._received_ns) // 2, self.rtt_ns)
-            if self.protocol.watches:
-                self.protocol.hear(pipeline.batch.said)
-                self._confirmed_ns = pipeline.sent_ns
-                self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._received_ns))
+            if pipeline.layout:
+                self._take_layout(pipeline)
+
+    def _take_layout(self, pipeline: _Pipeline) -> None:
+        """The answer to the question for the layout; who has not its key any more says so by an error."""
+        if self.on_told is None:
+            self.protocol.hear(pipeline.batch.said)
+            self.confirmed_ns = pipeline.sent_ns
+            self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._received_ns))
+        elif not pipeline.batch.errors:
+            self.protocol.hear(pipeline.batch.said)
+            self.confirmed_ns = pipeline.sent_ns
+            self.on_told(self)
+        elif self.on_lost is not None:
+            self.on_lost(self)
 
     def _redirect(self, pipeline: _Pipeline) -> None:
         redirects, pipeline.batch.redirects = pipeline.batch.redirects, []
@@ -567,7 +636,7 @@ class Conversation:
             if not pipeline.late:
                 self._trade.answers.fail(pipeline.batch.lookups)
             self.backlog.put_back(pipeline.batch.changes)
-            pipeline.batch.redirects = []
+            pipeline.batch.redirects, pipeline.layout = [], False
         self._idle += self._pipelines
         self._pipelines.clear()
         self._is_full, self._hurried, self._credentials = False, 0, None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from everwall.limits import BUCKET_TTL_S, BUCKETS_MAX, LAYOUT_NOTICE_S
+from everwall.limits import BUCKET_TTL_S, BUCKETS_MAX, LAYOUT_NOTICE_CLUSTER_S, LAYOUT_NOTICE_S
 
 VERSION = 1
 _EPOCH_MAX = 1 << 31
@@ -72,8 +72,8 @@ class Layout:
         """Whether a change is under way."""
         return len(self.epochs(now_s)) > 1
 
-    def changed(self, buckets: int, now_s: int) -> Layout:
-        """The layout that begins a change to another number of buckets.
+    def changed(self, buckets: int, now_s: int, *, clustered: bool = False) -> Layout:
+        """The layout that begins a change to another number of buckets. ``clustered``: on a Redis Cluster.
 
         Raises LayoutError while one is under way, and for a number that is out of range or the present one.
         """
@@ -83,7 +83,7 @@ class Layout:
             raise LayoutError(f"buckets must be 1 to {BUCKETS_MAX}, got {buckets}")
         if buckets == self.current.buckets:
             raise LayoutError(f"there are {buckets} buckets already")
-        begins = now_s + LAYOUT_NOTICE_S
+        begins = now_s + (LAYOUT_NOTICE_CLUSTER_S if clustered else LAYOUT_NOTICE_S)
         # No record that is written before the change lives longer than its bucket.
         return Layout(Epoch(self.current.number + 1, buckets), self.current, begins, begins + BUCKET_TTL_S)
 

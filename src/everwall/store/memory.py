@@ -13,7 +13,9 @@ from typing import Any
 
 from everwall.session.record import EXPIRY_OFFSET, ORDER_BYTES, ORDER_OFFSET, OWNER_OFFSET, RECORD_BYTES
 from everwall.store.protocol import (
+    COPY_SCRIPT,
     DELETE_SCRIPT,
+    FORGET_SCRIPT,
     MOVE_SCRIPT,
     REPLACE_SCRIPT,
     WRITE_SCRIPT,
@@ -113,6 +115,9 @@ class MemoryStore:
     def _hkeys(self, now: float, key: bytes) -> list[bytes]:
         return list(self._hash(key))
 
+    def _hmget(self, now: float, key: bytes, *fields: bytes) -> list[bytes | None]:
+        return [self._hash(key).get(field) for field in fields]
+
     def _evalsha(self, now: float, sha: bytes, count: bytes, *rest: bytes) -> Any:
         if sha not in self.scripts:
             return ErrorReply("NOSCRIPT No matching script. Please use EVAL.")
@@ -121,10 +126,14 @@ class MemoryStore:
     def _write_newer(self, now: float, keys: Words, arguments: Words) -> list[int | bytes]:
         answers: list[int | bytes] = []
         for key, field, new in zip(keys, arguments[::2], arguments[1::2], strict=True):
-            old = self._hash(key).get(field)
-            if _wins(new, old):
+            old, seen, new = self._hash(key).get(field), new[RECORD_BYTES:], new[:RECORD_BYTES]
+            over = (
+                seen and old and (len(old) < EXPIRY_OFFSET + 4 or _expiry(old) <= int.from_bytes(seen, "big"))
+            )
+            wins = over or _wins(new, old)
+            if wins:
                 self._hset(now, key, field, new)
-            answers.append(1 if _wins(new, old) else old or b"")
+            answers.append(1 if wins else old or b"")
         return answers
 
     def _delete_older(self, now: float, keys: Words, arguments: Words) -> list[int | bytes]:
@@ -149,6 +158,22 @@ class MemoryStore:
                     moved += 1
             self._hdel(now, source, field)
         return moved
+
+    def _copy(self, now: float, keys: Words, arguments: Words) -> int:
+        (key,), life, put = keys, arguments[0], 0
+        for field, record in zip(arguments[1::2], arguments[2::2], strict=True):
+            there = self._hash(key).get(field)
+            if there is None or len(there) < _ORDER_END or not _wins(there, record):
+                self._hset(now, key, field, record)
+                put += 1
+        for condition in (b"NX", b"GT") if put else ():
+            self._expire(now, key, life, condition)
+        return put
+
+    def _forget(self, now: float, keys: Words, arguments: Words) -> int:
+        pairs = zip(arguments[::2], arguments[1::2], strict=True)
+        same = [field for field, read in pairs if self._hash(keys[0]).get(field) == read]
+        return sum(self._hdel(now, keys[0], field) for field in same)
 
     def _replace(self, now: float, keys: Words, arguments: Words) -> int:
         if self._get(now, keys[0]) != arguments[0]:
@@ -181,6 +206,7 @@ _COMMANDS: dict[bytes, Callable[..., Any]] = {
     b"HSET": MemoryStore._hset,
     b"HDEL": MemoryStore._hdel,
     b"HKEYS": MemoryStore._hkeys,
+    b"HMGET": MemoryStore._hmget,
     b"EXPIRE": MemoryStore._expire,
     b"SCRIPT": MemoryStore._script,
     b"EVALSHA": MemoryStore._evalsha,
@@ -189,5 +215,7 @@ _SCRIPTS: dict[bytes, Callable[..., Any]] = {
     script_sha(WRITE_SCRIPT): MemoryStore._write_newer,
     script_sha(DELETE_SCRIPT): MemoryStore._delete_older,
     script_sha(MOVE_SCRIPT): MemoryStore._move,
+    script_sha(COPY_SCRIPT): MemoryStore._copy,
+    script_sha(FORGET_SCRIPT): MemoryStore._forget,
     script_sha(REPLACE_SCRIPT): MemoryStore._replace,
 }

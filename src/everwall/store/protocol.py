@@ -17,6 +17,9 @@ A record lies in one of up to four *places*: an epoch, and a secret that names a
 number of buckets and the rotation of the secret there is one. The first place is written to. Look-ups ask all of them
 and take the latest record; what is written is then cleared from the others, by comparison, so that records move as they
 are refreshed; a delete goes to all (``resp.py``, ``replies.py``).
+
+On a Redis Cluster places are *apart*: on other servers. There a request goes to one place and, when that is answered,
+to the next; its row says to which (``image.WALK``), and a look-up's what was found so far.
 """
 
 from __future__ import annotations
@@ -77,6 +80,8 @@ def script_sha(script: bytes) -> bytes:
 WRITE_SCRIPT = _script("order", "write")
 DELETE_SCRIPT = _script("order", "delete")
 MOVE_SCRIPT = _script("order", "move")
+COPY_SCRIPT = _script("order", "copy")
+FORGET_SCRIPT = _script("forget")
 REPLACE_SCRIPT = _script("replace")
 _LOAD_SCRIPTS: list[Command] = [(b"SCRIPT", b"LOAD", WRITE_SCRIPT), (b"SCRIPT", b"LOAD", DELETE_SCRIPT)]
 _LOAD_SCRIPTS_DATA = b"".join([_pack(command) for command in _LOAD_SCRIPTS])
@@ -159,10 +164,10 @@ class StoreBatch:
         each: list[list[int]] = [[] for _ in _LOAD_SCRIPTS] if self.loads_scripts else []
         counts, others = self.pipeline.counts.tolist(), int(self.pipeline.cursor[resp.OTHERS])
         order, at = self.pipeline.order.tolist(), 0
-        most = int(self.pipeline.cursor[resp.CALL_RECORDS])
+        most, apart = (int(self.pipeline.cursor[index]) for index in (resp.CALL_RECORDS, resp.APART))
         for kind, count in enumerate(counts[: resp.HOUSEKEEPING]):
             size = most if kind in (resp.WRITES, resp.DELETES, resp.CLEARS) else 1
-            parts = others if kind == resp.CLEARS else 1
+            parts = others if kind == resp.CLEARS and not apart else 1
             for _ in range(parts):
                 end = at + count // parts
                 each += [order[k : min(k + size, end)] for k in range(at, end, size)]
@@ -216,7 +221,7 @@ class Protocol:
         clustered: bool = False,
     ) -> None:
         """``buckets``: how many there shall be where no node has said so yet. ``clustered``: keys are parted among
-        servers, so that a script call may name one only, and a record has one place.
+        servers, so that a script call may name one only, and places are apart.
 
         Raises ValueError for a prefix that could not stand in a key, or a bucket count out of range.
         """
@@ -235,8 +240,8 @@ class Protocol:
         self._stem = np.array(list(b"{%s:" % prefix.encode()), np.uint8)
         self._epochs: tuple[Epoch, ...] = ()
         self._wording = self._worded(self.layout.epochs(0))
-        # The layout's key is on one server of several; there nobody changes it under running nodes.
-        self._probe = _TIME if clustered else _TIME + _pack((b"GET", self.meta_key))
+        self._probe = _TIME, _TIME + _pack((b"GET", self.meta_key))
+        """Without the layout, and with it."""
         self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
         self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._load_scripts = True
@@ -273,20 +278,19 @@ class Protocol:
         current = epochs[0]
         secrets = range(len(self.keys) // KEY_WORDS)
         places = [(secret, epoch.number, epoch.buckets) for secret in secrets for epoch in epochs]
-        if self._clustered:
-            places = places[:1]
         lives_until = np.zeros(current.buckets, np.int64)
         if self._epochs and self._epochs[0] == current:
             lives_until = self._wording.lives_until
         self._epochs = epochs
         return resp.Wording(
             keys=self.keys,
-            prefix=np.array([*self._stem.tolist(), *b"%d:" % current.number], np.uint8),
+            prefix=self.key_prefix(current),
             shas=_SHAS,
             lives_until=lives_until,
             stem=self._stem,
             others=np.array(places[1:], np.int64).reshape(-1, 3),
             call_records=np.int64(1 if self._clustered else resp.SCRIPT_RECORDS),
+            apart=np.int64(self._clustered),
         )
 
     # Connecting ------------------------------------------------------------------------------------
@@ -308,18 +312,23 @@ class Protocol:
         return Protocol(self.keys, self._prefix, self.buckets, clustered=self._clustered)
 
     @property
-    def watches(self) -> bool:
-        """Whether ``probe`` asks for the layout as well: what is known of it holds for a while only."""
-        return not self._clustered
+    def clustered(self) -> bool:
+        """Whether keys are parted among servers: one of them has the layout's."""
+        return self._clustered
 
     @property
-    def bucket_prefix(self) -> Buffer:
-        """What a bucket's key begins with; its number follows, in hexadecimal."""
-        return self._wording.prefix
+    def epochs(self) -> tuple[Epoch, ...]:
+        """Where records are asked for; the first is the one that is written to."""
+        return self._epochs
 
-    def agrees_with(self, other: Protocol) -> bool:
-        """Whether both put a session into the same bucket."""
-        return self._epochs[0] == other._epochs[0]
+    @property
+    def others(self) -> Rows:
+        """The places beside the first: rows of secret, epoch and buckets (``resp.py``)."""
+        return self._wording.others
+
+    def key_prefix(self, epoch: Epoch) -> Buffer:
+        """What the key of an epoch's bucket begins with; its number follows, in hexadecimal."""
+        return np.array([*self._stem.tolist(), *b"%d:" % epoch.number], np.uint8)
 
     def follow(self, leader: Protocol) -> None:
         """Use the places that another connection has agreed on."""
@@ -344,7 +353,8 @@ class Protocol:
         return _server_name(answers[0])
 
     def greet(self, answers: Sequence[Any]) -> Greeting:
-        """Take the answers to ``greeting``; from here on the cluster's own layout is used.
+        """Take the answers to ``greeting``; from here on the cluster's own layout is used. Where places are apart that
+        has to be by all connections at once, and is left to whoever has these (``follow``).
 
         Raises ErrorReply with the server's error, ProtocolError when the answers make no sense, or the layout is of
         another version.
@@ -357,7 +367,8 @@ class Protocol:
                 raise reply
         time_ns = store_time_ns(time)
         self.hear(agreed)
-        self.move(time_ns // SECOND_NS)
+        if not self._clustered:
+            self.move(time_ns // SECOND_NS)
         return Greeting(time_ns, self.buckets, _server_name(info))
 
     def hear(self, agreed: bytes | None) -> None:
@@ -379,12 +390,12 @@ class Protocol:
 
     # Requests --------------------------------------------------------------------------------------
 
-    def probe(self, batch: StoreBatch) -> None:
+    def probe(self, batch: StoreBatch, *, layout: bool = True) -> None:
         """Fill a batch with questions that change nothing: the server's time, and the layout."""
         batch.count, batch.errors = 0, []
         resp.encode(batch.pipeline, 0, self._wording, 0)
-        batch.pipeline.counts[resp.HOUSEKEEPING] = 2 if self.watches else 1
-        batch.data = memoryview(self._probe)
+        batch.pipeline.counts[resp.HOUSEKEEPING] = 1 + layout
+        batch.data = memoryview(self._probe[layout])
 
     def authenticate(self, batch: StoreBatch, credentials: Sequence[str]) -> None:
         """Fill a batch with a password, or user and password."""
@@ -473,16 +484,18 @@ class Protocol:
         kind, first, count, _ = (int(number) for number in replies.command(pipeline))
         rows = pipeline.order[first : first + count]
         outcome = replies.UNWRITTEN
+        redirected = error.code in ("MOVED", "ASK")
         if kind in (resp.LOOKUPS, resp.LOOKUPS_ELSEWHERE):
             outcome = image.FAILED
-            rows = rows[pipeline.outcomes[rows] != image.FOUND]
+            if not redirected:
+                rows = rows[pipeline.outcomes[rows] != image.FOUND]
         elif kind in (resp.WRITES, resp.DELETES, resp.CLEARS) and error.code == "NOSCRIPT":
             self._load_scripts = True
             if not batch.loads_scripts:
                 outcome = replies.AGAIN
         if kind == resp.HOUSEKEEPING:
             pipeline.cursor[replies.HOLDERS] = 0
-        elif error.code in ("MOVED", "ASK"):
+        elif redirected:
             outcome = replies.ELSEWHERE
             batch.redirects.append((error, pipeline.rows[rows]))
         pipeline.outcomes[rows] = outcome

@@ -36,7 +36,7 @@ from everwall.store.lag import Lag
 from everwall.store.link import Arrival, connect
 from everwall.store.occasions import stood_still
 from everwall.store.protocol import Command, Protocol, Rows
-from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNREPLICATED, UNWRITTEN, settle
+from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNCONFIRMED, UNREPLICATED, UNWRITTEN, settle
 from everwall.store.router import Router
 from everwall.store.sentinels import Sentinels
 
@@ -183,6 +183,7 @@ class RedisStore:
             "failed": tally[image.FAILED],
             "unwritten": tally[UNWRITTEN],
             "unreplicated": tally[UNREPLICATED],
+            "unconfirmed": tally[UNCONFIRMED],
             "written": tally[image.WRITTEN],
             "refreshed": tally[image.WRITE] + tally[image.CLEAR],
             "deleted": tally[image.DELETE],
@@ -289,4 +290,4 @@ def warm() -> None:
     protocol.encoded(batch.rows, 0)
     buffer, tally = np.zeros(1, np.uint8), np.zeros(TALLY, np.int64)
     protocol.read(batch, buffer, 0, 0, 0)
-    settle(batch.pipeline, 1, 0, buffer, 0, 0, keys, 0, ring, rows, tally)
+    settle(batch.pipeline, 1, 0, 0, buffer, 0, 0, keys, 0, ring, rows, tally)

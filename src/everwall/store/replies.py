@@ -10,6 +10,9 @@ generation, whatever the place. A write that was made is sent AGAIN as what clea
 it, because a server that is out of memory refuses the one and carries out the other. So a record that moves is in two
 places for a moment and never in none; but a look-up may ask for it here before it comes and there after it went, so one
 that finds nothing is sent AGAIN as well, once.
+
+Where places are apart, on the servers of a Redis Cluster, a request goes to one of them and then, AGAIN, to the next
+with what was found so far.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from everwall.kernels import inlined, kernel
 from everwall.rings import ring_push
 from everwall.session import image, record
 from everwall.store.resp import (
+    APART,
     CALL_RECORDS,
     CLEARS,
     DELETES,
@@ -31,6 +35,7 @@ from everwall.store.resp import (
     OTHERS,
     SECRET,
     WRITES,
+    place_of,
 )
 
 # Indices of a pipeline's ``cursor``
@@ -47,8 +52,8 @@ AGAINS = 16  # rows that were given as AGAIN
 
 # What became of a row beside the replies of ``image``
 AGAIN = 1
-"""To be sent once more: the scripts were lost, what stood against a write was no valid record, or the other places are
-to be cleared or asked once more."""
+"""To be sent once more: the scripts were lost, what stood against a write was no valid record and may be written over,
+or the other places are to be cleared or asked once more."""
 UNWRITTEN = 2
 """The server refused; refreshing tries again in its time."""
 
@@ -56,6 +61,8 @@ ELSEWHERE = 6
 """The server is not the one that has its slot; who is stands in the error."""
 UNREPLICATED = 7
 """Written, and not by as many replicas as it should be; the engine waits in vain."""
+UNCONFIRMED = 8
+"""Written, but others may have agreed on another place since: nobody can say so; the engine waits in vain."""
 
 # What ``read`` found
 MORE = 0
@@ -151,6 +158,8 @@ def command(pipeline):
     for kind in range(HOUSEKEEPING):
         end += counts[kind]
         if first < end:
+            if (kind == CLEARS or kind == LOOKUPS_ELSEWHERE) and cursor[APART] > 0:
+                return kind, first, np.int64(1), place_of(pipeline.rows, pipeline.order[first])
             if kind == CLEARS or kind == LOOKUPS_ELSEWHERE:
                 each, passed = counts[kind] // cursor[OTHERS], first - (end - counts[kind])
                 size = min(cursor[CALL_RECORDS], each - passed % each) if kind == CLEARS else np.int64(1)
@@ -190,11 +199,34 @@ def _copy_row(rows, i, target, k):
         target[k, column] = rows[i, column]
 
 
+@inlined
+def _walk(pipeline, i, place, found):
+    """Send row ``i`` to the next place, if places are apart and there is one; returns whether."""
+    further = place < pipeline.cursor[APART]
+    if further:
+        pipeline.outcomes[i] = AGAIN
+        asked = pipeline.rows[i, image.WALK] & image.ASKED
+        pipeline.rows[i, image.WALK] = asked | (place + 1) << image.PLACE_SHIFT | found << image.SO_FAR_SHIFT
+    return further
+
+
+@inlined
+def _take_made(pipeline, i, kind, place):
+    """A compared change was made: a write is to be followed by the clearing of the other places, if there are any."""
+    outcomes = pipeline.outcomes
+    if kind == WRITES and pipeline.cursor[OTHERS] > 0:
+        outcomes[i] = AGAIN
+        pipeline.rows[i, image.OP] = image.CLEAR
+    if not _walk(pipeline, i, place, np.int64(0)) and outcomes[i] == 0:
+        outcomes[i] = image.WRITTEN
+
+
 @kernel
-def _take_kept(pipeline, i, kind, secret, data, at, size, keys, scratch, now_s):
+def _take_kept(pipeline, i, kind, place, secret, data, at, size, keys, scratch, now_s):
     """A compared change was not made because of the record at ``at``: the session is lost, if that is a valid one.
 
-    A genuine record of another version counts, although nobody here can read it.
+    A genuine record of another version counts, although nobody here can read it. One that is none, or is over, is
+    written over, but nothing that comes there in the meantime is.
     """
     rows, outcomes = pipeline.rows, pipeline.outcomes
     if kind == DELETES:
@@ -210,24 +242,14 @@ def _take_kept(pipeline, i, kind, secret, data, at, size, keys, scratch, now_s):
         outcomes[i] = image.LOST
     elif kind == WRITES:
         outcomes[i] = AGAIN
-        rows[i, image.OP] = image.WRITE_FIRST
-    elif outcomes[i] == 0:
-        outcomes[i] = image.WRITTEN  # what cannot be cleared there is no record
-
-
-@inlined
-def _take_made(pipeline, i, kind):
-    """A compared change was made: a write is to be followed by the clearing of the other places, if there are any."""
-    outcomes = pipeline.outcomes
-    if kind == WRITES and pipeline.cursor[OTHERS] > 0:
-        outcomes[i] = AGAIN
-        pipeline.rows[i, image.OP] = image.CLEAR
-    elif outcomes[i] == 0:
-        outcomes[i] = image.WRITTEN
+        expiry = record.expiry_in(data, at) if size >= record.EXPIRY_OFFSET + 4 else np.int64(0)
+        rows[i, image.WALK] = (expiry + 1) << image.SEEN_SHIFT
+    else:
+        _take_made(pipeline, i, kind, place)  # what cannot be cleared there is no record
 
 
 @kernel
-def _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, now_s):
+def _take_array(pipeline, kind, first, count, place, data, at, keys, scratch, now_s):
     """The reply of a script: for each record 1, or the record that stays instead. Returns whether it is one."""
     stop = at
     while data[stop] != 13:
@@ -235,6 +257,7 @@ def _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, n
     if data[at] != _STAR or _number(data, at + 1, stop) != count:
         return False
     at = stop + 2
+    secret = pipeline.others[place - 1, SECRET] if place > 0 else np.int64(0)
     for k in range(first, first + count):
         i = pipeline.order[k]
         stop = at
@@ -242,9 +265,9 @@ def _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, n
             stop += 1
         number = _number(data, at + 1, stop)
         if data[at] == _COLON and number == 1:
-            _take_made(pipeline, i, kind)
+            _take_made(pipeline, i, kind, place)
         elif data[at] == _DOLLAR and number >= 0:
-            _take_kept(pipeline, i, kind, secret, data, stop + 2, number, keys, scratch, now_s)
+            _take_kept(pipeline, i, kind, place, secret, data, stop + 2, number, keys, scratch, now_s)
             stop += number + 2
         else:
             return False
@@ -277,6 +300,7 @@ def _take_lookup(pipeline, i, data, at, keys, now_s):
         return False
     size = _number(data, at + 1, stop)
     pipeline.outcomes[i] = _open(pipeline.rows, i, keys, np.int64(0), data, stop + 2, size, now_s)
+    _walk(pipeline, i, np.int64(0), pipeline.outcomes[i])
     return True
 
 
@@ -300,9 +324,11 @@ def _take_elsewhere(pipeline, i, place, data, at, keys, scratch, now_s):
             cursor[FOUND_ELSEWHERE] += first
     elif outcomes[i] == image.MISSING:
         outcomes[i] = found
-    if place == cursor[OTHERS] and outcomes[i] == image.MISSING and rows[i, image.ASKED] == 0:
-        rows[i, image.ASKED] = 1
-        outcomes[i] = AGAIN
+    again = _walk(pipeline, i, place, outcomes[i])
+    if place == cursor[OTHERS] and not again and outcomes[i] == image.MISSING:
+        if rows[i, image.WALK] & image.ASKED == 0:
+            rows[i, image.WALK] = image.ASKED
+            outcomes[i] = AGAIN
     return True
 
 
@@ -366,15 +392,10 @@ def read(pipeline, data, start, end, keys, scratch, now_s):
         if kind == FIRSTS:
             understood = data[at] == _COLON
             pipeline.outcomes[pipeline.order[first]] = image.WRITTEN
-        elif kind == WRITES or kind == DELETES:
-            understood = _take_array(
-                pipeline, kind, first, count, np.int64(0), data, at, keys, scratch, now_s
-            )
+        elif kind == WRITES or kind == DELETES or kind == CLEARS:
+            understood = _take_array(pipeline, kind, first, count, place, data, at, keys, scratch, now_s)
         elif kind == LOOKUPS:
             understood = _take_lookup(pipeline, pipeline.order[first], data, at, keys, now_s)
-        elif kind == CLEARS:
-            secret = pipeline.others[place - 1, SECRET]
-            understood = _take_array(pipeline, kind, first, count, secret, data, at, keys, scratch, now_s)
         elif kind == LOOKUPS_ELSEWHERE:
             i = pipeline.order[first]
             understood = _take_elsewhere(pipeline, i, place, data, at, keys, scratch, now_s)
@@ -399,16 +420,32 @@ def _is_answer(outcome, confirm):
     return outcome == image.FOUND or outcome == image.MISSING or outcome >= image.REFUSED
 
 
+@inlined
+def _judged(pipeline, i, doubt, tally):
+    """What became of a row, in view of how many replicas have it and of a doubt about its place."""
+    cursor, rows, outcome = pipeline.cursor, pipeline.rows, pipeline.outcomes[i]
+    if rows[i, image.CONFIRM] == image.REPLICATED:
+        enough = cursor[HOLDERS] >= cursor[REPLICAS]
+        if outcome == image.WRITTEN and not enough:
+            outcome = np.int64(UNREPLICATED)
+        elif outcome == AGAIN and place_of(rows, i) == 1:
+            # It goes on to other servers, which have nothing to say of this one's replicas.
+            rows[i, image.CONFIRM] = image.PRIMARY if enough else 0
+            tally[UNREPLICATED] += not enough
+    if doubt != 0 and outcome == image.MISSING:
+        outcome = np.int64(image.FAILED)
+    if doubt != 0 and outcome == image.WRITTEN and rows[i, image.CONFIRM] != 0:
+        outcome = np.int64(UNCONFIRMED)
+    return outcome
+
+
 @kernel
-def _give(pipeline, count, late, ring, scratch, tally):
+def _give(pipeline, count, late, doubt, ring, scratch, tally):
     """Hand the answers of an answered pipeline to the worker; whether the ring had room for all."""
-    cursor, rows, outcomes = pipeline.cursor, pipeline.rows, pipeline.outcomes
+    cursor, rows = pipeline.cursor, pipeline.rows
     while cursor[GIVEN] < count:
         i = cursor[GIVEN]
-        outcome, operation = outcomes[i], rows[i, image.OP]
-        if outcome == image.WRITTEN and rows[i, image.CONFIRM] == image.REPLICATED:
-            if cursor[HOLDERS] < cursor[REPLICAS]:
-                outcome = np.int64(UNREPLICATED)
+        outcome, operation = _judged(pipeline, i, doubt, tally), rows[i, image.OP]
         if operation != image.LOOKUP or late == 0:
             if _is_answer(outcome, rows[i, image.CONFIRM]):
                 _copy_row(rows, i, scratch, 0)
@@ -424,18 +461,19 @@ def _give(pipeline, count, late, ring, scratch, tally):
 
 
 @kernel
-def settle(pipeline, count, late, data, start, end, keys, now_s, ring, scratch, tally):
+def settle(pipeline, count, late, doubt, data, start, end, keys, now_s, ring, scratch, tally):
     """``read``, and once every command is answered hand the answers over: (as ``read``, or FULL while there is no room;
     so; whether some of its rows are to be sent AGAIN).
 
     ``tally`` counts by outcome, of compared writes and deletes that were made by WRITE and DELETE as well.
-    ``late``: 1 when look-ups were answered otherwise.
+    ``late``: 1 when look-ups were answered otherwise. ``doubt``: 1 when records may have another place by now, so that
+    a record that is not here may be there, and one that is written here may not be looked for.
     """
     at, found = read(pipeline, data, start, end, keys, scratch, now_s)
     if found != DONE:
         return at, found, False
     cursor, before = pipeline.cursor, tally[AGAIN]
-    given = _give(pipeline, count, late, ring, scratch, tally)
+    given = _give(pipeline, count, late, doubt, ring, scratch, tally)
     cursor[AGAINS] += tally[AGAIN] - before
     if not given:
         return at, FULL, False

@@ -24,7 +24,7 @@ FIRSTS, WRITES, DELETES, CLEARS, LOOKUPS, LOOKUPS_ELSEWHERE, HOUSEKEEPING = rang
 """Index into ``counts``: places in ``order`` of each kind, as they are sent, and commands after them.
 
 CLEARS and LOOKUPS_ELSEWHERE go to the other places in which a record may lie: as many of each for one place as for
-the next.
+the next, or, where places are apart, each to the place that its row says.
 """
 KINDS = 7
 
@@ -33,7 +33,8 @@ AWAITED = 8  # 1 when a packet waits for one of the answers
 CALL_RECORDS = 11  # records of one script call, at most
 OTHERS = 12  # other places than the one that is written to
 ENTRIES = 13  # of ``order``
-_CURSOR_WORDS = 17
+APART = 17  # as OTHERS where each place is asked by a request of its own, else 0
+_CURSOR_WORDS = 18
 
 # Columns of ``others``
 SECRET = 0  # which of the secrets
@@ -56,6 +57,7 @@ _NX = _text(b"$2\r\nNX\r\n")
 _GT = _text(b"$2\r\nGT\r\n")
 _FIELD = _text(b"$%d\r\n" % FIELD_BYTES)
 _VALUE = _text(b"$%d\r\n" % record.RECORD_BYTES)
+_VALUE_OVER = _text(b"$%d\r\n" % (record.RECORD_BYTES + 4))
 
 
 class Wording(NamedTuple):
@@ -68,6 +70,7 @@ class Wording(NamedTuple):
     call_records: np.int64  # of one script call, at most
     stem: npt.NDArray[np.uint8]  # of a bucket's key, up to its epoch
     others: npt.NDArray[np.int64]  # int64[n, 3]: where else a record may lie
+    apart: np.int64  # 1: places are on different servers, and a row goes to one of them at a time
 
 
 class Pipeline(NamedTuple):
@@ -184,6 +187,20 @@ def _put_value(out, at, rows, i, keys):
 
 
 @kernel
+def _put_compared(out, at, rows, i, keys):
+    """As ``_put_value``; a write says of what it may be written over how long that was to live (``write.lua``)."""
+    seen = rows[i, image.WALK] >> image.SEEN_SHIFT
+    if seen == 0:
+        return _put_value(out, at, rows, i, keys)
+    at = _put_text(out, at, _VALUE_OVER)
+    record.seal(rows, i, keys, out, at)
+    at += record.RECORD_BYTES
+    for j in range(4):
+        out[at + j] = ((seen - 1) >> (8 * (3 - j))) & 0xFF
+    return _put_line_end(out, at + 4)
+
+
+@kernel
 def bucket_of(field, buckets):
     """The bucket of a field: as a number without a sign, modulo the number of buckets."""
     rest = (field & _LOW) % buckets
@@ -229,6 +246,57 @@ def _sort(rows, count, order, counts, others):
     return seen + counts[LOOKUPS], end + counts[LOOKUPS_ELSEWHERE]
 
 
+@inlined
+def place_of(rows, i):
+    """Which place a row is for, where places are apart: 0 is the one that is written to."""
+    return (rows[i, image.WALK] >> image.PLACE_SHIFT) & image.PLACE_BITS
+
+
+@inlined
+def so_far(rows, i):
+    """What the places that a look-up has passed have answered, where places are apart; else 0."""
+    return (rows[i, image.WALK] >> image.SO_FAR_SHIFT) & image.SO_FAR_BITS
+
+
+@inlined
+def _append_apart(rows, count, order, filled, operation, elsewhere):
+    """As ``_append``, of rows for the place that is written to or of those for others."""
+    for i in range(count):
+        if rows[i, image.OP] == operation and (place_of(rows, i) > 0) == elsewhere:
+            order[filled] = i
+            filled += 1
+    return filled
+
+
+@kernel
+def _sort_apart(rows, count, order, counts):
+    """As ``_sort``, where each row is for one place."""
+    counts[:] = 0
+    counts[FIRSTS] = end = _append(rows, count, order, np.int64(0), image.WRITE_FIRST)
+    end, start = _append(rows, count, order, end, image.WRITE), end
+    counts[WRITES] = end - start
+    end, start = _append_apart(rows, count, order, end, image.DELETE, False), end
+    counts[DELETES] = end - start
+    start = end
+    end = _append_apart(rows, count, order, end, image.DELETE, True)
+    end = _append_apart(rows, count, order, end, image.CLEAR, True)
+    counts[CLEARS] = end - start
+    end, start = _append_apart(rows, count, order, end, image.LOOKUP, False), end
+    counts[LOOKUPS] = end - start
+    end, start = _append_apart(rows, count, order, end, image.LOOKUP, True), end
+    counts[LOOKUPS_ELSEWHERE] = end - start
+    return end, end
+
+
+@inlined
+def _begin(rows, i, others):
+    """A row for a place that there is not any more, or not yet, begins its walk again."""
+    if rows[i, image.OP] == image.CLEAR and (others == 0 or place_of(rows, i) > others):
+        rows[i, image.OP] = image.WRITE  # the place to be cleared is not asked any more
+    if place_of(rows, i) > others:
+        rows[i, image.WALK] = 0
+
+
 @kernel
 def _put_script_calls(pipeline, at, start, count, wording, sha):
     """EVALSHA for rows ``order[start : start + count]``, so many records a call: all keys, then all pairs."""
@@ -245,7 +313,7 @@ def _put_script_calls(pipeline, at, start, count, wording, sha):
             at = _put_key(out, at, wording.prefix, pipeline.buckets[order[k]])
         for k in range(first, end):
             at = _put_field(out, at, pipeline.fields[order[k]])
-            at = _put_value(out, at, pipeline.rows, order[k], wording.keys)
+            at = _put_compared(out, at, pipeline.rows, order[k], wording.keys)
     return at
 
 
@@ -265,40 +333,64 @@ def _put_other_key(out, at, stem, others, p, field):
 
 
 @kernel
-def _put_clears(pipeline, at, start, wording):
-    """EVALSHA of the delete script for each other place, as ``_put_script_calls``."""
+def _put_clear(pipeline, at, first, end, wording, p):
+    """EVALSHA of the delete script for rows ``order[first : end]`` in other place ``p``, as ``_put_script_calls``."""
     out, order, rows, others = pipeline.out, pipeline.order, pipeline.rows, wording.others
-    each = pipeline.counts[CLEARS] // others.shape[0]
-    for p in range(others.shape[0]):
-        secret, stop = others[p, SECRET], start + each
+    secret, size = others[p, SECRET], end - first
+    out[at] = 42  # *
+    at = _put_text(out, _put_decimal(out, at + 1, 3 + 3 * size), _EVALSHA)
+    at = _put_line_end(out, _put_text(out, at, wording.shas[1]))
+    at = _put_length(out, at, _decimal_digits(size))
+    at = _put_line_end(out, _put_decimal(out, at, size))
+    for k in range(first, end):
+        field = record.field_of(rows, order[k], wording.keys, secret)
+        at = _put_other_key(out, at, wording.stem, others, p, field)
+    for k in range(first, end):
+        at = _put_field(out, at, record.field_of(rows, order[k], wording.keys, secret))
+        at = _put_value(out, at, rows, order[k], wording.keys)
+    return at
+
+
+@kernel
+def _put_clears(pipeline, at, start, wording):
+    """``_put_clear`` for each other place, so many records a call; where places are apart for the row's own."""
+    count = pipeline.counts[CLEARS]
+    if wording.apart != 0:
+        for k in range(start, start + count):
+            p = place_of(pipeline.rows, pipeline.order[k]) - 1
+            at = _put_clear(pipeline, at, k, k + 1, wording, p)
+        return at
+    each = count // wording.others.shape[0]
+    for p in range(wording.others.shape[0]):
+        stop = start + each
         for first in range(start, stop, wording.call_records):
             end = min(first + wording.call_records, stop)
-            size = end - first
-            out[at] = 42  # *
-            at = _put_text(out, _put_decimal(out, at + 1, 3 + 3 * size), _EVALSHA)
-            at = _put_line_end(out, _put_text(out, at, wording.shas[1]))
-            at = _put_length(out, at, _decimal_digits(size))
-            at = _put_line_end(out, _put_decimal(out, at, size))
-            for k in range(first, end):
-                field = record.field_of(rows, order[k], wording.keys, secret)
-                at = _put_other_key(out, at, wording.stem, others, p, field)
-            for k in range(first, end):
-                at = _put_field(out, at, record.field_of(rows, order[k], wording.keys, secret))
-                at = _put_value(out, at, rows, order[k], wording.keys)
+            at = _put_clear(pipeline, at, first, end, wording, np.int64(p))
         start = stop
     return at
 
 
 @kernel
+def _put_lookup_elsewhere(pipeline, at, i, wording, p):
+    """HGET for row ``i`` in other place ``p``."""
+    out, others = pipeline.out, wording.others
+    field = record.field_of(pipeline.rows, i, wording.keys, others[p, SECRET])
+    at = _put_other_key(out, _put_text(out, at, _HGET), wording.stem, others, p, field)
+    return _put_field(out, at, field)
+
+
+@kernel
 def _put_lookups_elsewhere(pipeline, at, start, wording):
-    """HGET for each look-up in each other place."""
-    out, order, others = pipeline.out, pipeline.order, wording.others
-    count = pipeline.counts[LOOKUPS]
-    for p in range(others.shape[0]):
+    """``_put_lookup_elsewhere`` for each look-up and other place; where places are apart for the row's own."""
+    order, count = pipeline.order, pipeline.counts[LOOKUPS]
+    if wording.apart != 0:
+        for k in range(start, start + pipeline.counts[LOOKUPS_ELSEWHERE]):
+            p = place_of(pipeline.rows, order[k]) - 1
+            at = _put_lookup_elsewhere(pipeline, at, order[k], wording, p)
+        return at
+    for p in range(wording.others.shape[0]):
         for k in range(start + p * count, start + (p + 1) * count):
-            field = record.field_of(pipeline.rows, order[k], wording.keys, others[p, SECRET])
-            at = _put_other_key(out, _put_text(out, at, _HGET), wording.stem, others, p, field)
-            at = _put_field(out, at, field)
+            at = _put_lookup_elsewhere(pipeline, at, order[k], wording, np.int64(p))
     return at
 
 
@@ -343,17 +435,20 @@ def encode(pipeline, count, wording, now_s):
     pipeline.cursor[CALL_RECORDS] = wording.call_records
     for i in range(count):
         buckets[i] = bucket_of(fields[i], wording.lives_until.shape[0])
-        pipeline.outcomes[i] = 0
+        _begin(rows, i, others)
+        pipeline.outcomes[i] = so_far(rows, i)
         if rows[i, image.OP] == image.LOOKUP or rows[i, image.CONFIRM] != 0:
             pipeline.cursor[AWAITED] = 1
-        if rows[i, image.OP] == image.CLEAR and others == 0:
-            rows[i, image.OP] = image.WRITE  # the place to be cleared is not asked any more
     if others > 0:
         pipeline.cursor[OTHERS] = others
         for p in range(others):
             for column in range(wording.others.shape[1]):
                 pipeline.others[p, column] = wording.others[p, column]
-    sorted_, pipeline.cursor[ENTRIES] = _sort(rows, count, order, counts, others)
+    if wording.apart != 0:
+        pipeline.cursor[APART] = others
+        sorted_, pipeline.cursor[ENTRIES] = _sort_apart(rows, count, order, counts)
+    else:
+        sorted_, pipeline.cursor[ENTRIES] = _sort(rows, count, order, counts, others)
     if sorted_ != count:
         return np.int64(-1)
     at = np.int64(0)

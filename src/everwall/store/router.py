@@ -53,6 +53,11 @@ class Shard:
             rows = rows[~behind]
         _put(self.ordinary, rows)
 
+    def put_back(self, rows: Rows) -> None:
+        """Queue requests that have been at another server, so many at most; what came since for a session stays."""
+        self.ordinary.make_room()
+        self.ordinary.backlog.put_back(rows)
+
 
 def _put(conversation: Conversation, rows: Rows) -> None:
     if len(rows):

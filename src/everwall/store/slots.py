@@ -5,13 +5,17 @@ Redis Cluster Specification, "Key distribution model" and "Hash tags".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from redis.crc import key_slot
 
 from everwall.kernels import kernel
+from everwall.session.record import field_of
+from everwall.store.layout import Epoch
 from everwall.store.protocol import Protocol, Rows
-from everwall.store.resp import bucket_of
+from everwall.store.resp import EPOCH, SECRET, bucket_of, place_of
 
 
 def slot_of_key(key: bytes) -> int:
@@ -44,21 +48,33 @@ def fill_slots(prefix, slots):
         slots[bucket] = crc & 0x3FFF
 
 
-def slots_of_buckets(protocol: Protocol) -> npt.NDArray[np.int64]:
-    """The slot of each bucket of a cluster."""
-    slots = np.zeros(protocol.buckets, np.int64)
-    fill_slots(protocol.bucket_prefix[1:], slots)
+def slots_of_buckets(protocol: Protocol, epoch: Epoch) -> npt.NDArray[np.int64]:
+    """The slot of each bucket of an epoch."""
+    slots = np.zeros(epoch.buckets, np.int64)
+    fill_slots(protocol.key_prefix(epoch)[1:], slots)
     return slots
 
 
 @kernel
-def _homes(fields, owners, out):
-    for i in range(fields.shape[0]):
-        out[i] = owners[bucket_of(fields[i], owners.shape[0])]
+def _homes(rows, fields, keys, others, epoch, owners, former_owners, out):
+    for i in range(rows.shape[0]):
+        place = place_of(rows, i)
+        if place == 0 or place > others.shape[0]:
+            out[i] = owners[bucket_of(fields[i], owners.shape[0])]
+            continue
+        field = field_of(rows, i, keys, others[place - 1, SECRET])
+        if others[place - 1, EPOCH] == epoch:
+            out[i] = owners[bucket_of(field, owners.shape[0])]
+        else:
+            out[i] = former_owners[bucket_of(field, former_owners.shape[0])]
 
 
-def homes_of(fields: Rows, owners: Rows) -> Rows:
-    """Who has the bucket of each field."""
-    out: Rows = np.empty(len(fields), np.int64)
-    _homes(fields, owners, out)
+def homes_of(rows: Rows, fields: Rows, protocol: Protocol, owners: Sequence[Rows]) -> Rows:
+    """Who has the bucket that each row is for: ``owners`` says of each bucket who has it, for each epoch.
+
+    ``fields`` are those of the first secret.
+    """
+    out: Rows = np.empty(len(rows), np.int64)
+    number = np.int64(protocol.epochs[0].number)
+    _homes(rows, fields, protocol.keys, protocol.others, number, owners[0], owners[-1], out)
     return out
