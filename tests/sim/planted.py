@@ -17,8 +17,11 @@ from everwall.policy.match import (
 )
 from everwall.session import image
 from everwall.sim.storage import touched
+from everwall.sim.storelink import StoreLink
+from everwall.store.layout import Epoch
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import DELETE_SCRIPT, Command, script_sha
+from everwall.store.protocol import DELETE_SCRIPT, Command, Protocol, script_sha
+from everwall.store.resp import Wording
 
 Rows = npt.NDArray[np.int64]
 
@@ -103,3 +106,18 @@ class BlindDelete(MemoryStore):
             super().execute((b"HDEL", bucket, field), now)
             answers.append(1)
         return answers
+
+
+class NewPlaceOnly(Protocol):
+    """Asks where records are written to, and not where they were written to before."""
+
+    def _worded(self, epochs: tuple[Epoch, ...]) -> Wording:
+        wording = super()._worded(epochs)
+        return wording._replace(others=wording.others[:0])
+
+
+class NeverHears(StoreLink):
+    """Takes what it heard of the layout when it connected for true from then on."""
+
+    def _hear(self, said: bytes | None, asked: int) -> None:
+        self._confirmed = asked

@@ -14,11 +14,13 @@ from everwall.sim.cluster import Cluster, Report, SimulationFailure
 from everwall.sim.hosts import Conversation, TcpConnection
 from everwall.sim.loop import MS, SECOND
 from everwall.sim.node import Node
-from everwall.sim.plan import Fault, Kind, Moment, Plan, draw
+from everwall.sim.operator import STEPS
+from everwall.sim.plan import Fault, Kind, Moment, Plan, Relayout, Rotation, draw
 from everwall.sim.storage import Rows
 from everwall.store.backlog import Backlog
 from everwall.store.occasions import Refusals
 from everwall.store.protocol import StoreBatch
+from tests import needs
 
 SEED = 18
 """A short run without change of policy."""
@@ -28,6 +30,7 @@ LATE_KILL = Fault(Kind.KILL, 15 * SECOND, 300 * MS, back=2 * SECOND)
 def scenario(*faults: Fault, **changes: Any) -> Plan:
     """A run of two nodes with these faults."""
     plan = replace(draw(SEED), nodes=2, lag=0, wait_replicas=False, moving=False, intrusions=0)
+    plan = replace(plan, rotation=None, relayout=None)
     return replace(plan, faults=faults, duration=faults[-1].at + 14 * SECOND, **changes)
 
 
@@ -110,6 +113,74 @@ def test_the_same_in_the_middle_of_a_rotation(kind: Kind, monkeypatch: pytest.Mo
     assert report.lost == 0
     assert report.restored > report.restored_after_kill > 0
     assert report.demoted > 0
+
+
+# Records that get another place ----------------------------------------------------------------------------
+
+
+def more_buckets(at: int, watched: int = 2 * SECOND) -> Relayout:
+    return Relayout(at, 200, watched)
+
+
+@pytest.mark.parametrize("seconds", [1, 9, 11, 13, 15, 18] if needs.DEEP else [9, 13])
+def test_a_node_dies_at_any_step_of_a_change_of_the_number_of_buckets(seconds: int) -> None:
+    """Announced, just before and after the first write to the new ones, before and while what is left is moved."""
+    begun = 4 * SECOND
+    kill = replace(LATE_KILL, at=begun + seconds * SECOND)
+    report = run(kill, relayout=more_buckets(begun))
+    assert "buckets" in report.faults, "whoever died, it was carried out in the end"
+    assert report.restored_after_kill > 0
+
+
+def test_whoever_changes_the_number_of_buckets_dies_and_another_node_goes_on() -> None:
+    cluster = Cluster(scenario(LATE_KILL, replace(LATE_KILL, at=50 * SECOND), relayout=more_buckets(SECOND)))
+    cluster.traffic.begin()
+    cluster.operator.begin()
+    cluster.loop.run(15 * SECOND + 200 * MS)
+    former, current = (epoch_in(cluster, number) for number in (0, 1))
+    assert former
+    assert current, "it is in the middle of moving what is left, or owners are"
+    cluster.strikes._strike(LATE_KILL, cluster.operator._node)
+    cluster.loop.run(40 * SECOND)
+    assert cluster.operator.done == ["buckets"]
+    assert not epoch_in(cluster, 0)
+
+
+def epoch_in(cluster: Cluster, number: int) -> list[bytes]:
+    """The buckets of an epoch that hold something."""
+    return [key for key in cluster.server.memory.keys if key.startswith(b"{everwall:%d:" % number)]
+
+
+@pytest.mark.parametrize("kind", [Kind.HANG, Kind.ISOLATE])
+def test_a_node_that_was_away_from_before_the_announcement_to_after_the_end_finds_its_way(kind: Kind) -> None:
+    """Its lease has run out: it asks for the layout before it asks for, or writes, anything else."""
+    away = Fault(kind, 4 * SECOND, 300 * MS, lasts=21 * SECOND)
+    report = run(away, replace(LATE_KILL, at=27 * SECOND), relayout=more_buckets(5 * SECOND))
+    assert "buckets" in report.faults
+    assert report.restored_after_kill > 0, "what it took over lay where it had never looked before"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Kind.STORE_HUNG, Kind.STORE_FULL, Kind.STORE_RESTARTED, Kind.STORE_EMPTIED, Kind.STORE_FAILED_OVER]
+    if needs.DEEP
+    else [Kind.STORE_EMPTIED],
+)
+def test_a_store_that_fails_in_the_middle_of_a_change(kind: Kind) -> None:
+    fault = Fault(kind, 14 * SECOND, lasts=2 * SECOND)
+    report = run(fault, replace(LATE_KILL, at=30 * SECOND), relayout=more_buckets(3 * SECOND), lag=500 * MS)
+    assert report.demanded > 3
+
+
+def test_the_secret_is_changed_step_by_step_while_nodes_die_and_come_back() -> None:
+    """The old one is not dropped here: where a node has died, that waits for the longest idle time-out."""
+    kills = (replace(LATE_KILL, at=7 * SECOND), replace(LATE_KILL, at=24 * SECOND))
+    cluster = Cluster(scenario(*kills, rotation=Rotation(6 * SECOND, 300 * MS, steps=2)))
+    report = cluster.run()
+    assert "rotation" in report.faults
+    assert report.lost == 0
+    assert report.restored_after_kill > 0
+    assert all(node.link.keys is STEPS[2] for node in cluster.current.values())
 
 
 # A store that fails ----------------------------------------------------------------------------------------

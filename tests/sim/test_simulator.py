@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -10,14 +12,16 @@ from everwall.engine import Engine
 from everwall.sim.__main__ import main
 from everwall.sim.cluster import STRICT, SimulationFailure, simulate
 from everwall.sim.loop import MS
-from everwall.sim.plan import Kind, Moment, draw, draw_strict
+from everwall.sim.plan import Kind, Moment, Plan, draw, draw_strict
 from everwall.store.memory import MemoryStore
 from tests.sim.planted import (
     AlwaysAnswers,
     BlindDelete,
     NeverCompares,
+    NeverHears,
     NeverRefreshed,
     NeverWaits,
+    NewPlaceOnly,
     NoPolicyCheck,
     NoRestore,
 )
@@ -25,13 +29,21 @@ from tests.sim.planted import (
 SEEDS = range(1, 201)
 
 
-def first_failure(engine: type[Engine] = Engine, store: type[MemoryStore] = MemoryStore) -> SimulationFailure:
+def first_failure(
+    engine: type[Engine] = Engine,
+    store: type[MemoryStore] = MemoryStore,
+    where: Callable[[Plan], object] = lambda plan: True,
+    **planted: Any,
+) -> SimulationFailure:
+    """``where``: plans that can tell; the others are left out because they take their time."""
     for seed in SEEDS:
+        if not where(draw(seed)):
+            continue
         try:
-            simulate(seed, engine, store())
+            simulate(seed, engine, store(), **planted)
         except SimulationFailure as failure:
             return failure
-    raise AssertionError(f"{engine.__name__} with {store.__name__} went through all seeds")
+    raise AssertionError(f"{engine.__name__} with {store.__name__} and {planted} went through all seeds")
 
 
 def test_an_engine_that_restores_nothing_is_found() -> None:
@@ -64,6 +76,14 @@ def test_an_engine_that_writes_without_comparison_is_found() -> None:
 
 def test_a_store_that_deletes_without_comparison_is_found() -> None:
     assert "deleted a record" in first_failure(store=BlindDelete).what
+
+
+def test_a_node_that_asks_the_new_place_only_is_found() -> None:
+    assert "no round trip" in first_failure(where=lambda plan: plan.moving, protocol=NewPlaceOnly).what
+
+
+def test_a_node_that_takes_what_it_knows_of_the_layout_for_more_than_a_lease_is_found() -> None:
+    assert "no round trip" in first_failure(where=lambda plan: plan.relayout, link=NeverHears).what
 
 
 @pytest.mark.kernel
@@ -120,6 +140,9 @@ def test_every_plan_has_a_kill_and_every_fault_has_its_turn() -> None:
     assert 0.2 < sum(plan.change is not None for plan in plans) / len(plans) < 0.6
     assert any(fault.step for plan in plans for fault in plan.faults)
     assert any(plan.wait_replicas for plan in plans)
+    assert 0.2 < sum(plan.relayout is not None for plan in plans) / len(plans) < 0.4
+    assert 0.1 < sum(plan.rotation is not None for plan in plans) / len(plans) < 0.4
+    assert not any(plan.moving and (plan.relayout or plan.rotation) for plan in plans)
     doubled = 0
     moments = {fault.moment for plan in plans for fault in plan.faults}
     assert moments == set(Moment)

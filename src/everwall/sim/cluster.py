@@ -30,6 +30,7 @@ from everwall.sim.hosts import Hosts
 from everwall.sim.loop import MS, SECOND, Loop
 from everwall.sim.network import Link
 from everwall.sim.node import Node
+from everwall.sim.operator import STEPS, Operator
 from everwall.sim.packets import ICMP, ICMPV6, TCP, UDP
 from everwall.sim.plan import Plan
 from everwall.sim.rulebook import Rulebook
@@ -51,8 +52,6 @@ MIXED, STRICT = "mixed", "strict"
 """Which rules are strict: about a third of them, or all."""
 SKEW = 20 * MS
 """By so much a node may be wrong about store time without noticing."""
-_SECRET = b"a secret that every node of a simulated cluster knows"
-_NEXT_SECRET = b"the one that takes its place while nodes are running"
 _MOVING = Layout(
     Epoch(1, 2 * BUCKETS), Epoch(0, BUCKETS), from_s=EPOCH // SECOND, until_s=2 * EPOCH // SECOND
 )
@@ -113,7 +112,8 @@ class Report:
 
 
 class Cluster:
-    """A simulated cluster; ``engine`` is the class of its nodes' engines, ``memory`` what its store consists of."""
+    """A simulated cluster; ``engine`` is the class of its nodes' engines, ``memory`` what its store consists of,
+    ``link`` and ``protocol`` how they speak with it."""
 
     def __init__(
         self,
@@ -121,9 +121,12 @@ class Cluster:
         engine: type[Engine] = Engine,
         memory: MemoryStore | None = None,
         mode: str = MIXED,
+        link: type[StoreLink] = StoreLink,
+        protocol: type[Protocol] = Protocol,
     ) -> None:
         self.plan = plan
         self._mode = mode
+        self._link_class, self._protocol = link, protocol
         self.loop = loop = Loop()
         self.story: deque[str] = deque(maxlen=30)
         """What happened lately, for whoever has to understand a failure."""
@@ -131,9 +134,7 @@ class Cluster:
         self._random = Random(f"{plan.seed}/cluster")
         self._rulebook = plan.rulebook
         self._rulebooks = [plan.rulebook]
-        secrets = (_SECRET, _NEXT_SECRET) if plan.moving else (_SECRET,)
-        self._keys = [record.derive_keys(*secrets), record.derive_keys(*reversed(secrets))]
-        """A node in the middle of a rotation writes with either secret, and reads both."""
+        self.operator = Operator(self)
         self.server = StoreServer(loop, EPOCH, Random(f"{plan.seed}/store"), plan.store_delay, memory)
         self.server.lag, self.server.waits = plan.lag, plan.wait_replicas
         if plan.moving:
@@ -289,10 +290,11 @@ class Cluster:
         self, name: str, deliver: Callable[[Rows], None], set_clock: Callable[[int, bool], None]
     ) -> StoreLink:
         random = self._random
-        keys = self._keys[len(self.nodes) % 2]
-        protocol = Protocol(keys, buckets=BUCKETS)
+        # A node in the middle of a rotation writes with either secret, and reads both.
+        keys = STEPS[1 + len(self.nodes) % 2] if self.plan.moving else self.operator.keys_of(name)
+        protocol = self._protocol(keys, buckets=BUCKETS)
         error = random.randint(-SKEW, SKEW)
-        return StoreLink(
+        return self._link_class(
             self.loop,
             name,
             self.server,
@@ -302,6 +304,7 @@ class Cluster:
             error,
             deliver,
             set_clock,
+            listens=self.plan.relayout is not None,
         )
 
     # Changes ---------------------------------------------------------------------------------------------------
@@ -327,7 +330,8 @@ class Cluster:
         family = 4 if len(key.client) == 4 else 6
         row[0, image.KEY2] = key.cport | key.sport << 16 | key.protocol << 32 | family << 40
         assert flow_of_row(row[0]) == key
-        batch = Protocol(random.choice(self._keys), buckets=BUCKETS).encoded(row, self.server.now_s)
+        keys = random.choice(STEPS[1:3] if self.plan.moving else STEPS[:1])
+        batch = Protocol(keys, buckets=BUCKETS).encoded(row, self.server.now_s)
         _, bucket, field = next(named(batch))
         genuine = [
             value
@@ -357,6 +361,7 @@ class Cluster:
         plan = self.plan
         self.traffic.begin()
         self.strikes.begin()
+        self.operator.begin()
         if plan.change:
             change = plan.change
             self.loop.at(change.at, self._change_policy, change.rulebook, change.apart)
@@ -396,7 +401,7 @@ class Cluster:
                 if name not in ("forward", "park"):
                     drops[name] = drops.get(name, 0) + times
         assert self.strikes.restored_before is not None
-        faults = list(self.strikes.done)
+        faults = [*self.strikes.done, *self.operator.done]
         if self.plan.change:
             faults.insert(0, "policy change")
         return Report(
@@ -435,8 +440,12 @@ _DEFAULT_IDLE = {tcp.TCP_HALF_CLOSED_CLIENT: 120 * SECOND, tcp.UDP: 30 * SECOND,
 
 
 def simulate(
-    seed: int, engine: type[Engine] = Engine, memory: MemoryStore | None = None, mode: str = MIXED
+    seed: int,
+    engine: type[Engine] = Engine,
+    memory: MemoryStore | None = None,
+    mode: str = MIXED,
+    **planted: Any,
 ) -> Report:
-    """Run one seed; raises SimulationFailure."""
+    """Run one seed; raises SimulationFailure. ``planted``: as of Cluster."""
     plan = plans.draw_strict(seed) if mode == STRICT else plans.draw(seed)
-    return Cluster(plan, engine, memory, mode).run()
+    return Cluster(plan, engine, memory, mode, **planted).run()

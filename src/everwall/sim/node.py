@@ -95,6 +95,7 @@ class Node:
         self._batch = make_batch(BATCH_PACKETS)
         self._due = 0
         self.link = connect(self._replied, self._told_time)
+        self.link.on_moved = self._moved
         self._set_timer()
 
     @property
@@ -138,6 +139,11 @@ class Node:
         if resync:
             clock[state.CLOCK_CONNECTIONS] += 1
             self._set_timer()
+
+    def _moved(self) -> None:
+        """Records are written to another place from now on: the live sessions are offered again."""
+        self.engine.sessions_state.clock[state.CLOCK_LAYOUT] += 1
+        self._set_timer()
 
     @property
     def store_time(self) -> int:
@@ -228,6 +234,7 @@ class Node:
             or counters[Counter.PARKED]
             or words[state.RESYNC] != RESTING
             or words[state.CONNECTIONS] != sessions.clock[state.CLOCK_CONNECTIONS]
+            or words[state.LAYOUT] != sessions.clock[state.CLOCK_LAYOUT]
         )
 
     # Time ----------------------------------------------------------------------------------------------------

@@ -92,6 +92,27 @@ class PolicyChange:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """From ``at`` on the cluster's secret is changed, step after step as an operator does it; each node is told
+    ``apart`` after the one before."""
+
+    at: int
+    apart: int
+    steps: int
+    """All accept both secrets; all write with the new one; the old one is dropped."""
+
+
+@dataclass(frozen=True)
+class Relayout:
+    """At ``at`` another number of buckets is announced."""
+
+    at: int
+    buckets: int
+    watched: int
+    """Until an operator looks whether it is over, and asks for it again where nobody carries it out any more."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run."""
 
@@ -113,7 +134,9 @@ class Plan:
     wait_replicas: bool
     """An answer that a node waits for says that the replica has it too."""
     moving: bool
-    """Records may lie in several places: the secret is being changed, and the number of buckets."""
+    """Records lie in several places from the beginning to the end: secret and number of buckets are being changed."""
+    rotation: Rotation | None
+    relayout: Relayout | None
     deregistration_delay: int
     timeouts: dict[int, int]
     steady: int
@@ -141,6 +164,14 @@ def draw(seed: int) -> Plan:
     nodes = random.choice((2, 3, 3, 4))
     faults, end = _faults(random, first, nodes)
     change = _change(random, rulebook, faults) if random.random() < 0.4 else None
+    lag = lagging.choice((1, 5, 20, 200, 1_500)) * MS
+    wait_replicas = lag <= 20 * MS and lagging.random() < 0.5
+    moving = lagging.random() < 0.3
+    places = Random(f"{seed}/places")
+    rotation = _rotation(places, faults) if not moving and places.random() < 0.3 else None
+    relayout = None
+    if not moving and places.random() < 0.4:
+        relayout, faults, end = _relayout(places, faults, end, nodes)
     return Plan(
         seed=seed,
         nodes=nodes,
@@ -153,9 +184,11 @@ def draw(seed: int) -> Plan:
         edge=_quality(random, 1 * MS),
         data=_quality(random, 300 * US),
         store_delay=random.choice((100, 200, 500, 2_000)) * US,
-        lag=(lag := lagging.choice((1, 5, 20, 200, 1_500)) * MS),
-        wait_replicas=lag <= 20 * MS and lagging.random() < 0.5,
-        moving=lagging.random() < 0.3,
+        lag=lag,
+        wait_replicas=wait_replicas,
+        moving=moving,
+        rotation=rotation,
+        relayout=relayout,
         deregistration_delay=random.randint(500, 4_000) * MS,
         timeouts=timeouts,
         steady=random.randint(10, 16),
@@ -197,6 +230,8 @@ def draw_strict(seed: int) -> Plan:
         lag=lag,
         wait_replicas=lag <= 20 * MS and random.random() < 0.5,
         moving=False,
+        rotation=None,
+        relayout=None,
         deregistration_delay=SECOND,
         timeouts={tcp.TCP_ESTABLISHED: 120 * SECOND},
         steady=random.randint(4, 8),
@@ -205,6 +240,35 @@ def draw_strict(seed: int) -> Plan:
         pings=random.randint(1, 2),
         intrusions=0,
     )
+
+
+def _rotation(random: Random, faults: tuple[Fault, ...]) -> Rotation:
+    """Somewhere before the first kill; the last step would have to wait for an hour after it."""
+    kill = next(fault for fault in faults if fault.kind is Kind.KILL)
+    return Rotation(random.randint(SECOND, kill.at), random.randint(0, 300) * MS, steps=2)
+
+
+def _relayout(
+    random: Random, faults: tuple[Fault, ...], end: int, nodes: int
+) -> tuple[Relayout, tuple[Fault, ...], int]:
+    """The faults with a change of the number of buckets among them, and when the last one is over.
+
+    Around the first kill, which then comes at any step of it; or after all others, announced while a node is away that
+    comes back when all others write elsewhere, and takes over from one that dies. The store's clock is not set: a
+    change is begun by it, and a clock that is set back would begin it again.
+    """
+    faults = tuple(replace(fault, step=0) for fault in faults if fault.kind is not Kind.STORE_CLOCK)
+    buckets, watched = random.choice((8, 32, 100, 256)), random.randint(1_000, 5_000) * MS
+    kill = next(fault for fault in faults if fault.kind is Kind.KILL)
+    if nodes < 3 or random.random() < 0.6:
+        at = max(kill.at - random.randint(0, 22_000) * MS, SECOND)
+        return Relayout(at, buckets, watched), faults, end
+    kind = random.choice((Kind.HANG, Kind.ISOLATE))
+    at = end + RECOVERY
+    away = Fault(kind, at, random.randint(100, 900) * MS, lasts=random.randint(11_000, 17_000) * MS)
+    death = replace(kill, at=at + away.lasts + random.randint(1, 3_000) * MS)
+    over = death.at + death.detection + death.back
+    return Relayout(at + random.randint(0, 1_000) * MS, buckets, watched), (*faults, away, death), over
 
 
 def _quality(random: Random, delay: int) -> Quality:

@@ -18,7 +18,15 @@ import numpy.typing as npt
 
 from everwall.sim.loop import SECOND, Loop
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import WRITE_SCRIPT, Command, ErrorReply, StoreBatch, script_sha
+from everwall.store.protocol import (
+    MOVE_SCRIPT,
+    REPLACE_SCRIPT,
+    WRITE_SCRIPT,
+    Command,
+    ErrorReply,
+    StoreBatch,
+    script_sha,
+)
 
 Rows = npt.NDArray[np.int64]
 Request = Callable[[], tuple[Any, bool]]
@@ -26,7 +34,8 @@ Request = Callable[[], tuple[Any, bool]]
 
 LAG_MAX = 2 * SECOND
 """Longest that a replica is behind: so far back can a fail-over lose writes."""
-_WRITE_SHA = script_sha(WRITE_SCRIPT)
+_MOVE_SHA, _REPLACE_SHA = script_sha(MOVE_SCRIPT), script_sha(REPLACE_SCRIPT)
+_WRITING = {script_sha(script) for script in (WRITE_SCRIPT, MOVE_SCRIPT, REPLACE_SCRIPT)}
 _OOM = ErrorReply("OOM command not allowed when used memory > 'maxmemory'.")
 
 
@@ -304,7 +313,7 @@ class StoreServer:
 def _takes_memory(command: Command) -> bool:
     """Whether a server at ``maxmemory`` refuses the command (its flag ``denyoom``; of scripts what they call)."""
     if command[0] == b"EVALSHA":
-        return command[1] == _WRITE_SHA
+        return command[1] in _WRITING
     return command[0] in (b"HSET", b"SET")
 
 
@@ -328,5 +337,22 @@ def touched(command: Command) -> list[tuple[bytes, bytes, bytes | None]]:
     if command[0] == b"EVALSHA":
         count = int(command[2])
         keys, rest = command[3 : 3 + count], command[3 + count :]
+        if command[1] == _MOVE_SHA:
+            return [
+                place
+                for field, source, target in moved(command)
+                for place in ((source, field, b""), (target, field, b""))
+            ]
+        if command[1] == _REPLACE_SHA:
+            return []
         return [(keys[i], rest[2 * i], rest[2 * i + 1]) for i in range(count)]
     return []
+
+
+def moved(command: Command) -> list[tuple[bytes, bytes, bytes]]:
+    """(field, bucket it leaves, bucket it comes to) of the records that a command moves to another epoch."""
+    if command[0] != b"EVALSHA" or command[1] != _MOVE_SHA:
+        return []
+    count = int(command[2])
+    source, *targets = command[3 : 3 + count]
+    return [(field, source, target) for field, target in zip(command[3 + count : -1], targets, strict=True)]

@@ -1,7 +1,8 @@
 """One node's way to the store: what the store's thread does, without thread and socket.
 
-Queue and commands are the real ones; connecting, giving up, the pause before the next attempt, the deadline of look-ups
-and the watch on the server's clock are told a second time, in fake time (``store/conversation.py``).
+Queue and commands are the real ones; connecting, giving up, the pause before the next attempt, the deadline of
+look-ups, the watch on the server's clock, the lease of the layout and the move to other places of records are told a
+second time, in fake time (``store/conversation.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from everwall.limits import (
+    LAYOUT_LEASE_NS,
     LOOKUP_DEADLINE_NS,
     STORE_FLUSH_NS,
     STORE_QUEUE_ROWS,
@@ -39,7 +41,7 @@ _TIMEOUT = round(STORE_TIMEOUT_S * SECOND)
 
 @dataclass
 class _Pipeline:
-    """A batch under way; None is the question for the time."""
+    """A batch under way; None is the question for the time and the layout."""
 
     batch: StoreBatch | None
     sent: int
@@ -60,16 +62,26 @@ class StoreLink:
         error: int,
         deliver: Callable[[Rows], None],
         set_clock: Callable[[int, bool], None],
+        listens: bool,
     ) -> None:
-        """``error``: ns by which this node misjudges store time."""
+        """``error``: ns by which this node misjudges store time. ``listens``: the layout is asked for all the time, as
+        in life; else nobody changes it in this run."""
         self.name = name
         self.dead = False
         """The node was killed: what is on its way arrives, nothing more is sent."""
         self.stopped = False
         """The node hangs: nothing is sent, answers wait."""
+        self.on_moved: Callable[[], None] | None = None
+        """Records are written to another place from now on."""
         self._loop = loop
         self._server = server
         self._protocol = protocol
+        self._listens = listens
+        self._confirmed = 0
+        """When the layout was asked for that is known now."""
+        self._is_due = False
+        """Records have other places than those that are spoken of."""
+        self._new_keys: Rows | None = None
         self._random = random
         self._error = error
         self._deliver = deliver
@@ -102,6 +114,11 @@ class StoreLink:
         """Whether the server has refused writes, and was not offered them again yet."""
         return self._refusals.pending
 
+    @property
+    def keys(self) -> Rows:
+        """Those that records are named and sealed by, or will be as soon as nothing is under way."""
+        return self._protocol.keys if self._new_keys is None else self._new_keys
+
     # The node's side -----------------------------------------------------------------------------------------
 
     def push(self, rows: Rows) -> None:
@@ -110,6 +127,11 @@ class StoreLink:
             self._backlog.put(rows)
             urgent = ((rows[:, image.OP] == image.LOOKUP) | (rows[:, image.CONFIRM] != 0)).any()
             self._schedule(US if urgent else STORE_FLUSH_NS)
+
+    def use_keys(self, keys: Rows) -> None:
+        """Name and seal records by other keys, those of other secrets, once nothing is under way."""
+        self._new_keys = keys
+        self._loop.after(US, self._move_if_due)
 
     def kill(self) -> None:
         """The process is gone, and its connection with it: what has not come through yet never will."""
@@ -125,6 +147,7 @@ class StoreLink:
         for each in unheard:
             each()
         self._judge_silence()
+        self._move_if_due()
         self._schedule(US)
         self.watch()
 
@@ -159,9 +182,13 @@ class StoreLink:
             self._disconnect()
             return
         self._is_welcome, self._attempts, self._heard = True, 0, self._loop.now
+        self._confirmed, self._is_due = self._asked, False
         self._backlog.keep_writes(STORE_QUEUE_ROWS)
         self._tell_clock(greeting.time_ns, (self._asked + self._loop.now) // 2, True)
+        self._move_if_due()
         self._schedule(US)
+        if self._listens:
+            self.watch()
 
     def cut_off(self, connection: Connection) -> None:
         """The server has closed a connection."""
@@ -201,16 +228,18 @@ class StoreLink:
         if not self._is_welcome:
             self._fail(self._backlog.take_lookups())
             return
+        if not self._may_send():
+            return
         while len(self._backlog) and len(self._pipelines) < PIPELINES_MAX:
-            now_s = (self._loop.now + self._offset) // SECOND
-            self._send(self._protocol.encoded(self._backlog.take(BATCH_ROWS), now_s))
+            self._send(self._protocol.encoded(self._backlog.take(BATCH_ROWS), self._now_s))
 
     def _send(self, batch: StoreBatch | None) -> None:
         assert self._connection is not None
         self._pipelines.append(_Pipeline(batch, self._loop.now))
         server = self._server
         if batch is None:
-            self._connection.send(lambda: (server.now_ns, False))
+            question = self._protocol.meta_key
+            self._connection.send(lambda: ((server.now_ns, server.memory.keys.get(question)), False))
         else:
             self._connection.send(lambda: server.execute_batch(batch))
         self._loop.after(LOOKUP_DEADLINE_NS, self._judge_silence)
@@ -223,7 +252,8 @@ class StoreLink:
             self._send(None)
         if self._refusals.is_due(self._loop.now):
             self._set_clock(self._offset, True)
-        if self._loop.now - self._server.changed < WATCHED or not self._is_welcome or self.refused:
+        troubled = self._loop.now - self._server.changed < WATCHED or not self._is_welcome or self.refused
+        if troubled or self._listens:
             self.watch()
 
     def _judge_silence(self) -> None:
@@ -263,11 +293,12 @@ class StoreLink:
         pipeline = self._pipelines.popleft()
         batch = pipeline.batch
         if batch is None:
-            self._watch_clock(answer, (pipeline.sent + self._loop.now) // 2)
+            told, said = answer
+            self._watch_clock(told, (pipeline.sent + self._loop.now) // 2)
+            self._hear(said, pipeline.sent)
             self._schedule(US)
             return
-        now_s = (self._loop.now + self._offset) // SECOND
-        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, answer)), now_s)
+        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, answer)), self._now_s)
         self._backlog.put_back(decoded.again)
         if len(decoded.unwritten):
             self._note_refusal(len(decoded.unwritten))
@@ -277,6 +308,7 @@ class StoreLink:
             rows = rows[~asked]
         if len(rows):
             self._deliver(rows)
+        self._move_if_due()
         self._schedule(US)
 
     def _fail(self, rows: Rows) -> None:
@@ -290,6 +322,38 @@ class StoreLink:
             self._unheard.append(lambda: self._give(rows))
         elif not self.dead:
             self._deliver(rows)
+
+    # The layout ----------------------------------------------------------------------------------------------
+
+    def _may_send(self) -> bool:
+        """Whether it is known where records lie; asks, if that was too long ago."""
+        if self._listens and self._loop.now - self._confirmed > LAYOUT_LEASE_NS:
+            if all(pipeline.batch is not None for pipeline in self._pipelines):
+                self._send(None)
+            return False
+        self._move_if_due()
+        return not self._is_due and self._new_keys is None
+
+    def _hear(self, said: bytes | None, asked: int) -> None:
+        self._protocol.hear(said)
+        self._confirmed = asked
+        self._is_due = self._protocol.is_due(self._now_s)
+        self._move_if_due()
+
+    @property
+    def _now_s(self) -> int:
+        return (self._loop.now + self._offset) // SECOND
+
+    def _move_if_due(self) -> None:
+        """Move to the places that hold now, once nothing is under way."""
+        if self.dead or self.stopped or self._pipelines or not (self._is_due or self._new_keys is not None):
+            return
+        keys, self._new_keys, self._is_due = self._new_keys, None, False
+        if keys is not None:
+            self._backlog.use_keys(keys)
+        if self._protocol.move(self._now_s, keys) and self.on_moved is not None:
+            self.on_moved()
+        self._schedule(US)
 
     # Clock and refusals --------------------------------------------------------------------------------------
 

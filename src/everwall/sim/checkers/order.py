@@ -20,7 +20,7 @@ from everwall.sim.checkers import PromiseBroken
 from everwall.sim.flows import Flow
 from everwall.sim.loop import MS
 from everwall.sim.node import Node
-from everwall.sim.storage import StoreServer, named, touched
+from everwall.sim.storage import StoreServer, moved, named, touched
 from everwall.store.protocol import Command, StoreBatch
 
 # How far a TCP session is in its life, by the numbers of states in a record. An unverified RST (6) is a
@@ -107,6 +107,9 @@ class StoreOrder:
 
     def after(self, command: Command) -> None:
         """Compare with what lies there now."""
+        if moved(command):
+            self._moved(command)
+            return
         for bucket, field, old in self._held:
             if old is None or len(old) != RECORD_BYTES or expiry_of(old) < self._server.now_s:
                 continue
@@ -115,6 +118,20 @@ class StoreOrder:
                 self._deleted(command, *self._asked[bucket, field], old)
             elif new != old:
                 self._replaced(command, new, old)
+
+    def _moved(self, command: Command) -> None:
+        """What leaves a bucket has come to another, or something later was there."""
+        held = {(bucket, field): old for bucket, field, old in self._held}
+        for field, source, target in moved(command):
+            old, new = held[source, field], self._server.value(target, field)
+            if old == self._server.value(source, field):
+                continue  # the server did not know the script
+            lives = old is not None and len(old) == RECORD_BYTES and expiry_of(old) >= self._server.now_s
+            if old is not None and lives and (new is None or order_of(new) < order_of(old)):
+                raise PromiseBroken(f"a record {order_of(old)} was lost on its way to another bucket")
+            for places in self._places.values():
+                if (source, field) in places and (target, field) not in places:
+                    places.append((target, field))
 
     def _deleted(self, command: Command, by: Order, owner: bytes, old: bytes) -> None:
         how = command[0].decode()
