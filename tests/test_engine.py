@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from everwall.engine import make_state
-from everwall.limits import MS_NS
+from everwall.limits import MS_NS, REFRESH_PASSES
 from everwall.policy.compile import load_policy
 from everwall.policy.match import CompiledPolicy, allow_all, deny_all
 from everwall.session import image, state, tcp
@@ -367,7 +367,7 @@ def test_an_old_owner_gives_up_silently_when_it_loses(cluster: Cluster) -> None:
     new.judge(connection.ack())
     cluster.wait(1300)
     old.receive(connection.ack())  # cut off: it still hears the flow, and refreshes it
-    old.tick()
+    old.tick_through(REFRESH_PASSES)
     old.serve()
     assert old.sessions() == []
     assert old.ends() == []

@@ -77,9 +77,9 @@ def test_the_first_rule_that_matches_decides_whatever_comes_after_it(
     zones = "left: {endpoints: [0x1]}, right: {endpoints: [0x2]}"
     loaded = policy(
         tmp_path,
-        "name: not here, from: right, to: right, service: tcp/80, action: deny",
+        "name: not here, from: right, to: right, service: tcp/80, action: drop",
         "name: web, service: tcp/80, action: allow",
-        "name: rest, service: any, action: deny",
+        "name: rest, service: any, action: drop",
         zones=zones,
     )
     firewall = make(loaded.compiled, resiliency=False)
