@@ -131,8 +131,11 @@ def test_a_change_of_buckets_takes_the_way_of_management(
         def begin(self, _: int) -> str:
             return "announced"
 
-        def stop(self) -> None:
+        def begin_stop(self) -> None:
             pass
+
+        def stop(self, timeout: float = 0.0) -> bool:
+            return True
 
     monkeypatch.setattr("everwall.node.Relayout", Change)
     node.resiliency = Resiliency(True, "it was switched on")

@@ -52,7 +52,7 @@ def linked() -> tuple[Conversation, Wire]:
         Wire(),
     )
     link.link = wire  # type: ignore[assignment]
-    link._probed_ns = link._heard_ns = time.monotonic_ns()
+    link._probed_ns = link._heard_ns = link.confirmed_ns = time.monotonic_ns()
     return link, wire
 
 
