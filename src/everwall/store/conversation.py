@@ -617,8 +617,8 @@ class Conversation:
         held_ns = time.monotonic_ns() - self._since_ns
         if self.link is not None and held_ns >= STORE_STEADY_S * SECOND_NS:
             self._dialer.succeeded()
+        self._trade.note_error(reason)  # first: who sees that there is no link sees why
         self._hang_up()
-        self._trade.note_error(reason)
         self._dialer.pause()
         if self.on_lost is not None:
             self.on_lost(self)
