@@ -67,6 +67,8 @@ class Records:
         self._idle = idle
         self._begun: dict[Conversation, int] = {}
         """Lower bound of the start that a record of this connection may have, ms of store time."""
+        self._opened: dict[Conversation, tuple[Node, int]] = {}
+        """Which node saw the first SYN of a connection last, and when."""
         self._early: dict[int, set[Conversation]] = {}
         """By node: conversations that were answered before the store had them."""
         self._carried: dict[tuple[int, Flow], _Carried] = {}
@@ -74,7 +76,14 @@ class Records:
     # What is in the store ------------------------------------------------------------------------------------
 
     def _is_of(self, conversation: Conversation, order: Order | None) -> bool:
-        """Whether it is the record of this conversation, not of an older one."""
+        """Whether it is the record of this conversation, not of an older one.
+
+        A node whose clock was ahead when the connection began puts its start right when it writes it.
+        """
+        if conversation in self._opened:
+            node, opened = self._opened[conversation]
+            put_right = (node.store_time - self._loop.now + opened) // MS - 1
+            self._begun[conversation] = min(put_right, self._begun[conversation])
         return order is not None and order.start >= self._begun.get(conversation, 0)
 
     def is_stored(self, conversation: Conversation) -> bool:
@@ -116,6 +125,7 @@ class Records:
         if _opens(packet, conversation) and from_client:
             begun = node.store_time // MS - 1
             self._begun[conversation] = min(begun, self._begun.get(conversation, begun))
+            self._opened[conversation] = node, self._loop.now
             carried.since = None
         elif packet.flags & (SYN | ACK) == SYN | ACK:
             carried.answered = True
