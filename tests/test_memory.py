@@ -13,6 +13,8 @@ import pytest
 from everwall import kernels
 from everwall.kernels import (
     fence,
+    fence_acquire,
+    fence_release,
     kernel,
     load32,
     load32_acquire,
@@ -92,6 +94,21 @@ def _consume(at):
     return load64(at + _ROW) - before + index
 
 
+def _publish(at):
+    """As ``_produce``, for an index in an array, as the rings between threads have it."""
+    store64(at + _ROW, 0x111)
+    fence_release()
+    store64(at + _INDEX, 1)
+    store64(at + _ROW, 0x222)  # may be seen with the index, not before the first row
+
+
+def _look(at):
+    """As ``_consume``, for the same."""
+    index = load64(at + _INDEX)
+    fence_acquire()
+    return load64(at + _ROW) + index
+
+
 def _separate(at):
     """A store and a load that only a full barrier keeps in order."""
     store32(at + _INDEX, 1)
@@ -144,6 +161,18 @@ def test_on_x86_64_the_compiler_leaves_the_accesses_where_they_are() -> None:
     _steps(code, r"movl\s+\(%\w+\), %", row)
     assert len([line for line in code if re.search(row, line)]) == 2
     _steps(_code(_separate, X86), r"movl\s+\$1, \(", r"mfence|lock", r"movl\s+64\(%\w+\), %")
+
+
+@compiled_only
+def test_one_sided_fences_are_no_instruction_on_x86_64_and_keep_the_order_on_both() -> None:
+    code = _code(_publish, X86)
+    _steps(code, r"movq\s+\$273, 8\(", r"movq\s+\$1, \(", r"movq\s+\$546, 8\(")
+    assert not [line for line in code if re.search(r"fence|lock|xchg", line)]
+    code = _code(_look, X86)
+    _steps(code, r"movq\s+\(%\w+\), %", r"q\s+8\(%\w+\), %")
+    assert not [line for line in code if re.search(r"fence|lock|xchg", line)]
+    _steps(_code(_publish, ARM), r"str\s+x\d+, \[x\d+, #8\]", r"dmb\s+ish$", r"st[rp]\s+.*\[x\d+\]")
+    _steps(_code(_look, ARM), r"ldr\s+x\d+, \[x\d+\]", r"dmb\s+ishld", r"ldr\s+x\d+, \[x\d+, #8\]")
 
 
 @compiled_only

@@ -275,15 +275,13 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
     slots = np.flatnonzero(table.tags)[:limit]
     want = int(sessions.words[state.EPOCH]) << 16 | 1
     rows = []
-    for slot, last_seen, packets, octets in zip(slots, *totals(sessions, slots), strict=True):
+    for slot, ends, last_seen, packets, octets in zip(
+        slots, t.ends(table, slots), *totals(sessions, slots), strict=True
+    ):
         flags, key2, which = int(short[slot, t.FLAGS]), int(hot[slot, t.KEY2]), int(short[slot, t.STATE])
         if not key2 or which not in tcp.STATE_NAMES:
             continue
-        protocol, client, server = describe_flow(
-            key2,
-            table.addresses[slot],
-            bool(flags & image.INITIATOR_UPPER),
-        )
+        protocol, client, server = describe_flow(key2, ends, bool(flags & image.INITIATOR_UPPER))
         rows.append(
             {
                 "id": int(cold[slot, t.ID]),

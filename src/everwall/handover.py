@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from everwall.counters import Counter
 from everwall.flow import make_key
-from everwall.kernels import external, fence, inlined, kernel
+from everwall.kernels import external, fence, fence_acquire, fence_release, inlined, kernel
 from everwall.limits import FRAGMENTS_MAX, HANDOVER_PACKETS
 from everwall.rings import zeros_apart
 from everwall.session import state
@@ -177,7 +177,7 @@ def _give(handover, owner, batch, i):
 @kernel
 def _publish(handover):
     """Show the owners what was copied for them."""
-    fence()
+    fence_release()
     first = handover.own[WORKER] * handover.own[WORKERS]
     for owner in range(handover.own[WORKERS]):
         if handover.staged[owner] > 0:
@@ -207,7 +207,7 @@ def arrivals(handover, giver, rows):
     pair = giver * handover.own[WORKERS] + handover.own[WORKER]
     head = handover.index[pair, _HEAD]
     count = min(handover.index[pair, _TAIL] - head, rows.shape[0])
-    fence()
+    fence_acquire()
     for k in range(count):
         rows[k] = pair * HANDOVER_PACKETS + ((head + k) & (HANDOVER_PACKETS - 1))
     return count
@@ -216,7 +216,7 @@ def arrivals(handover, giver, rows):
 @kernel
 def give_back(sessions, handover, giver, count):
     """Give the rows of the last ``arrivals`` back; nothing of them is needed any more."""
-    fence()
+    fence_release()
     handover.index[giver * handover.own[WORKERS] + handover.own[WORKER], _HEAD] += count
     sessions.counters[_HANDED_IN] += count
 

@@ -195,7 +195,8 @@ def external(name: str, result: str, *arguments: str) -> Callable[..., Any]:
 # precedes it: what AF_XDP's rings ask for (the kernel uses the same pair). How it was checked:
 # tests/test_memory.py reads the machine code. On x86-64, where the processor keeps this order by itself, plain
 # moves that the compiler left in their places; on arm64 LDAR and STLR; the full fence is a locked instruction
-# or MFENCE on the first, DMB ISH on the second.
+# or MFENCE on the first, DMB ISH on the second. The one-sided fences are the same for indices in arrays: no instruction
+# on the first, DMB ISHLD and DMB ISH on the second.
 
 if JIT:
     from llvmlite import ir
@@ -261,15 +262,15 @@ if JIT:
 
         return numba.types.int64(numba.types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def fence(typing_context: Any) -> Any:
-        """A full memory barrier, for the compiler as for the processor."""
+    def _fence(ordering: str) -> Callable[[], None]:
+        def fence(typing_context: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                builder.fence(ordering)
+                return context.get_dummy_value()
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            builder.fence("seq_cst")
-            return context.get_dummy_value()
+            return numba.types.void(), generate
 
-        return numba.types.void(), generate
+        return cast(Callable[[], None], intrinsic(fence))
 
     @intrinsic  # type: ignore[untyped-decorator]
     def prefetch(typing_context: Any, address: Any) -> Any:
@@ -306,8 +307,8 @@ else:
     def lowest_bit(mask: Any) -> Any:
         return (int(mask) & -int(mask)).bit_length() - 1
 
-    def fence() -> None:
-        """A full memory barrier."""
+    def _fence(ordering: str) -> Callable[[], None]:
+        return lambda: None
 
     def prefetch(address: int) -> None:
         """Begin to fetch the cache line at ``address``."""
@@ -321,3 +322,10 @@ load32_acquire = _loader(32, "acquire")
 """As ``load32``; what follows is read and written after it."""
 store32_release = _storer(32, "release")
 """As ``store32``; what precedes was read and written before it."""
+fence = _fence("seq_cst")
+"""A full memory barrier, for the compiler as for the processor: also a load stays behind a store. It waits until all
+stores are done, which is dear where their lines are not in the cache."""
+fence_acquire = _fence("acquire")
+"""What was read before it is read before all that follows is read or written: behind the load of an index."""
+fence_release = _fence("release")
+"""All before it is read and written before what follows is written: ahead of the store of an index."""

@@ -93,13 +93,14 @@ def _rule_out(state_, slot, row, now):
 @kernel
 def _flow_of_slot(sessions, slot):
     """What policy asks of a session, in ``scratch``."""
-    hot, addresses = sessions.table.hot, sessions.table.addresses
+    hot = sessions.table.hot
+    lower_high, lower_low, upper_high, upper_low = t.ends_of(sessions.table, slot)
     describe_flow(
         sessions.scratch,
         hot[slot, t.KEY0],
         hot[slot, t.KEY2],
-        addresses[slot, t.LOWER_HIGH],
-        addresses[slot, t.LOWER_LOW],
-        addresses[slot, t.UPPER_HIGH],
-        addresses[slot, t.UPPER_LOW],
+        lower_high,
+        lower_low,
+        upper_high,
+        upper_low,
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from everwall.kernels import fence, kernel
+from everwall.kernels import fence_acquire, fence_release, kernel
 
 _HEAD = 0  # next row to pop, written by the consumer only
 _TAIL = 8  # next row to push, written by the producer only; a cache line away
@@ -73,7 +73,7 @@ def ring_slot(ring):
 @kernel
 def ring_publish(ring):
     """Hand the row that ``ring_slot`` named to the consumer; all its columns are written before."""
-    fence()
+    fence_release()
     ring.index[_TAIL] += 1
 
 
@@ -82,14 +82,14 @@ def ring_waiting(ring):
     """(Index of the first row to pop, how many wait): rows that may be read where they lie until ``ring_release``."""
     head = ring.index[_HEAD]
     waiting = ring.index[_TAIL] - head
-    fence()
+    fence_acquire()
     return (head - ring.index[_BASE]) & (ring.rows.shape[0] - 1), waiting
 
 
 @kernel
 def ring_release(ring, count):
     """The first ``count`` rows were read, and may be written anew."""
-    fence()
+    fence_release()
     ring.index[_HEAD] += count
 
 
@@ -117,6 +117,6 @@ def ring_push(ring, rows, count):
     for i in range(pushed):
         for column in range(ring.rows.shape[1]):
             ring.rows[(slot + i) & mask, column] = rows[i, column]
-    fence()
+    fence_release()
     ring.index[_TAIL] += pushed
     return pushed

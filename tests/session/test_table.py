@@ -200,6 +200,23 @@ def test_the_views_show_the_same_bytes_and_a_line_is_a_line() -> None:
     assert not table.cold[6].any()
 
 
+@kernel
+def _read_ends(table, slot, out):
+    out[0], out[1], out[2], out[3] = t.ends_of(table, slot)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_session_knows_the_addresses_of_its_ends(family: int) -> None:
+    table, high = t.make_table(64), 0x20010DB8 << 32 if family == 6 else 0
+    table.addresses[:] = -1  # of sessions that had these slots before
+    for source, destination in ((1, 0xFFFF_FFFF), (0x8000_0000, 0x7FFF_FFFF), (5, 5)):
+        slot = t.add_session(table, described(Flow(source, destination, family=family)), 0)
+        out = np.zeros(4, np.int64)
+        _read_ends(table, slot, out)
+        assert out.tolist() == [high, min(source, destination), high, max(source, destination)]
+        assert t.ends(table, np.array([slot])).tolist() == [out.tolist()], "readers see the same"
+
+
 def test_a_table_can_stand_on_arrays_from_outside() -> None:
     slots = t.slots_for(64)
     shared = t.SharedTable(
@@ -208,10 +225,10 @@ def test_a_table_can_stand_on_arrays_from_outside() -> None:
         np.zeros((slots, t.ADDRESS_COLUMNS), np.int64),
     )
     table = t.make_table(64, shared)
-    slot = t.add_session(table, described(Flow(1, 2)), 0)
+    slot = t.add_session(table, described(Flow(1, 2, family=6)), 0)
     assert shared.tags[slot] != 0
     assert shared.hot[slot, t.KEY2] != 0
-    assert shared.addresses[slot].tolist() == [0, 1, 0, 2]
+    assert shared.addresses[slot].tolist() == [0x20010DB8 << 32, 1, 0x20010DB8 << 32, 2]
     with pytest.raises(ValueError, match="slots"):
         t.make_table(1000, shared)
 

@@ -173,18 +173,19 @@ def _take_end(sessions):
 def sweep(state_, now, start, ended):
     """End what is over by ``now`` from slot ``start`` on: (slot to go on from, rows of ``ended`` filled)."""
     sessions = state_.sessions
-    hot, addresses = sessions.table.hot, sessions.table.addresses
+    hot = sessions.table.hot
     count = 0
     for slot in range(start, hot.shape[0]):
         if count == ended.shape[0]:
             return slot, count
         key2 = hot[slot, t.KEY2]
-        if key2 == 0 or not end_if_over(sessions, slot, now):
+        if key2 == 0:
             continue
         ended[count, 0] = hot[slot, t.KEY0]
-        for column in range(4):
-            ended[count, 1 + column] = addresses[slot, column]
+        ended[count, 1], ended[count, 2], ended[count, 3], ended[count, 4] = t.ends_of(sessions.table, slot)
         ended[count, 5] = key2
+        if not end_if_over(sessions, slot, now):
+            continue
         ended[count, ENDED_REASON] = _take_end(sessions)
         count += 1
     return hot.shape[0], count

@@ -9,8 +9,8 @@ A key may stand in any of four sets; an insertion takes the emptiest. At the loa
 four being full is so rare that it is counted as a fault (``table-full``). Set and tag come from different halves
 of the hash; the number of sets is any number, because a set is chosen by multiplying, not by masking.
 
-``find`` and ``place`` work on any such arrays, so the look-ups under way use them too. An IPv6 key holds a
-signature of the addresses; the addresses themselves are compared as well.
+``find`` and ``place`` work on any such arrays, so the look-ups under way use them too. An IPv4 key holds both
+addresses. An IPv6 key holds a signature of them; the addresses themselves stand beside it and are compared as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SEEN_SHIFT = 20
 
 LINE_BYTES = HOT_COLUMNS * 8
 
-# Columns of ``addresses``: both ends in canonical order
+# Columns of ``addresses``: both ends of IPv6 in canonical order; IPv4 has them in KEY1, whose line is fetched anyway
 LOWER_HIGH = 0
 LOWER_LOW = 1
 UPPER_HIGH = 2
@@ -96,6 +96,7 @@ ASKED = 256  # strict: the first answer has come, and is held or gone
 SLOT_BYTES = LINE_BYTES + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 
 _LOW = 0xFFFFFFFF
+_FAMILY_SHIFT = 40
 
 
 class SharedTable(NamedTuple):
@@ -258,10 +259,11 @@ def place(tags, hashed):
 @inlined
 def set_key(keys, tags, addresses, slot, meta, i):
     """Write the key of packet ``i``; the tag, by which others find it, comes last."""
-    addresses[slot, LOWER_HIGH] = meta[i, m.LOWER_HIGH]
-    addresses[slot, LOWER_LOW] = meta[i, m.LOWER_LOW]
-    addresses[slot, UPPER_HIGH] = meta[i, m.UPPER_HIGH]
-    addresses[slot, UPPER_LOW] = meta[i, m.UPPER_LOW]
+    if meta[i, m.FAMILY] != 4:
+        addresses[slot, LOWER_HIGH] = meta[i, m.LOWER_HIGH]
+        addresses[slot, LOWER_LOW] = meta[i, m.LOWER_LOW]
+        addresses[slot, UPPER_HIGH] = meta[i, m.UPPER_HIGH]
+        addresses[slot, UPPER_LOW] = meta[i, m.UPPER_LOW]
     keys[slot, KEY0] = meta[i, m.KEY0]
     keys[slot, KEY1] = meta[i, m.KEY1]
     keys[slot, KEY2] = meta[i, m.KEY2]
@@ -304,6 +306,31 @@ def add_session(table, meta, i):
 def remove_session(table, slot):
     """Free a slot of a session that is not offloaded."""
     clear_key(table.hot, table.tags, slot)
+
+
+@inlined
+def ends_of(table, slot):
+    """(lower high, lower low, upper high, upper low): the addresses of a session's ends, as in a descriptor."""
+    if table.hot[slot, KEY2] >> _FAMILY_SHIFT == 4:
+        both = table.hot[slot, KEY1]
+        return np.int64(0), (both >> 32) & _LOW, np.int64(0), both & _LOW
+    addresses = table.addresses
+    return (
+        addresses[slot, LOWER_HIGH],
+        addresses[slot, LOWER_LOW],
+        addresses[slot, UPPER_HIGH],
+        addresses[slot, UPPER_LOW],
+    )
+
+
+def ends(table: Table, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """As ``ends_of``, for readers: int64[n, 4] of some slots."""
+    hot, found = table.hot[slots], table.addresses[slots]
+    short = hot[:, KEY2] >> _FAMILY_SHIFT == 4
+    both = hot[short, KEY1]
+    found[short] = 0
+    found[short, LOWER_LOW], found[short, UPPER_LOW] = (both >> 32) & _LOW, both & _LOW
+    return found
 
 
 @kernel

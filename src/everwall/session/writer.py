@@ -49,12 +49,13 @@ def stored_expiry(sessions, slot):
 def _fill(sessions, row, rows, slot):
     sync(sessions, slot)
     table = sessions.table
-    hot, addresses, cold, small, short = table.hot, table.addresses, table.cold, table.small, table.short
+    hot, cold, small, short = table.hot, table.cold, table.small, table.short
+    lower_high, lower_low, upper_high, upper_low = t.ends_of(table, slot)
     rows[row, image.ENDPOINT] = hot[slot, t.KEY0]
-    rows[row, image.LOWER_HIGH] = addresses[slot, t.LOWER_HIGH]
-    rows[row, image.LOWER_LOW] = addresses[slot, t.LOWER_LOW]
-    rows[row, image.UPPER_HIGH] = addresses[slot, t.UPPER_HIGH]
-    rows[row, image.UPPER_LOW] = addresses[slot, t.UPPER_LOW]
+    rows[row, image.LOWER_HIGH] = lower_high
+    rows[row, image.LOWER_LOW] = lower_low
+    rows[row, image.UPPER_HIGH] = upper_high
+    rows[row, image.UPPER_LOW] = upper_low
     rows[row, image.KEY2] = hot[slot, t.KEY2]
     rows[row, image.STATE] = np.int64(short[slot, t.STATE])
     rows[row, image.FLAGS] = np.int64(short[slot, t.FLAGS])
