@@ -15,7 +15,7 @@ from bench.rig.network import wait_for
 
 SANE = {"bounce_pps": 2_500_000, "kernel_pps": 300_000, "kernel_cps": 75_000}
 MANY = 1_000_000
-ENGINE_SESSIONS = 2_000_000
+ENGINE_SESSIONS = 3_000_000
 SIZES = (64, 512, 1400)
 """Of inner packets, bytes."""
 FLOOD_RATE = 1_000_000.0
@@ -309,7 +309,7 @@ class Bench:
             return
         for what, rate in (("throughput", 0.0), ("latency", measures.LATENCY_RATE)):
             rounds = measures.alternate(
-                self.rounds if rate else 2 * self.rounds + 1,  # two rates that hardly differ
+                self.rounds if rate else 3 * self.rounds + 2,  # two rates that hardly differ
                 {
                     "off": lambda rate=rate: self._mixed(engine, rate, False),  # type: ignore[misc]
                     "on": lambda rate=rate: self._mixed(engine, rate, True),  # type: ignore[misc]
@@ -347,6 +347,7 @@ class Bench:
     def _flood(self) -> None:
         """Strays and malformed packets beside established flows; the node asks the store about the strays.
 
+        The bare bounce gets the same packets in turns with it: what it loses, wire and machine lose by themselves.
         Comes last: it fills the processor, so that the other nodes, which age their sessions, have to go before.
         """
         cut = self._get(CUT)
@@ -359,25 +360,33 @@ class Bench:
         established = FLOOD_SHARE * (self._found["cutthrough_pps"] or 0.0)
         more = self._flood_asked(cut, established)
         asked = cut.ask("counters")["counters"]["lookups"]
-        rounds = [
-            measures.flooded(self.rig, cut, more * established, more * FLOOD_RATE, self.seconds)
-            for _ in range(self.rounds)
-        ]
+        found = measures.alternate(
+            2 * self.rounds + 1,  # most lose next to nothing, and some much
+            {
+                each.name: lambda each=each: measures.flooded(  # type: ignore[misc]
+                    self.rig, each, more * established, more * FLOOD_RATE, self.seconds
+                )
+                for each in self._present(CUT, BOUNCE)
+            },
+        )
+        rounds, bare = found[CUT], found.get(BOUNCE)
         asked = cut.ask("counters")["counters"]["lookups"] - asked
         cut.ask("resiliency", on=0)
         table = Table(
             "Established flows beside a flood", ["offered/s", "flood/s", "loss", "behind-s", "busy"]
         )
-        for number, each in enumerate(rounds):
-            count = each.count
-            rates = count.sent_rate(*measures.ESTABLISHED), count.sent_rate(*measures.FLOOD)
-            table.row(str(number + 1), *rates, each.amount, count.behind_s, each.busy)
+        for name, of in found.items():
+            for number, each in enumerate(of):
+                count = each.count
+                rates = count.sent_rate(*measures.ESTABLISHED), count.sent_rate(*measures.FLOOD)
+                table.row(f"{name}, {number + 1}", *rates, each.amount, count.behind_s, each.busy)
         counts = [each.count for each in rounds]
         self._found["flood_pps"] = statistics.median(each.sent_rate(*measures.FLOOD) for each in counts)
         self._found["flood_established_pps"] = statistics.median(
             each.sent_rate(*measures.ESTABLISHED) for each in counts
         )
         self._found["flood_established_loss"] = measures.median(rounds)
+        self._found["calibration_flood_loss_of_bounce"] = measures.median(bare) if bare else None
         self._found["flood_behind_s"] = statistics.median(each.behind_s for each in counts)
         self.details["flood"] = {**table.show(), "asked_for": more, "lookups": asked}
         print(f"Of the strays {asked / sum(each.seconds for each in counts):,.0f}/s were asked of the store")
@@ -437,7 +446,7 @@ FIGURES = (
     *("kernel_pps", "engine_xdp_pps", "engine_xdp_vs_kernel", "kernel_cps", "engine_cps", "cps_vs_kernel"),
     *("cps_with_store_vs_kernel", "resiliency_throughput_tax", "resiliency_latency_us"),
     *("node_bytes_per_session", "flood_pps", "flood_established_pps", "flood_established_loss"),
-    "flood_behind_s",
+    *("calibration_flood_loss_of_bounce", "flood_behind_s"),
 )
 
 

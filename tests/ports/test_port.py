@@ -169,7 +169,9 @@ def test_the_limit_of_a_receive_holds(line: Wire) -> None:
     for _ in range(5):
         line.send(b"packet")
     until = time.monotonic() + 5
-    while sum(counts) < 5 and time.monotonic() < until:  # on a busy machine the last ones arrive a little later
+    while (
+        sum(counts) < 5 and time.monotonic() < until
+    ):  # on a busy machine the last ones arrive a little later
         counts.append(ports.receive(line.port, batch, 2))
     assert sum(counts) == 5
     assert max(counts) <= 2

@@ -298,7 +298,11 @@ class Conversation:
         """
         self.backlog.compare()
         self._asked = deque(compared(row[None])[0] for row in self._asked)
-        if self.link is not None and self.link.wants_to_send and any(map(_has_first_writes, self._pipelines)):
+        if (
+            self.link is not None
+            and self.link.wants_to_send
+            and any(each.batch.has_first_writes for each in self._pipelines)
+        ):
             self._disconnect("this node stood still with requests half sent")
 
     def take_back(self) -> Rows:
@@ -395,7 +399,7 @@ class Conversation:
                 self.protocol.encode(batch, self._trade.clock.seconds(time.monotonic_ns()))
                 if self._replicas:
                     self.protocol.wait_for_replicas(batch, self._replicas, WAIT_REPLICAS_MS)
-                if _has_first_writes(pipeline) and self._trade.stood_still():
+                if batch.has_first_writes and self._trade.stood_still():
                     self.protocol.take_back()
                     self.backlog.put_back(compared(batch.rows))
                     self._idle.append(pipeline)
@@ -641,10 +645,6 @@ class Conversation:
         self._pipelines.clear()
         self._is_full, self._hurried, self._credentials = False, 0, None
         self._fail_waiting()
-
-
-def _has_first_writes(pipeline: _Pipeline) -> bool:
-    return bool((pipeline.batch.rows[:, image.OP] == image.WRITE_FIRST).any())
 
 
 def compared(rows: Rows) -> Rows:

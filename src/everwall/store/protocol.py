@@ -134,6 +134,11 @@ class StoreBatch:
         return bool(self.pipeline.cursor[resp.AWAITED])
 
     @property
+    def has_first_writes(self) -> bool:
+        """Whether some of what is encoded is written without a comparison."""
+        return bool(self.pipeline.counts[resp.FIRSTS])
+
+    @property
     def told_ns(self) -> int:
         """The answer to ``probe``: store time, ns; 0 when there is none."""
         seconds, microseconds = self.pipeline.cursor[replies.SECONDS : replies.MICROSECONDS + 1].tolist()
