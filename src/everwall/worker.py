@@ -63,7 +63,7 @@ from everwall.rematch import begin_rematch
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
 from everwall.session import image, offload, parking, state
 from everwall.session.state import Sessions
-from everwall.session.table import SharedTable
+from everwall.session.table import SharedTable, fault_in
 from everwall.system import clear_signal, monotonic, poll_words, readable, signal, wait
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -350,7 +350,11 @@ class Worker:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, core: int | None = None) -> None:
-        """Enter the loop in a thread of its own, on one processor if ``core`` names it."""
+        """Enter the loop in a thread of its own, on one processor if ``core`` names it.
+
+        Raises OSError when there is no memory for all sessions.
+        """
+        fault_in(self.state.sessions.table)
         self.loop.control[STOP] = self.loop.control[_LEAVE] = self.loop.control[_INSIDE] = 0
         self._core = core
         self._thread = self._begin(self.state)

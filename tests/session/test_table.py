@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,22 @@ def test_the_views_show_the_same_bytes_and_a_line_is_a_line() -> None:
             array[5, column] = 2 ** (8 * array.itemsize - 1) - 1
     assert not table.cold[4].any()
     assert not table.cold[6].any()
+
+
+def test_a_table_gets_all_its_memory_before_packets_come() -> None:
+    table = t.make_table(100_000)
+    before = _resident()
+    t.fault_in(table)
+    assert _resident() - before > 0.9 * sum(
+        array.nbytes for array in (table.hot, table.addresses, table.cold)
+    )
+    assert not table.hot.any()
+    t.fault_in(table)  # again, when there is nothing to do
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @kernel

@@ -15,6 +15,8 @@ addresses. An IPv6 key holds a signature of them; the addresses themselves stand
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -95,6 +97,9 @@ ASKED = 256  # strict: the first answer has come, and is held or gone
 
 SLOT_BYTES = LINE_BYTES + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_MADV_POPULATE_WRITE = 23  # linux/mman.h; ``mmap`` has no name for it
+
 _LOW = 0xFFFFFFFF
 _FAMILY_SHIFT = 40
 
@@ -138,6 +143,24 @@ def huge_zeros(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
         memory.madvise(mmap.MADV_HUGEPAGE)
     array: npt.NDArray[Any] = np.frombuffer(memory, np.uint8)[:size].view(dtype).reshape(shape)
     return array
+
+
+def fault_in(table: Table) -> None:
+    """Have the system give a table all of its memory now, not while packets wait for it: a huge page is cleared at its
+    first touch, which takes up to milliseconds, and a node that takes flows over touches all of them at once.
+
+    What the program sees is there already, and a kernel before Linux 5.14 does not know how. Raises OSError (ENOMEM)
+    when there is not enough.
+    """
+    for array in (table.hot, table.tags, table.addresses, table.cold):
+        first = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        size = array.ctypes.data + array.nbytes - first
+        if _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
+            number = ctypes.get_errno()
+            if number == errno.ENOMEM:
+                raise OSError(
+                    number, f"no memory for a table of {len(table.tags):,} sessions ({size:,} bytes)"
+                )
 
 
 def make_table(sessions: int, shared: SharedTable | None = None) -> Table:

@@ -27,8 +27,9 @@ from everwall.limits import CLUSTER_SECRET_BYTES_MIN, MS_NS, SECOND_NS, STORE_TI
 from everwall.rings import Ring, make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.record import derive_keys, fingerprints
+from everwall.store import replies as told
 from everwall.store.answers import Answers, StoreClock
-from everwall.store.backlog import Backlog, collect, take
+from everwall.store.backlog import Backlog, collect, take, waits_behind
 from everwall.store.cluster import ClusterRouter
 from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade
@@ -39,6 +40,7 @@ from everwall.store.protocol import Command, Protocol, Rows
 from everwall.store.replies import FROM_ELSEWHERE, TALLY, UNCONFIRMED, UNREPLICATED, UNWRITTEN, settle
 from everwall.store.router import Router
 from everwall.store.sentinels import Sentinels
+from everwall.store.slots import homes_of, slots_of_buckets
 
 __all__ = ["RedisStore", "StoreConfig", "make_clock", "warm"]
 
@@ -197,6 +199,7 @@ class RedisStore:
 
     def _run(self) -> None:
         router, answers = self._router, self._answers
+        warm()  # loading a kernel takes tens of milliseconds: none is left for when look-ups wait
         try:
             while not self._finished():
                 self._wait()
@@ -273,7 +276,8 @@ def _reach(
 
 
 def warm() -> None:
-    """Compile what the thread calls: from the worker's ring to the bytes of a pipeline, and from replies back."""
+    """Compile, or load, what the thread calls: from the worker's ring to the bytes of a pipeline, and from replies
+    back; what it calls for errors, gaps, replicas and clusters too."""
     ring = make_ring(2, image.COLUMNS)
     keys = derive_keys(bytes(CLUSTER_SECRET_BYTES_MIN))
     protocol, backlog = Protocol(keys, buckets=1), Backlog(keys)
@@ -284,10 +288,16 @@ def warm() -> None:
     backlog.collect(ring)
     backlog.put(rows)
     backlog.keep_writes(1)
+    backlog.compare()
+    waits_behind(backlog.queue, rows, np.zeros(1, np.int64), np.zeros(1, np.bool_))
     batch = protocol.room(1)
     batch.count = take(backlog.queue, batch.pipeline.rows, batch.pipeline.fields, 1)
     protocol.encode(batch, 0)
     protocol.encoded(batch.rows, 0)
     buffer, tally = np.zeros(1, np.uint8), np.zeros(TALLY, np.int64)
     protocol.read(batch, buffer, 0, 0, 0)
+    told.command(batch.pipeline)
+    told.advance(batch.pipeline, 0)
+    slots_of_buckets(protocol, protocol.epochs[0])
+    homes_of(rows, np.zeros(1, np.int64), protocol, [np.zeros(1, np.int64)])
     settle(batch.pipeline, 1, 0, 0, buffer, 0, 0, keys, 0, ring, rows, tally)
