@@ -6,8 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
+
+import pytest
 
 from everwall.lab import rundir
+
+
+@pytest.fixture(autouse=True)
+def _labs_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another lab that starts on this machine would sweep what is left behind here."""
+    monkeypatch.setenv(rundir.BASE_VARIABLE, str(tmp_path))
 
 
 def test_a_lab_is_alive_exactly_as_long_as_its_lock_is_held() -> None:
@@ -18,6 +28,23 @@ def test_a_lab_is_alive_exactly_as_long_as_its_lock_is_held() -> None:
     assert not rundir.is_alive(directory.name)
     assert directory.name in rundir.sweep()
     assert not directory.path.exists()
+
+
+def test_a_lab_that_is_just_being_made_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, lock = [], rundir.fcntl.flock
+    sweeper = threading.Thread(target=lambda: made.append(rundir.sweep()))
+
+    def flock(file, operation: int) -> None:
+        if operation == rundir.fcntl.LOCK_EX | rundir.fcntl.LOCK_NB:
+            sweeper.start()  # its directory is there, and not locked yet
+        lock(file, operation)
+
+    monkeypatch.setattr(rundir.fcntl, "flock", flock)
+    directory = rundir.create()
+    sweeper.join(10)
+    assert made == [[]]
+    assert rundir.is_alive(directory.name)
+    directory.close(remove=True)
 
 
 def test_sweeping_ends_what_a_gone_lab_left_running() -> None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -74,13 +75,25 @@ class RunDirectory:
         self.lock.close()
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Meanwhile no other lab of this user is made or swept: one without its lock yet would be taken for gone."""
+    directory = os.open(base(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def create() -> RunDirectory:
     """A new directory with its lock held."""
     name = secrets.token_hex(3)
     path = base() / name
-    path.mkdir(mode=0o700)
-    lock = open(path / "lock", "w")  # noqa: SIM115  (open for the life of the lab)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with _alone():
+        path.mkdir(mode=0o700)
+        lock = open(path / "lock", "w")  # noqa: SIM115  (open for the life of the lab)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return RunDirectory(name, path, lock)
 
 
@@ -110,11 +123,12 @@ def _end_processes(listing: Path) -> int:
 def sweep() -> list[str]:
     """End the processes and remove the files of labs that are gone; returns their names."""
     swept = []
-    for path in sorted(base().iterdir()):
-        if not path.is_dir() or is_alive(path.name):
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            _end_processes(path / "processes")
-        shutil.rmtree(path, ignore_errors=True)
-        swept.append(path.name)
+    with _alone():
+        for path in sorted(base().iterdir()):
+            if not path.is_dir() or is_alive(path.name):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                _end_processes(path / "processes")
+            shutil.rmtree(path, ignore_errors=True)
+            swept.append(path.name)
     return swept
