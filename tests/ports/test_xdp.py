@@ -160,6 +160,7 @@ def test_packets_that_nobody_fetches_are_counted_by_the_kernel() -> None:
         assert ports.statistics(line.port) == dict.fromkeys(STATISTICS, 0)
         for _ in range(XDP_FILL_FRAMES + 20):
             sender.sendto(b"packet", (line.node[0], GENEVE_PORT))
+        line.arrive()
         statistics = ports.statistics(line.port)
         assert statistics["rx-dropped"] + statistics["rx-ring-full"] == 20
         batch = make_batch()
@@ -228,6 +229,7 @@ def test_a_packet_of_one_port_may_leave_by_another() -> None:
         batch = make_batch()
         for number in range(41_000, 41_040):
             line.send(b"packet", number)
+        line.arrive()
         count = ports.receive(line.port, batch, 64)
         assert count > 0
         batch.meta[:count, FRAME] = 0
