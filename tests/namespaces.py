@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 _CLONE_NEWNET = 0x40000000
+_CARRIER_S_MAX = 20.0
 _HERE = "/proc/thread-self/ns/net"
 
 
@@ -84,10 +86,24 @@ class Linked:
                 for address in addresses:
                     ip("addr", "add", f"{address}/24", "dev", "eth0")
                 ip("link", "set", "eth0", "up")
+        for network in (self.near, self.far):
+            with network.entered():
+                carries("eth0")
 
     def close(self) -> None:
         self.near.close()
         self.far.close()
+
+
+def carries(device: str) -> None:
+    """Wait until a device that is up sends: until its carrier was noticed all that it should send is dropped.
+
+    What was dropped is the answer to an ARP request, most likely, which is asked for again after a second.
+    """
+    deadline = time.monotonic() + _CARRIER_S_MAX
+    while "state UP" not in ip("link", "show", "dev", device):
+        assert time.monotonic() < deadline, f"{device} has no carrier"
+        time.sleep(0.002)
 
 
 def ip(*words: str) -> str:
