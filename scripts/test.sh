@@ -1,13 +1,20 @@
 #!/bin/sh
 # The stages of `make test`, each with its time. Goes on after a failed stage, so that one run tells
 # everything, and ends with 1 when any failed.
+#
+# Two stages run at a time. What only computes goes on behind what talks to processes, servers and the clock: at a
+# low priority, so that nobody in front waits for it, and in a network of its own, so that no address and no
+# port is wanted twice. Where such a network is not to be had (it takes root), one stage follows the other.
 set -u
 
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
-times=""
-failed=""
 began=$(date +%s)
+work=$(mktemp -d)
+is_behind=""
+lane=""
+trap 'rm -rf "$work"' EXIT
+trap 'stop; exit 130' INT
 
 stage() {
     title=$1
@@ -20,30 +27,74 @@ stage() {
     verdict=ok
     if [ $status -ne 0 ]; then
         verdict=FAILED
-        failed="$failed, $title"
+        echo "$title" >>"$work/failed"
     fi
-    times="$times$(printf '%-46s %5d s  %s' "$title" "$seconds" "$verdict")
-"
+    printf '%-46s %5d s  %s\n' "$title${is_behind:+ (behind)}" $seconds $verdict >>"$work/times"
     return $status
 }
 
+# Runs a function full of stages behind those that follow here; `together` waits for it and shows what it printed.
+behind() {
+    if unshare --net true 2>/dev/null; then
+        {
+            is_behind=yes
+            trap - EXIT INT
+            trap 'kill $command; exit 143' TERM
+            "$@"
+        } >"$work/behind" 2>&1 &
+        lane=$!
+    else
+        "$@"
+    fi
+}
+
+together() {
+    [ -z "$lane" ] || { wait "$lane"; cat "$work/behind"; }
+    lane=""
+}
+
+stop() {
+    [ -z "$lane" ] || kill "$lane"
+    together
+}
+
+# A command that keeps out of the way of what is in front.
+aside() {
+    [ -n "$is_behind" ] || { "$@"; return; }
+    kill -0 $$ || exit 1 # nobody is in front any more
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    unshare --net nice -n 10 sh -c 'ip link set lo up && exec "$@"' aside "$@" &
+    command=$!
+    wait $command
+}
+
 summary() {
-    printf '\n=== times\n%s%-46s %5d s\n' "$times" total $(($(date +%s) - began))
-    [ -z "$failed" ] || { printf 'failed: %s\n' "${failed#, }" >&2; exit 1; }
+    together
+    printf '\n=== times\n%s\n%-46s %5d s\n' "$(cat "$work/times")" total $(($(date +%s) - began))
+    [ ! -e "$work/failed" ] || { echo "failed: $(paste -s -d ';' "$work/failed")" >&2; exit 1; }
     exit 0
 }
 
-pytest() { "$python" -m pytest -q "$@"; }
+# Folders without sockets, processes and waiting.
+compute_only="tests/policy tests/sim"
 
-interpreted() { NUMBA_DISABLE_JIT=1 pytest -m "kernel and not lab and not slow_compile" tests; }
+computing() {
+    stage "kernel tests, interpreted" aside env NUMBA_DISABLE_JIT=1 \
+        "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
+    stage "kernel tests, compiled" aside "$python" -m pytest -q -m "kernel and not lab" tests
+    # shellcheck disable=SC2086  # the folders are words
+    stage "tests of policy and simulator" aside "$python" -m pytest -q -m "not kernel and not lab" $compute_only
+    stage "simulator, 200 seeds" aside "$python" -m everwall.sim --seeds 200
+}
 
 stage "set-up" sh scripts/setup.sh || summary
 stage "warm" "$python" -m everwall warm || summary
-stage "kernel tests, compiled" pytest -m "kernel and not lab" tests
-stage "kernel tests, interpreted" interpreted
-stage "all other tests" pytest -m "not kernel and not lab" tests
-stage "simulator, 200 seeds" "$python" -m everwall.sim --seeds 200
-stage "lab, a short run per failure kind" pytest -m lab -k "not loopback and not user_namespace" tests
+behind computing
+# shellcheck disable=SC2046,SC2086  # words
+stage "all other tests" \
+    "$python" -m pytest -q -m "not kernel and not lab" $(printf -- '--ignore=%s ' $compute_only) tests
+stage "lab, a short run per failure kind" \
+    "$python" -m pytest -q -m lab -k "not loopback and not user_namespace" tests
 # Tests that root could run as well; here they show that no privilege is needed.
 stage "lab in a user namespace and on loopback" \
     sh scripts/unprivileged.sh "$python" -m pytest -q -m lab -k "loopback or user_namespace" tests

@@ -60,7 +60,7 @@ def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
 def test_connections_live_through(how: str, tmp_path: Path) -> None:
     """With the best port there is: where that is xdp, the kernel answers most packets, before and after the event."""
     needs.namespaces()
-    on, off = run_lab(tmp_path, "--fail", how, "--seconds", "12", "--connections", "66")
+    on, off = run_lab(tmp_path, "--fail", how, "--seconds", "9", "--connections", "66")
     assert (on["resiliency"], off["resiliency"]) == ("on", "off")
     assert on["traffic"] == off["traffic"] == "tcp"
     xdp = not needs.why_no_xdp()
