@@ -1,37 +1,16 @@
 #!/bin/sh
-# The stages of `make test`, each with its time. Goes on after a failed stage, so that one run tells
-# everything, and ends with 1 when any failed.
+# The stages of `make test`.
 #
-# Two stages run at a time. What only computes goes on behind what talks to processes, servers and the clock: at a
+# Two run at a time. What only computes goes on behind what talks to processes, servers and the clock: at a
 # low priority, so that nobody in front waits for it, and in a network of its own, so that no address and no
 # port is wanted twice. Where such a network is not to be had (it takes root), one stage follows the other.
 set -u
 
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-began=$(date +%s)
-work=$(mktemp -d)
+. scripts/stages.sh
 is_behind=""
 lane=""
-trap 'rm -rf "$work"' EXIT
 trap 'stop; exit 130' INT
-
-stage() {
-    title=$1
-    shift
-    printf '\n=== %s\n' "$title"
-    start=$(date +%s)
-    "$@"
-    status=$?
-    seconds=$(($(date +%s) - start))
-    verdict=ok
-    if [ $status -ne 0 ]; then
-        verdict=FAILED
-        echo "$title" >>"$work/failed"
-    fi
-    printf '%-46s %5d s  %s\n' "$title${is_behind:+ (behind)}" $seconds $verdict >>"$work/times"
-    return $status
-}
 
 # Runs a function full of stages behind those that follow here; `together` waits for it and shows what it printed.
 behind() {
@@ -53,6 +32,11 @@ together() {
     lane=""
 }
 
+end() {
+    together
+    summary
+}
+
 stop() {
     [ -z "$lane" ] || kill "$lane"
     together
@@ -68,27 +52,20 @@ aside() {
     wait $command
 }
 
-summary() {
-    together
-    printf '\n=== times\n%s\n%-46s %5d s\n' "$(cat "$work/times")" total $(($(date +%s) - began))
-    [ ! -e "$work/failed" ] || { echo "failed: $(paste -s -d ';' "$work/failed")" >&2; exit 1; }
-    exit 0
-}
-
 # Folders without sockets, processes and waiting.
 compute_only="tests/policy tests/sim"
 
 computing() {
-    stage "kernel tests, interpreted" aside env NUMBA_DISABLE_JIT=1 \
+    stage "behind: kernel tests, interpreted" aside env NUMBA_DISABLE_JIT=1 \
         "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
-    stage "kernel tests, compiled" aside "$python" -m pytest -q -m "kernel and not lab" tests
+    stage "behind: kernel tests, compiled" aside "$python" -m pytest -q -m "kernel and not lab" tests
     # shellcheck disable=SC2086  # the folders are words
-    stage "tests of policy and simulator" aside "$python" -m pytest -q -m "not kernel and not lab" $compute_only
-    stage "simulator, 200 seeds" aside "$python" -m everwall.sim --seeds 200
+    stage "behind: tests of policy and simulator" aside "$python" -m pytest -q -m "not kernel and not lab" $compute_only
+    stage "behind: simulator, 200 seeds" aside "$python" -m everwall.sim --seeds 200
 }
 
-stage "set-up" sh scripts/setup.sh || summary
-stage "warm" "$python" -m everwall warm || summary
+stage "set-up" sh scripts/setup.sh || end
+stage "warm" "$python" -m everwall warm || end
 behind computing
 # shellcheck disable=SC2046,SC2086  # words
 stage "all other tests" \
@@ -98,4 +75,4 @@ stage "lab, a short run per failure kind" \
 # Tests that root could run as well; here they show that no privilege is needed.
 stage "lab in a user namespace and on loopback" \
     sh scripts/unprivileged.sh "$python" -m pytest -q -m lab -k "loopback or user_namespace" tests
-summary
+end

@@ -1,26 +1,24 @@
 #!/bin/sh
 # The same promises, asked for longer: more cases, more seeds, bounds checks, larger lab runs.
-set -eu
+set -u
 
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-"$python" -m everwall warm
+. scripts/stages.sh
 export EVERWALL_DEEP=1
-echo "=== kernel tests, the long campaigns"
-"$python" -m pytest -q -m "kernel and not lab" tests
-echo "=== all kernel tests with bounds checks, in a cache of their own"
-NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
-echo "=== the store in every topology"
-"$python" -m pytest -q tests/store tests/doctor/test_topology.py tests/test_node.py
-echo "=== nodes behind a veth: 10,000 rules are replaced under traffic"
-"$python" -m pytest -q tests/test_cut_through.py
-echo "=== simulator, 2000 seeds"
-"$python" -m everwall.sim --seeds 2000
-echo "=== simulator, 1000 seeds in strict mode"
-"$python" -m everwall.sim --mode strict --seeds 1000
-echo "=== half an hour of churn in the store"
-"$python" bench/churn.py
-echo "=== lab, full size"
+
+pytest() { "$python" -m pytest -q "$@"; }
+
+stage "warm" "$python" -m everwall warm || summary
+stage "kernel tests, the long campaigns" pytest -m "kernel and not lab" tests
+# In a cache of their own.
+stage "all kernel tests with bounds checks" \
+    env NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
+stage "the store in every topology" pytest tests/store tests/doctor/test_topology.py tests/test_node.py
+stage "10,000 rules replaced under traffic" pytest tests/test_cut_through.py
+stage "simulator, 2000 seeds" "$python" -m everwall.sim --seeds 2000
+stage "simulator, 1000 seeds in strict mode" "$python" -m everwall.sim --mode strict --seeds 1000
+stage "half an hour of churn in the store" "$python" bench/churn.py
 for failure in kill drain hang partition isolate store; do
-    "$python" -m everwall lab --fail "$failure"
+    stage "lab, full size: $failure" "$python" -m everwall lab --fail "$failure"
 done
+summary
