@@ -281,9 +281,9 @@ def test_a_meta_key_that_is_no_number_is_said_so(store):
         Node(store)
 
 
-def test_the_greeting_tells_time_and_server(store):
+def test_the_greeting_tells_time_and_server(request, store):
     greeting = Node(store).greeting
-    assert greeting.server.startswith("redis ")
+    assert greeting.server.startswith("valkey " if "[valkey]" in request.node.name else "redis ")
     assert greeting.time_ns > 1_700_000_000 * 10**9
 
 
