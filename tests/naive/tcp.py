@@ -78,7 +78,7 @@ class Session:
     client_can_scale: bool = True
     relearning: bool = False
     syn_inside: int | None = None
-    """Acknowledgement that would answer a SYN seen in the middle of the connection."""
+    """Acknowledgement that would answer a SYN seen in the middle of the connection, or of the handshake."""
 
     @classmethod
     def opened_by(cls, syn: Segment) -> Session:
@@ -124,11 +124,13 @@ class Session:
         if segment.kind == "RST":
             return self._judge_rst(segment)
         opening = self.state in (names.TCP_INIT, names.TCP_HANDSHAKE)
-        if segment.kind == "SYN" and not opening:
+        if segment.kind == "SYN" and (not opening or self._begins_again(segment)):
             self.syn_inside = segment.end
             return Verdict.FORWARD, self.state
+        if segment.kind == "SYN-ACK" and not segment.from_client and segment.ack == self.syn_inside:
+            return Verdict.FORWARD, RESTART
         if segment.kind == "SYN-ACK" and not opening:
-            return Verdict.FORWARD, RESTART if segment.ack == self.syn_inside else self.state
+            return Verdict.FORWARD, self.state
         if self.state == names.TCP_INIT and segment.from_client:
             self._begin(segment)
             return Verdict.FORWARD, self.state
@@ -144,6 +146,13 @@ class Session:
                 return Verdict.FORWARD, follows
         self._learn(segment)
         return Verdict.FORWARD, follows
+
+    def _begins_again(self, syn: Segment) -> bool:
+        """A client whose first SYN was answered sends one of another sequence."""
+        certain = self.client.known and not self.relearning
+        return (
+            syn.from_client and self.state == names.TCP_HANDSHAKE and certain and syn.end != self.client.sent
+        )
 
     # Who may send what, when ------------------------------------------------------------------------
 

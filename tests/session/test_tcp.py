@@ -331,6 +331,26 @@ def test_a_server_that_lost_the_connection_opens_it_anew(node: Node, connection:
     assert node.only_session()["src"] == connection.client.address
 
 
+@pytest.mark.parametrize("start", [400, 1_100, 70_000_000], ids=["behind", "ahead", "elsewhere"])
+def test_a_client_whose_first_syn_was_answered_in_vain_begins_again(
+    node: Node, connection: Connection, start: int
+) -> None:
+    """The answer was lost, or the rest of the connection took another way, and the tuple is used once more."""
+    node.receive(connection.syn(), connection.syn_ack())
+    addresses = connection.client.address, connection.server.address
+    again = Connection(*addresses, client_start=start, server_start=9_000)
+    assert states_after(node, again.handshake()) == ["handshake", "handshake", "established"]
+    assert node.ends() == ["tcp-reuse"]
+
+
+def test_a_handshake_that_is_sent_again_is_the_same(node: Node, connection: Connection) -> None:
+    opening = connection.syn(), connection.syn_ack()
+    assert states_after(node, [*opening, *opening, connection.ack()])[1:] == ["handshake"] * 3 + [
+        "established"
+    ]
+    assert node.ends() == []
+
+
 def test_a_syn_ack_that_answers_no_syn_opens_nothing(node: Node, connection: Connection) -> None:
     established(node, connection)
     retransmitted = connection.segment(connection.server, "SA", seq=connection.server.next - 1)

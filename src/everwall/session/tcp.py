@@ -86,7 +86,7 @@ EVENTS = 5
 
 # A SYN in the middle of a connection is passed on and changes nothing: a live receiver answers with
 # a challenge ACK (RFC 5961 section 4); a receiver that has lost the connection answers SYN-ACK, which
-# opens it anew (see ``track``).
+# opens it anew (see ``track``). So is one of another sequence after the first was answered.
 TRANSITIONS: dict[int, dict[tuple[int, int], int]] = {
     TCP_INIT: {
         (CLIENT, SYN): TCP_INIT,
@@ -444,14 +444,17 @@ def track(short, small, slot, meta, i, scale):
         return _FORWARD, follows
     last = _segment_end(meta, i)
     opening = state == TCP_INIT or state == TCP_HANDSHAKE
-    if event == SYN and not opening:
+    # The answer to its first SYN may have been lost, and all that the client did afterwards seen by another node.
+    judged = local & (t.LEARNED_LOWER << end) != 0 and local & t.RELEARNING == 0
+    anew = state == TCP_HANDSHAKE and judged and last != np.int64(small[slot, t.SEQUENCE_END + end])
+    if event == SYN and (not opening or (who == CLIENT and anew)):
         small[slot, t.SYN_NEXT] = last
         short[slot, t.LOCAL] = local | t.SYN_PENDING
         return _FORWARD, state
-    if event == SYN_ACK and not opening:
-        answered = meta[i, m.TCP_ACKNOWLEDGEMENT] == np.int64(small[slot, t.SYN_NEXT])
-        if local & t.SYN_PENDING != 0 and answered:
+    if event == SYN_ACK and who == SERVER and local & t.SYN_PENDING != 0:
+        if meta[i, m.TCP_ACKNOWLEDGEMENT] == np.int64(small[slot, t.SYN_NEXT]):
             return _FORWARD, RESTART
+    if event == SYN_ACK and not opening:
         return _FORWARD, state
     if event == SYN and who == CLIENT and state == TCP_INIT:
         # A retransmitted SYN may carry a new sequence (the client gave up and tries the same port).
