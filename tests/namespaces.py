@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 _CLONE_NEWNET = 0x40000000
-_CARRIER_S_MAX = 20.0
+_PATIENCE_S = 20.0
 _HERE = "/proc/thread-self/ns/net"
 
 
@@ -100,9 +100,17 @@ def carries(device: str) -> None:
 
     What was dropped is the answer to an ARP request, most likely, which is asked for again after a second.
     """
-    deadline = time.monotonic() + _CARRIER_S_MAX
+    deadline = time.monotonic() + _PATIENCE_S
     while "state UP" not in ip("link", "show", "dev", device):
         assert time.monotonic() < deadline, f"{device} has no carrier"
+        time.sleep(0.002)
+
+
+def takes_in(address: str) -> None:
+    """Wait until the kernel takes in what comes to a new address of IPv6: it lets it send a little earlier."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while f"local {address} " not in ip("-6", "route", "show", "table", "local"):
+        assert time.monotonic() < deadline, f"{address} is not taken in"
         time.sleep(0.002)
 
 

@@ -16,7 +16,7 @@ import pytest
 from everwall.ports import tun
 from tests import needs
 from tests.cluster import Cluster, Node
-from tests.namespaces import ip, new_network
+from tests.namespaces import ip, new_network, takes_in
 from tests.test_answering import refusing
 
 DEVICE = "client0"
@@ -37,6 +37,7 @@ def wire() -> Iterator[int]:
         try:
             ip("addr", "add", CLIENTS[4], "dev", DEVICE)
             ip("-6", "addr", "add", CLIENTS[6], "dev", DEVICE, "nodad")
+            takes_in(CLIENTS[6].partition("/")[0])
             yield far
         finally:
             os.close(far)

@@ -20,7 +20,7 @@ from everwall.ports.endpoint import Endpoint
 from everwall.verdict import Verdict
 from everwall.wire.meta import BARE, END, ENDPOINT, START, VERDICT, Batch, make_batch
 from tests import needs
-from tests.namespaces import ip, new_network
+from tests.namespaces import ip, new_network, takes_in
 from tests.packets import checksum, unload
 
 pytestmark = pytest.mark.kernel
@@ -122,6 +122,7 @@ def test_what_goes_in_is_routed_by_the_kernel(place: Place) -> None:
 
 def test_ipv6_passes_the_same_way(place: Place) -> None:
     ip("-6", "addr", "add", "fd00:1::1/64", "dev", NAME, "nodad")
+    takes_in("fd00:1::1")
     with client("fd00:1::1") as sock:
         sock.sendto(b"hello", ("fd00:1::2", 6000))
         place.received()
