@@ -219,7 +219,8 @@ class Cluster(_Together):
 
         def give_back() -> None:
             self.admin(owner).execute_command("CLUSTER ADDSLOTS", slot)
-            for server in self.primaries:
+            # Replicas as well: one that takes over takes what it knows its primary to have.
+            for server in self.servers:
                 told = self.admin(server)
                 eventually(lambda told=told: owner.port in _owners(told, slot), "all know who has the slot")
 
