@@ -47,7 +47,7 @@ aside() {
     [ -n "$is_behind" ] || { "$@"; return; }
     kill -0 $$ || exit 1 # nobody is in front any more
     # shellcheck disable=SC2016  # expanded by the inner shell
-    unshare --net nice -n 10 sh -c 'ip link set lo up && exec "$@"' aside "$@" &
+    unshare --net nice -n 5 sh -c 'ip link set lo up && exec "$@"' aside "$@" &
     command=$!
     wait $command
 }
