@@ -46,6 +46,15 @@ class _Together:
         """A client of one server, kept."""
         return self._admins.setdefault(server, server.client())
 
+    def replicated(self, server: RedisServer, replicas: int = 1) -> None:
+        """Wait until its replicas have all that ``server`` has: by itself, WAIT speaks of what its own link wrote."""
+
+        def have_all() -> bool:
+            with self.admin(server).pipeline(transaction=False) as told:
+                return bool(told.publish("everything", "").wait(replicas, 1000).execute()[1] >= replicas)
+
+        eventually(have_all, "replicas that have everything")
+
     def config(self, **changes: Any) -> StoreConfig:
         usual = {"password": PASSWORD, "ca_pem": self.authority.cert_pem.bytes()}
         return StoreConfig(**{**usual, "prefix": f"t{time.monotonic_ns()}", **changes})
@@ -76,6 +85,7 @@ class Replicated(_Together):
         if len(self.servers) > 1:
             with server.client() as client:
                 eventually(lambda: client.info("replication")["master_link_status"] == "up", "a replica")
+            self.replicated(self.servers[0], len(self.servers) - 1)
         return server
 
 

@@ -337,7 +337,7 @@ def test_a_replica_takes_over_by_itself_under_traffic(own, worker):
     rows = sessions(500)
     node.ask(rows, WRITE_FIRST)
     for server in servers.primaries:
-        servers.admin(server).wait(1, 1000)
+        servers.replicated(server)
     servers.primaries[0].kill()
     while not (node.status["connected"] and reader.status["connected"]):
         outcomes = set(reader.outcome(rows, LOOKUP))

@@ -153,7 +153,7 @@ def test_a_shard_that_dies_in_the_middle_of_a_change_holds_up_its_own_buckets_un
     place = next(i for i, server in enumerate(cluster.primaries) if server is not leader)
     victim, heir = cluster.primaries[place], cluster.replicas[place]
     for server in cluster.primaries:
-        assert cluster.admin(server).wait(1, 2000) == 1
+        cluster.replicated(server)
     running = change(where, 200)
     eventually(lambda: owner.worker.clock[2] > owner.moves, "it writes to the new epoch")
     owner.follow()
