@@ -127,7 +127,8 @@ class Session:
         if segment.kind == "SYN" and (not opening or self._begins_again(segment)):
             self.syn_inside = segment.end
             return Verdict.FORWARD, self.state
-        if segment.kind == "SYN-ACK" and not segment.from_client and segment.ack == self.syn_inside:
+        answers = segment.kind == "SYN-ACK" and segment.ack == self.syn_inside
+        if answers and not (opening and segment.from_client):
             return Verdict.FORWARD, RESTART
         if segment.kind == "SYN-ACK" and not opening:
             return Verdict.FORWARD, self.state

@@ -451,7 +451,7 @@ def track(short, small, slot, meta, i, scale):
         small[slot, t.SYN_NEXT] = last
         short[slot, t.LOCAL] = local | t.SYN_PENDING
         return _FORWARD, state
-    if event == SYN_ACK and who == SERVER and local & t.SYN_PENDING != 0:
+    if event == SYN_ACK and local & t.SYN_PENDING != 0 and (who == SERVER or not opening):
         if meta[i, m.TCP_ACKNOWLEDGEMENT] == np.int64(small[slot, t.SYN_NEXT]):
             return _FORWARD, RESTART
     if event == SYN_ACK and not opening:
