@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,17 +264,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    began = time.monotonic()
-    warm(print, modules=FIREWALL)
     count = options.sessions or (50_000 if options.quick else 150_000)
-    try:
+
+    def measured() -> dict[str, Any]:
+        warm(print, modules=FIREWALL)
         with store.apart() as server:
-            found: Mapping[str, Any] = run(server, count, 40.0 if options.quick else 90.0, options.seed)
-    except RuntimeError as error:
-        print(f"NOTHING HERE COUNTS: {error}")
-        return 1
-    store.finish(shlex.join(["python", *sys.argv]), began, found, BOUNDS, options.json)
-    return 0
+            return run(server, count, 40.0 if options.quick else 90.0, options.seed)
+
+    return store.report(measured, BOUNDS, options.json)
 
 
 if __name__ == "__main__":

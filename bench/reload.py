@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import select
-import shlex
 import socket
 import struct
 import subprocess
@@ -360,14 +359,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"only the cases {' and '.join(QUICK)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    began = time.monotonic()
-    try:
-        found = run(QUICK if options.quick else tuple(CASES))
-    except RuntimeError as error:
-        print(f"NOTHING HERE COUNTS: {error}")
-        return 1
-    store.finish(shlex.join(["python", *sys.argv]), began, found, BOUNDS, options.json)
-    return 0
+    return store.report(lambda: run(QUICK if options.quick else tuple(CASES)), BOUNDS, options.json)
 
 
 if __name__ == "__main__":

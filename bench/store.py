@@ -19,7 +19,7 @@ import select
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -468,14 +468,18 @@ def _repeated(once: Any, seconds: float) -> float:
 # The script -----------------------------------------------------------------------------------------------
 
 
-def finish(
-    command: str,
-    began: float,
-    found: Mapping[str, Any],
-    promised: bounds.Bounds,
-    json_file: Path | None,
-) -> None:
-    """Print the figures and the bounds, and write them where they are wanted."""
+def report(measured: Callable[[], Mapping[str, Any]], promised: bounds.Bounds, json_file: Path | None) -> int:
+    """Measure, print the figures and the bounds, and write them where they are wanted; returns the exit status.
+
+    It is 1 when nothing counts, which ``measured`` says by a RuntimeError.
+    """
+    began = time.monotonic()
+    try:
+        found = measured()
+    except RuntimeError as error:
+        print(f"NOTHING HERE COUNTS: {error}")
+        return 1
+    command = shlex.join(["python", *sys.argv])
     held = bounds.held_against(promised, found)
     result = {
         "command": command,
@@ -491,6 +495,7 @@ def finish(
     print(f"\n{command}: {result['seconds']} s")
     if json_file:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
 
 
 def main() -> int:
@@ -503,14 +508,8 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    began = time.monotonic()
-    try:
-        found = run(options.sessions or (SESSIONS if options.quick else 2 * SESSIONS))
-    except RuntimeError as error:
-        print(f"NOTHING HERE COUNTS: {error}")
-        return 1
-    finish(shlex.join(["python", *sys.argv]), began, found, BOUNDS, options.json)
-    return 0
+    sessions = options.sessions or (SESSIONS if options.quick else 2 * SESSIONS)
+    return report(lambda: run(sessions), BOUNDS, options.json)
 
 
 if __name__ == "__main__":

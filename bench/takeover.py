@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import select
-import shlex
 import socket
 import struct
 import subprocess
@@ -263,14 +262,7 @@ def main() -> int:
     if options.serve:
         _serve(json.loads(options.serve))
         return 0
-    began = time.monotonic()
-    try:
-        found = run(QUICK_ROUNDS if options.quick else ROUNDS)
-    except RuntimeError as error:
-        print(f"NOTHING HERE COUNTS: {error}")
-        return 1
-    store.finish(shlex.join(["python", *sys.argv]), began, found, BOUNDS, options.json)
-    return 0
+    return store.report(lambda: run(QUICK_ROUNDS if options.quick else ROUNDS), BOUNDS, options.json)
 
 
 if __name__ == "__main__":
