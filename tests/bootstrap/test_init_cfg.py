@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from everwall.bootstrap.init_cfg import (
     InitCfg,
     RedisEndpoint,
-    parse_init_cfg,
 )
 from everwall.bootstrap.keys import (
     BUCKET_KEY,
@@ -30,6 +29,7 @@ from everwall.bootstrap.keys import (
     UNUSED_TOKENS,
     USED_KEYS,
 )
+from everwall.bootstrap.parse import parse_init_cfg
 from everwall.config import ConfigError
 
 AUTHORITY = trustme.CA()

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from everwall.bootstrap.faults import BootstrapError
-from everwall.bootstrap.init_cfg import parse_init_cfg
+from everwall.bootstrap.parse import parse_init_cfg
 from everwall.config import ConfigError
 
 AUTHORITY = trustme.CA()

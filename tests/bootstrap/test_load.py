@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from everwall.bootstrap.entries import Layer, read_secret
 from everwall.bootstrap.faults import BootstrapError, ClusterSecretError
-from everwall.bootstrap.init_cfg import InitCfg, parse_layers
+from everwall.bootstrap.init_cfg import InitCfg
 from everwall.bootstrap.keys import UNUSED_KEYS, USED_KEYS, USER_DATA_KEYS
 from everwall.bootstrap.load import Given, given_by_environment, load_bootstrap
 from everwall.bootstrap.machine import Machine
 from everwall.bootstrap.networking import Networking
+from everwall.bootstrap.parse import parse_layers
 from everwall.bootstrap.secret import parse_secret
 from everwall.bootstrap.user_data import bucket_of, decode_user_data, secret_name_of
 from everwall.config import ConfigError

@@ -8,7 +8,7 @@ import pytest
 
 from everwall.bootstrap.associations import parse_association
 from everwall.bootstrap.faults import ZoneError
-from everwall.bootstrap.init_cfg import parse_init_cfg
+from everwall.bootstrap.parse import parse_init_cfg
 from everwall.bootstrap.zones import load_policy_of, read_policy_of
 from everwall.config import ConfigError
 from everwall.policy.model import Policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from everwall.bootstrap.init_cfg import parse_init_cfg
+from everwall.bootstrap.parse import parse_init_cfg
 from everwall.doctor import node_checks
 from everwall.doctor.findings import Finding, Level
 from everwall.limits import LB_IDLE_TCP_S

@@ -27,9 +27,10 @@ from everwall.bootstrap import sources
 from everwall.bootstrap.device import read_device
 from everwall.bootstrap.entries import Layer, read_init_cfg, read_secret
 from everwall.bootstrap.faults import ClusterSecretError, SourceError
-from everwall.bootstrap.init_cfg import InitCfg, parse_layers
+from everwall.bootstrap.init_cfg import InitCfg
 from everwall.bootstrap.machine import Machine, this_machine
 from everwall.bootstrap.package import Package, look_over, names_in
+from everwall.bootstrap.parse import parse_layers
 from everwall.bootstrap.secret import ENVIRONMENT, EXPECTED, looks_random, parse_secret, read_secret_file
 from everwall.bootstrap.user_data import (
     BUCKET_EXPECTED,

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from everwall.bootstrap.faults import titled
-from everwall.bootstrap.init_cfg import InitCfg, parse_init_cfg
+from everwall.bootstrap.init_cfg import InitCfg
 from everwall.bootstrap.load import Bootstrap, given_by_environment, load_bootstrap
+from everwall.bootstrap.parse import parse_init_cfg
 from everwall.cli.common import SECRET_FILE_OPTION, SECRET_ID_OPTION, SERIAL_OPTION, fail
 from everwall.config import ConfigError, read_password, read_text
 from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, topology
