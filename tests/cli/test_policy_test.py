@@ -40,6 +40,7 @@ def test_the_deciding_rule_and_why_not_those_before_it(file: Path) -> None:
     assert told.splitlines() == [
         "tcp 10.0.0.1:49152 to 10.2.0.1:443, from zone web to zone web",
         f"deny, by rule all ({file}:9)",
+        "told: RST to the client",
         "3 rules before it do not match:",
         "  ssh (line 6): not its service",
         "  site (line 7): not its destination",
@@ -53,7 +54,7 @@ def test_the_first_rule_and_a_default_rule(file: Path) -> None:
     told = said(
         file, "--from", "web", "--to", "back", "--src", "192.0.2.1", "--dst", "10.1.0.1", "--dport", 443
     )
-    assert told.splitlines()[1] == "deny, by rule interzone-default"
+    assert told.splitlines()[1:3] == ["deny, by rule interzone-default", "told: nothing"]
     assert "  site (line 7): not its to" in told.splitlines()
 
 
@@ -76,8 +77,45 @@ def test_json_and_an_application(file: Path) -> None:
         "file": str(file),
         "before": 1,
         "nearest": [{"rule": "ssh", "line": 6, "does_not_match": ["service"]}],
+        "told": None,
     }
     assert "application ssl: rules are matched by addresses and ports" in said(*question, "--app", "ssl")
+
+
+CLIENT, SERVER, BOTH = "RST to the client", "RST to the server", "RST to the client and RST to the server"
+ICMP = "ICMP unreachable to the client"
+
+
+@pytest.mark.parametrize(
+    ("action", "tcp", "udp"),
+    [
+        ("drop", "nothing", "nothing"),
+        ("deny", CLIENT, ICMP),
+        ("reset-client", CLIENT, "nothing"),
+        ("reset-server", f"nothing; of a live session: {SERVER}", "nothing"),
+        ("reset-both", f"{CLIENT}; of a live session: {BOTH}", "nothing"),
+        ("drop, icmp-unreachable: yes", ICMP, ICMP),
+        ("reset-server, icmp-unreachable: yes", f"nothing; of a live session: {SERVER}", ICMP),
+    ],
+)
+def test_what_the_ends_are_told(tmp_path: Path, action: str, tcp: str, udp: str) -> None:
+    """The table of docs/policy.md."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"rules: [{{name: a, source: any, destination: any, service: any, action: {action}}}]")
+    ends = ("--src", "10.0.0.1", "--dst", "10.0.0.2", "--dport", 53)
+    assert said(path, *ends).splitlines()[2] == f"told: {tcp}"
+    assert said(path, *ends, "--proto", "udp").splitlines()[2] == f"told: {udp}"
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.1", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"]
+)
+def test_nobody_is_told_of_what_does_not_go_to_one_host(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("rules: [{name: a, source: any, destination: any, service: any, action: reset-both}]")
+    source = "2001:db8::1" if ":" in address else "10.0.0.1"
+    told = json.loads(said(path, "--src", source, "--dst", address, "--dport", 53, "--json"))["told"]
+    assert told == {"new": {"client": None, "server": None}, "live": {"client": None, "server": None}}
 
 
 def test_an_application_gives_protocol_and_port(file: Path) -> None:
@@ -99,8 +137,8 @@ def test_of_many_rules_the_nearest_are_shown(tmp_path: Path) -> None:
     path.write_text("rules:\n" + rules)
     told = said(path, "--src", "192.0.2.7", "--dst", "10.0.0.1", "--dport", 80).splitlines()
     assert "from zone data to zone data" in told[0], "without mapped endpoints there is one zone"
-    assert told[2] == "99 rules before it do not match; the nearest 5:"
-    assert [line.split()[0] for line in told[3:]] == ["r7", "r80", "r97", "r98", "r99"]
+    assert told[3] == "99 rules before it do not match; the nearest 5:"
+    assert [line.split()[0] for line in told[4:]] == ["r7", "r80", "r97", "r98", "r99"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``everwall policy test``: which rule would decide about a session, and why none before it does."""
+"""``everwall policy test``: which rule would decide about a session, why none before it does, and who hears of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 WITH_PORTS = ("tcp", "udp")
 _NAMES = {"6": "tcp", "17": "udp"}
 EPHEMERAL = 49_152
+RESET, UNREACHABLE = "RST", "ICMP unreachable"
 NEAREST = 5
 """Rules that are shown before the deciding one; there may be thousands."""
 
@@ -53,7 +54,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Which rule decides about a session, and by what the nearest rules before it do not match.
+    """Which rule decides about a session, what its ends are told, and by what the nearest rules before it do not match.
 
     The compiled policy decides, as in a node, and is held against a plain reading of the rules. Ends with 1 when
     the policy or the question is wrong.
@@ -91,7 +92,7 @@ def command(
     row = _row(compiled, asked)
     if row != decision.row:
         fail(f"compiled, rule {row} decides; read plainly, rule {decision.row}: this is a fault of ours")
-    facts = _facts(policy, decision)
+    facts = {**_facts(policy, decision), "told": _told(compiled, row, asked)}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -155,6 +156,37 @@ def _row(compiled: CompiledPolicy, asked: Question) -> int:
     return int(match(compiled, *numbers))
 
 
+def _told(compiled: CompiledPolicy, row: int, asked: Question) -> dict[str, dict[str, str | None]] | None:
+    """What client and server of a refused session hear, of a ``new`` one and of a ``live`` one; None where it is
+    allowed."""
+    from everwall.policy import match
+
+    if compiled.rules[row, match.RULE_ACTION] == match.ACTION_ALLOW:
+        return None
+    bits = int(compiled.rules[row, match.RULE_ANSWER])
+    is_tcp = asked.protocol == PROTOCOLS["tcp"]
+    client = server = None
+    if _is_host(asked.source) and _is_host(asked.destination):
+        if is_tcp and bits & match.ANSWER_RESET_CLIENT:
+            client = RESET
+        elif bits & (match.ANSWER_UNREACHABLE_TCP if is_tcp else match.ANSWER_UNREACHABLE):
+            client = UNREACHABLE
+        if is_tcp and bits & match.ANSWER_RESET_SERVER:
+            server = RESET
+    # Of a new session nothing came to the server.
+    return {"new": {"client": client, "server": None}, "live": {"client": client, "server": server}}
+
+
+def _is_host(address: Address) -> bool:
+    """Whether an address is that of one host on a network; nothing else is answered, as ``wire.answer`` has it."""
+    first = int(address) >> 24
+    return (
+        0 < first < 224 and first != 127
+        if address.version == 4
+        else int(address) > 1 and not address.is_multicast
+    )
+
+
 def _facts(policy: Policy, decision: Decision) -> dict[str, Any]:
     rule = decision.rule
     return {
@@ -184,6 +216,9 @@ def _show(policy: Policy, asked: Question, proto: str, app: str | None, facts: d
         )
     place = f" ({policy.file}:{facts['line']})" if facts["line"] else ""
     typer.echo(f"{facts['action']}, by rule {facts['rule']}{place}")
+    if facts["told"] is not None:
+        new, live = (_sentence(facts["told"][which]) for which in ("new", "live"))
+        typer.echo(f"told: {new}" + (f"; of a live session: {live}" if live != new else ""))
     if not facts["before"]:
         return
     shown = len(facts["nearest"])
@@ -191,3 +226,8 @@ def _show(policy: Policy, asked: Question, proto: str, app: str | None, facts: d
     typer.echo(f"{title} not match" + (f"; the nearest {shown}:" if shown < facts["before"] else ":"))
     for miss in facts["nearest"]:
         typer.echo(f"  {miss['rule']} (line {miss['line']}): not its {', '.join(miss['does_not_match'])}")
+
+
+def _sentence(told: dict[str, str | None]) -> str:
+    said = [f"{what} to the {end}" for end, what in told.items() if what is not None]
+    return " and ".join(said) or "nothing"
