@@ -10,7 +10,6 @@ from everwall.opening import describe_flow
 from everwall.session import state
 from everwall.session.refused import any_refused, forget_refused, remember_refused, was_refused
 from everwall.session.state import Sessions, make_sessions
-from everwall.wire import meta as m
 from everwall.wire.meta import make_batch
 
 pytestmark = pytest.mark.kernel
@@ -54,17 +53,6 @@ def test_a_flow_that_is_let_in_anew_is_forgotten_alone(sessions: Sessions) -> No
         remember_refused(sessions, meta, i, NOW)
     forget_refused(sessions, meta, 0)
     assert [was_refused(sessions, meta, i, NOW) for i in range(2)] == [False, True]
-
-
-def test_a_later_flow_takes_the_place_of_another_and_is_never_taken_for_it(sessions: Sessions) -> None:
-    meta = flows(2)
-    meta[1, m.HASH] = meta[0, m.HASH]
-    remember_refused(sessions, meta, 0, NOW)
-    assert not was_refused(sessions, meta, 1, NOW)
-    remember_refused(sessions, meta, 1, NOW)
-    assert [was_refused(sessions, meta, i, NOW) for i in range(2)] == [False, True]
-    forget_refused(sessions, meta, 0)
-    assert was_refused(sessions, meta, 1, NOW)
 
 
 def test_most_of_as_many_as_a_quarter_of_the_room_stay(sessions: Sessions) -> None:

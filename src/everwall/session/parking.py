@@ -12,6 +12,7 @@ from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, SECOND_NS, STRICT_
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state
 from everwall.session import table as t
+from everwall.session.remembered import forget_flow, recall, remember
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -226,39 +227,18 @@ def _next_deadline(sessions, queue, head, otherwise):
 
 
 @kernel
-def _negative_row(sessions, hashed):
-    return (hashed >> 17) & (sessions.negative.shape[0] - 1)
-
-
-@kernel
 def remember_miss(sessions, meta, i, now):
     """Do not ask again about this flow for a while."""
-    row = _negative_row(sessions, meta[i, m.HASH])
-    sessions.negative[row, t.KEY0] = meta[i, m.KEY0]
-    sessions.negative[row, t.KEY1] = meta[i, m.KEY1]
-    sessions.negative[row, t.KEY2] = meta[i, m.KEY2]
-    sessions.negative[row, state.NEGATIVE_EXPIRY] = now + NEGATIVE_NS
-
-
-@kernel
-def _is_remembered(sessions, row, meta, i):
-    return (
-        sessions.negative[row, t.KEY0] == meta[i, m.KEY0]
-        and sessions.negative[row, t.KEY1] == meta[i, m.KEY1]
-        and sessions.negative[row, t.KEY2] == meta[i, m.KEY2]
-    )
+    remember(sessions.negative, meta, i, now + NEGATIVE_NS)
 
 
 @kernel
 def known_missing(sessions, meta, i, now):
     """Whether the store said a moment ago that it does not know this flow."""
-    row = _negative_row(sessions, meta[i, m.HASH])
-    return sessions.negative[row, state.NEGATIVE_EXPIRY] > now and _is_remembered(sessions, row, meta, i)
+    return recall(sessions.negative, meta, i, now) >= 0
 
 
 @kernel
 def clear_missing(sessions, meta, i):
     """A SYN opens the flow: what was not there before may be there in a moment."""
-    row = _negative_row(sessions, meta[i, m.HASH])
-    if _is_remembered(sessions, row, meta, i):
-        sessions.negative[row, state.NEGATIVE_EXPIRY] = 0
+    forget_flow(sessions.negative, meta, i)

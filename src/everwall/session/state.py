@@ -103,12 +103,10 @@ FRAGMENT_PROTOCOL = 9
 FRAGMENT_EXPIRY = 10  # ns
 FRAGMENT_COLUMNS = 11
 
-# Columns of ``negative``: a key, then
-NEGATIVE_EXPIRY = 3  # ns
-NEGATIVE_COLUMNS = 4
-
-# Columns of ``refused``: a key, then
-REFUSED_EXPIRY = 3  # ns
+# Columns of ``negative`` and ``refused``, flows that are remembered (``session.remembered``): a key, then
+REMEMBERED_UNTIL = 3  # ns
+REMEMBERED_COLUMNS = 4
+# and of ``refused``
 REFUSED_ANSWER = 4  # as words[ANSWER]
 REFUSED_COLUMNS = 5
 
@@ -225,7 +223,7 @@ def make_sessions(
         released=np.zeros(parked_packets, np.int64),
         scratch=zeros_apart((1, COLUMNS)),
         fragments=np.zeros((limits.FRAGMENTS_MAX, FRAGMENT_COLUMNS), np.int64),
-        negative=np.zeros((limits.NEGATIVE_ENTRIES, NEGATIVE_COLUMNS), np.int64),
+        negative=np.zeros((limits.NEGATIVE_ENTRIES, REMEMBERED_COLUMNS), np.int64),
         refused=np.zeros((limits.REFUSED_FLOWS, REFUSED_COLUMNS), np.int64),
         made=make_batch(limits.ANSWERS_MADE_MAX),
         made_rows=np.arange(limits.ANSWERS_MADE_MAX, dtype=np.int64),
