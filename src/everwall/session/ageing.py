@@ -73,7 +73,7 @@ def _end_idle(sessions, slot, now):
 
 
 @inlined
-def has_turn(sessions, slot):
+def _has_turn(sessions, slot):
     """Whether the hand asks in this pass if the session wants a refresh: by set, since these fill from their first slot
     on."""
     return (slot // BUCKET_SLOTS + sessions.words[state.AGEING_PASS]) & (REFRESH_PASSES - 1) == 0
@@ -142,9 +142,9 @@ def age(sessions, now):
     confirms = now - words[state.GAP] < CONFIRM_NS
     for _ in range(min(ticks * ((slots + AGEING_TICKS - 1) // AGEING_TICKS), slots)):
         if hand + _AHEAD < slots and tags[hand + _AHEAD] != 0:
-            _fetch(sessions, hand + _AHEAD, confirms or has_turn(sessions, hand + _AHEAD))
+            _fetch(sessions, hand + _AHEAD, confirms or _has_turn(sessions, hand + _AHEAD))
         if tags[hand] != 0:
-            _age(sessions, hand, confirms or has_turn(sessions, hand), now)
+            _age(sessions, hand, confirms or _has_turn(sessions, hand), now)
         hand += 1
         if hand == slots:
             hand = 0
