@@ -546,16 +546,16 @@ class Conversation:
 
     def _take_layout(self, pipeline: _Pipeline) -> None:
         """The answer to the question for the layout; who has not its key any more says so by an error."""
-        if self.on_told is None:
-            self.protocol.hear(pipeline.batch.said)
-            self.confirmed_ns = pipeline.sent_ns
-            self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._received_ns))
-        elif not pipeline.batch.errors:
-            self.protocol.hear(pipeline.batch.said)
-            self.confirmed_ns = pipeline.sent_ns
+        if self.on_told is not None and pipeline.batch.errors:
+            if self.on_lost is not None:
+                self.on_lost(self)
+            return
+        self.protocol.hear(pipeline.batch.said)
+        self.confirmed_ns = pipeline.sent_ns
+        if self.on_told is not None:
             self.on_told(self)
-        elif self.on_lost is not None:
-            self.on_lost(self)
+        else:
+            self._is_due = self.protocol.is_due(self._trade.clock.seconds(self._received_ns))
 
     def _redirect(self, pipeline: _Pipeline) -> None:
         redirects, pipeline.batch.redirects = pipeline.batch.redirects, []
