@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from everwall.counters import Counter
 from everwall.kernels import inlined, kernel
 from everwall.limits import MS_NS
@@ -11,6 +13,7 @@ from everwall.policy.match import (
     RULE_ACTION,
     RULE_ANSWER,
     RULE_ID,
+    RULE_LOG_END,
     RULE_LOG_START,
     RULE_MODE,
     match,
@@ -78,7 +81,7 @@ def open_flow(state_, meta, i, initiator_upper, now):
     short[slot, t.FLAGS] = initiator_upper
     apply_rule(state_, slot, row, zone)
     if state_.policy.rules[row, RULE_MODE] == STRICT:
-        short[slot, t.LOCAL] = t.UNACKNOWLEDGED
+        short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) | t.UNACKNOWLEDGED
     cold[slot, t.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
     sessions.counters[_SESSIONS_CREATED] += 1
     if state_.policy.rules[row, RULE_LOG_START] != 0:
@@ -102,7 +105,10 @@ def add(sessions, meta, i, now):
 
 @inlined
 def apply_rule(state_, slot, row, zone):
+    """What a session has of the rule in ``row``, which allows it."""
     short, small = state_.sessions.table.short, state_.sessions.table.small
+    local = np.int64(short[slot, t.LOCAL]) & ~t.UNLOGGED
+    short[slot, t.LOCAL] = local if state_.policy.rules[row, RULE_LOG_END] != 0 else local | t.UNLOGGED
     short[slot, t.FROM_ZONE] = state_.policy.zones[zone]
     short[slot, t.TO_ZONE] = state_.policy.zones[zone]
     small[slot, t.RULE] = state_.policy.rules[row, RULE_ID]

@@ -163,7 +163,8 @@ def _take_end(sessions):
     first, count = ring_waiting(events)
     for k in range(count):
         row = (first + k) & (events.rows.shape[0] - 1)
-        if events.rows[row, state.EVENT_KIND] == state.EVENT_ENDED:
+        kind = events.rows[row, state.EVENT_KIND]
+        if kind == state.EVENT_ENDED or kind == state.EVENT_ENDED_UNLOGGED:
             reason = events.rows[row, state.EVENT_REASON]
     ring_release(events, count)
     return reason

@@ -34,7 +34,9 @@ _AHEAD = 24
 def end_session(sessions, slot, reason, refused_by, now):
     """Log the end of a session, delete its record and free its slot; ``refused_by`` as in ``report``."""
     withdraw(sessions, slot)
-    report(sessions, slot, state.EVENT_ENDED, reason, refused_by, now)
+    unlogged = np.int64(sessions.table.short[slot, t.LOCAL]) & t.UNLOGGED != 0
+    kind = state.EVENT_ENDED_UNLOGGED if unlogged else state.EVENT_ENDED
+    report(sessions, slot, kind, reason, refused_by, now)
     forget(sessions, slot)
     t.remove_session(sessions.table, slot)
     sessions.counters[_SESSIONS] -= 1

@@ -120,6 +120,7 @@ EVENT_TIME = 23  # ns
 EVENT_ENDED = 1
 EVENT_TAKEN_OVER = 2
 EVENT_STARTED = 3  # of rules with ``log-start`` only
+EVENT_ENDED_UNLOGGED = 4  # as EVENT_ENDED, of rules without ``log-end``
 
 
 class Sessions(NamedTuple):

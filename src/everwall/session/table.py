@@ -94,6 +94,7 @@ SYN_PENDING = 32  # SYN_NEXT holds
 HELD = 64  # strict: packets wait for the store's acknowledgement
 UNACKNOWLEDGED = 128  # strict: the store has not acknowledged the session yet
 ASKED = 256  # strict: the first answer has come, and is held or gone
+UNLOGGED = 512  # its rule wants no line in the log at its end
 
 SLOT_BYTES = LINE_BYTES + ADDRESS_COLUMNS * 8 + 1 + COLD_COLUMNS * 8
 

@@ -260,5 +260,6 @@ class Node:
     def read_events(self) -> None:
         """Count what the engine has logged since the last time."""
         events = self.engine.events()
-        self.ended_events += int((events[:, state.EVENT_KIND] == state.EVENT_ENDED).sum())
+        ended = np.isin(events[:, state.EVENT_KIND], (state.EVENT_ENDED, state.EVENT_ENDED_UNLOGGED))
+        self.ended_events += int(ended.sum())
         self.takeover_events += int((events[:, state.EVENT_KIND] == state.EVENT_TAKEN_OVER).sum())
