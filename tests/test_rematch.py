@@ -166,6 +166,119 @@ def test_a_change_that_comes_while_the_hand_is_on_its_way_begins_anew() -> None:
     assert node.sessions() == []
 
 
+# What comes before the hand ------------------------------------------------------------------------------------
+
+
+def test_a_packet_that_comes_before_the_hand_is_asked_about_there_and_then() -> None:
+    node = node_with(WEB)
+    talk, other = Connection(), Connection(sport=40_001)
+    node.judge(*talk.handshake(), *other.handshake())
+    node.engine.replace_policy(policy("service: tcp/80; action: deny", "action: allow"))
+    assert node.judge(talk.data(), talk.data(talk.server)) == [POLICY_DENY] * 2
+    assert node.ends() == ["policy-deny"]
+    assert node.engine.counters["resets"] == 2, (
+        "both packets are answered as of a connection that both ends have"
+    )
+    assert [session["sport"] for session in node.sessions()] == [40_001], (
+        "nobody has asked about this one yet"
+    )
+    assert len(node.cluster.records()) == 1
+    pass_over(node)
+    assert node.engine.counters["sessions-ruled-out"] == 2, "each is counted once"
+
+
+def test_a_packet_that_comes_before_the_hand_goes_on_by_the_rule_that_allows_it_now() -> None:
+    node = node_with(WEB)
+    talk = Connection()
+    node.judge(*talk.handshake())
+    node.engine.replace_policy(policy("name: new; service: tcp/80; action: allow"))
+    assert node.judge(talk.data()) == [FORWARD]
+    assert node.only_session()["rule"] == rule_id("new")
+    assert node.engine.sessions_state.words[state.REMATCH_LEFT], "and the hand has not been there"
+
+
+@pytest.mark.parametrize(
+    ("packet", "verdict"),
+    [
+        (packets.udp(SERVER, CLIENT, 53, 5000), POLICY_DENY),
+        (
+            packets.icmp_error(SERVER, CLIENT, packets.udp(CLIENT, SERVER, 5000, 53)),
+            Verdict.ICMP_ERROR_UNMATCHED,
+        ),
+    ],
+    ids=["an answer", "an error about it"],
+)
+def test_nothing_else_of_a_refused_flow_passes_before_the_hand(packet: bytes, verdict: Verdict) -> None:
+    node = node_with(WEB)
+    node.judge(packets.udp(CLIENT, SERVER, 5000, 53), packets.udp(SERVER, CLIENT, 53, 5000))
+    node.engine.replace_policy(deny_all())
+    assert node.judge(packet) == [verdict]
+    assert node.sessions() == []
+
+
+def test_a_packet_that_waits_for_the_store_is_asked_about_when_it_goes_on() -> None:
+    node = node_with(WEB)
+    talk = Connection()
+    node.judge(*talk.handshake())
+    node.cluster.wait(1)
+    beyond = talk.segment(talk.client, "A", seq=talk.client.next + (1 << 25))
+    assert node.receive(beyond) == [Verdict.PARK], "it fits no window here: the store may know better"
+    node.engine.replace_policy(deny_all())
+    node.serve()
+    assert node.released == []
+    assert node.ends() == ["policy-deny"]
+
+
+# The log of ends -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "logged"),
+    [("log-end: yes", True), ("log-end: no", False), ("log-start: no", True)],
+    ids=["yes", "no", "by default"],
+)
+def test_a_rule_says_whether_the_ends_of_its_sessions_are_logged(rule: str, logged: bool) -> None:
+    node = node_with(policy(f"name: web; service: tcp/80; action: allow; {rule}", "action: allow"))
+    talk = Connection()
+    node.judge(*talk.handshake(), *talk.goodbye())
+    node.tick(20)
+    assert node.engine.counters["sessions-ended"] == 1
+    assert node.ends() == (["tcp-fin"] if logged else [])
+
+
+def test_a_session_that_was_taken_over_is_logged_as_the_rule_of_here_says() -> None:
+    cluster = Cluster()
+    dead, alive = cluster.node(WEB), cluster.node(policy("service: tcp/80; action: allow; log-end: no"))
+    talk = Connection()
+    dead.judge(*talk.handshake())
+    assert alive.judge(talk.data()) == [FORWARD]
+    alive.tick(3601)
+    assert (alive.sessions(), alive.ends()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("former", "refusing", "logged"),
+    [("yes", "yes", True), ("yes", "no", True), ("no", "yes", True), ("no", "no", False)],
+)
+def test_a_session_that_policy_ends_is_logged_where_either_of_its_rules_wants_it(
+    former: str, refusing: str, logged: bool
+) -> None:
+    node = node_with(policy(f"action: allow; log-end: {former}"))
+    node.judge(*Connection().handshake())
+    node.engine.replace_policy(policy(f"action: drop; log-end: {refusing}"))
+    pass_over(node)
+    assert node.ends() == (["policy-deny"] if logged else [])
+
+
+def test_the_rule_of_a_later_policy_says_it_from_then_on() -> None:
+    node = node_with(policy("action: allow; log-end: no"))
+    node.judge(*Connection().handshake())
+    node.engine.replace_policy(policy("action: allow"))
+    pass_over(node)
+    node.tick(3601)
+    assert node.ends() == ["aged-out"]
+
+
 # What comes from the store -----------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from everwall.kernels import inlined, kernel
 from everwall.limits import DOUBT_NS
 from everwall.opening import decide, open_flow
 from everwall.policy.match import CompiledPolicy, zone_of
-from everwall.rematch import rematch
+from everwall.rematch import may_go_on, rematch
 from everwall.session import image, parking, state, strict, tcp
 from everwall.session import table as t
 from everwall.session.ageing import age, end_if_over, end_session
@@ -143,7 +143,7 @@ def _process(state_, batch, i, now):
     verdict, slot = locate(sessions, meta, i, now)
     if verdict != FORWARD:
         return verdict
-    if slot >= 0:
+    if slot >= 0 and may_go_on(state_, slot, now):
         verdict = _carry(state_, batch, slot, i, now)
         if verdict == PARK:
             verdict = parking.park(sessions, parking.find_pending(sessions, meta, i), batch, i)
@@ -564,6 +564,7 @@ def _resume(state_, row, verdict, now):
     slot = t.find_session(sessions.table, meta, row)
     if slot >= 0:
         withdraw(sessions, slot)  # its flow may have gone on while this packet waited
+    if slot >= 0 and may_go_on(state_, slot, now):
         final = _carry(state_, arena, slot, row, now)
         if final == PARK:
             return final

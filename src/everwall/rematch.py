@@ -1,10 +1,14 @@
 """Live sessions under another policy: each is asked about once more, by a hand that passes over the table.
 
 A session that the policy refuses now ends with the reason ``policy-deny``: it is logged, withdrawn from the
-cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched otherwise:
-what is offloaded stays so. Ends that the rule wants to be told hear it in answer to their next packet
-(``session.refused``). The hand looks at a few sessions in each pass of the loop, beside the packets, so that it
-holds nobody up; until it comes by, a session goes on as before.
+cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched
+otherwise. Ends that the rule wants to be told hear it in answer to their next packet (``session.refused``). The hand
+looks at a few sessions in each pass of the loop, beside the packets, so that it holds nobody up.
+
+A packet that comes here, of a session that the hand has not passed yet, has it asked about there and then. For those of
+the cut-through to come here all sessions can be taken back from it at once; then nothing goes on by the former policy.
+What may go on is offloaded again by its next packet or by the hand, whichever is first. But where the cut-through
+forwards more than a worker can, packets would be lost meanwhile: there its sessions go on until the hand comes by.
 """
 
 from __future__ import annotations
@@ -13,13 +17,14 @@ import numpy as np
 
 from everwall.counters import Counter
 from everwall.flow import make_key
-from everwall.kernels import kernel
+from everwall.kernels import inlined, kernel
 from everwall.limits import REMATCH_SESSIONS, REMATCH_SLOTS
 from everwall.opening import apply_rule, decide, describe_flow
-from everwall.policy.match import RULE_ID
+from everwall.policy.match import RULE_ID, RULE_LOG_END
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import end_session
+from everwall.session.offload import is_offloaded, offload, withdraw_all
 from everwall.session.refused import remember_refused
 from everwall.session.writer import is_due, protocol_of, worth_storing
 from everwall.verdict import Verdict
@@ -30,10 +35,20 @@ _POLICY_DENY = int(Verdict.POLICY_DENY)
 _SESSIONS_RULED_OUT = int(Counter.SESSIONS_RULED_OUT)
 
 
+# How live sessions are asked about
+NOT_AT_ALL = 0
+ONE_BY_ONE = 1  # those in the cut-through go on until the hand comes by
+AT_ONCE = 2  # they are taken back before anything else
+
+
 @kernel
-def begin_rematch(sessions):
-    """Send the hand over the whole table, from its first slot."""
+def begin_rematch(sessions, how):
+    """Send the hand over the whole table, from its first slot, unless ``how`` is NOT_AT_ALL."""
+    if how == NOT_AT_ALL:
+        return
     sessions.words[state.REMATCH_LEFT] = sessions.table.tags.shape[0]
+    if how == AT_ONCE and sessions.words[state.CUT_THROUGH] != 0:
+        withdraw_all(sessions)
 
 
 @kernel
@@ -49,14 +64,24 @@ def rematch(state_, now):
     while left > end and asked < REMATCH_SESSIONS:
         slot = slots - left
         if sessions.table.tags[slot] != 0:
-            _ask_again(state_, slot, now)
+            if _ask_again(state_, slot, now) and not is_offloaded(sessions, slot):
+                offload(sessions, slot)
             asked += 1
         left -= 1
     sessions.words[state.REMATCH_LEFT] = left
 
 
+@inlined
+def may_go_on(state_, slot, now):
+    """Whether a session is still one of today's policy; it is asked about where the hand has not come by yet, and ended
+    where it is refused."""
+    left = state_.sessions.words[state.REMATCH_LEFT]
+    return left == 0 or slot < state_.sessions.table.tags.shape[0] - left or _ask_again(state_, slot, now)
+
+
 @kernel
 def _ask_again(state_, slot, now):
+    """Whether the policy allows a session; it has the rule that does, or has ended."""
     sessions = state_.sessions
     short = sessions.table.short
     _flow_of_slot(sessions, slot)
@@ -64,11 +89,12 @@ def _ask_again(state_, slot, now):
     verdict, row, zone = decide(state_, sessions.scratch, 0, initiator_upper)
     if verdict != _FORWARD:
         _rule_out(state_, slot, row if verdict == _POLICY_DENY else -1, now)
-        return
+        return False
     was_due = is_due(sessions, slot, now)
     apply_rule(state_, slot, row, zone)
     if not was_due and is_due(sessions, slot, now) and worth_storing(sessions, slot):
         short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) | t.DIRTY  # the ageing hand writes it
+    return True
 
 
 @kernel
@@ -82,6 +108,9 @@ def _rule_out(state_, slot, row, now):
         reason = tcp.END_POLICY_DENY
         if row >= 0:
             refused_by = state_.policy.rules[row, RULE_ID]
+            if state_.policy.rules[row, RULE_LOG_END] != 0:
+                short = sessions.table.short
+                short[slot, t.LOCAL] = np.int64(short[slot, t.LOCAL]) & ~t.UNLOGGED
             is_tcp = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
             if is_tcp and sessions.words[state.ANSWER] & state.ANSWER_MASK != 0:
                 make_key(sessions.scratch, 0, sessions.words[state.SEED])

@@ -59,7 +59,7 @@ from everwall.limits import (
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
-from everwall.rematch import begin_rematch
+from everwall.rematch import AT_ONCE, begin_rematch
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
 from everwall.session import image, offload, parking, state
 from everwall.session.state import Sessions
@@ -73,7 +73,7 @@ from everwall.wire.meta import Batch, make_batch
 STOP = 0  # set from outside: leave the loop
 _LEAVE = 1  # set from outside: leave it to the thread that waits for it
 _NEXT = 2  # what that thread does, see below
-_REMATCH = 3  # 1: it asks about the live sessions again
+_REMATCH = 3  # how it asks about the live sessions again, see ``everwall.rematch``
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
 _ENTERED = 10  # and at which that one had it
@@ -125,8 +125,7 @@ def run(state_, port, loop):
         if not _wait_for_the_loop(loop):
             loop.control[_NEXT] = _NOBODY
             return
-        if loop.control[_REMATCH] != 0:
-            begin_rematch(state_.sessions)
+        begin_rematch(state_.sessions, loop.control[_REMATCH])
         loop.control[_ENTERED] = monotonic(loop.scratch)
         loop.control[_NEXT] = _NOBODY
     loop.control[_INSIDE] = 1
@@ -370,15 +369,15 @@ class Worker:
         if self._core is not None and thread.native_id is not None:
             os.sched_setaffinity(thread.native_id, {self._core})
 
-    def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> int:
+    def replace_policy(self, policy: CompiledPolicy, how: int = AT_ONCE) -> int:
         """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes,
-        or, without ``rematch``, stay as they are. As ``successor``, in one step.
+        or stay as they are, which ``how`` says (``everwall.rematch``). As ``successor``, in one step.
         """
-        with self.successor(policy, rematch) as go_on:
+        with self.successor(policy, how) as go_on:
             return go_on()
 
     @contextlib.contextmanager
-    def successor(self, policy: CompiledPolicy, rematch: bool = True) -> Iterator[Callable[[], int]]:
+    def successor(self, policy: CompiledPolicy, how: int = AT_ONCE) -> Iterator[Callable[[], int]]:
         """Prepare another policy: all that can fail is done, and nothing has changed. What is given puts it in force;
         it cannot fail, and returns for how many ns packets waited. Not called, everything stays as it is.
 
@@ -388,9 +387,9 @@ class Worker:
         with self._changing:
             state_, former = self.state._replace(policy=policy), self._thread
             if former is None or not former.is_alive():
-                yield lambda: self._decide_by(state_, rematch)
+                yield lambda: self._decide_by(state_, how)
                 return
-            self.loop.control[_REMATCH] = int(rematch)
+            self.loop.control[_REMATCH] = how
             baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
                 successor = self._bring(former, state_, baton)
@@ -403,11 +402,10 @@ class Worker:
                 self.loop.control[_NEXT] = _NOBODY
                 os.close(baton)
 
-    def _decide_by(self, state_: pipeline.State, rematch: bool) -> int:
+    def _decide_by(self, state_: pipeline.State, how: int) -> int:
         """Another policy for a loop that nobody is in."""
         self.state = state_
-        if rematch:
-            begin_rematch(self.sessions)
+        begin_rematch(self.sessions, how)
         return 0
 
     def _bring(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:
