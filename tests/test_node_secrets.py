@@ -16,6 +16,7 @@ from everwall.bootstrap.init_cfg import InitCfg, RedisEndpoint, Resiliency
 from everwall.bootstrap.load import Bootstrap, LateSecret
 from everwall.management.control import ControlServer
 from everwall.node import Node
+from everwall.node.commands import Commands
 from everwall.store.connection import StoreConfig
 
 SECRET = "5f" * 32
@@ -63,7 +64,7 @@ def test_a_source_that_is_slow_to_read_again_holds_nothing_up(secretless: Callab
         answered.set()
         return await asking
 
-    server = ControlServer("unused", secretless(again)._handlers())
+    server = ControlServer("unused", Commands(secretless(again)).handlers)
     assert asyncio.run(ask())["ok"]
 
 
@@ -93,7 +94,7 @@ def test_a_node_that_is_told_to_go_while_it_joins_does_not_wait_for_the_store(
     secretless: Callable[..., Node],
 ) -> None:
     node = secretless(lambda: FRESH)
-    asyncio.run(node._secrets_command({}))
+    asyncio.run(Commands(node).secrets({}))
     node.config = replace(node.config, join_grace_s=3600.0)
     node.drain()
     asyncio.run(asyncio.wait_for(node._join(), ANSWER_S))
@@ -105,7 +106,7 @@ def test_a_first_secret_that_is_read_again_switches_on_what_waited_for_it(
 ) -> None:
     node = secretless(lambda: FRESH)
     assert (node.resiliency.enabled, node.config.standing) == (False, "held back")
-    asyncio.run(node._secrets_command({}))
+    asyncio.run(Commands(node).secrets({}))
     assert node.resiliency.enabled
     assert node.workers.connected
 
@@ -113,7 +114,7 @@ def test_a_first_secret_that_is_read_again_switches_on_what_waited_for_it(
 def test_a_first_secret_leaves_off_what_was_switched_off(secretless: Callable[..., Node]) -> None:
     node = secretless(lambda: FRESH)
     node.resiliency = Resiliency(False, "it was switched off")
-    asyncio.run(node._secrets_command({}))
+    asyncio.run(Commands(node).secrets({}))
     assert not node.resiliency.enabled
 
 

@@ -71,11 +71,11 @@ def node(bucket: Bucket) -> Iterator[Node]:
 
 
 def reload(node: Node) -> dict[str, Any]:
-    return asyncio.run(node.reload_policy())
+    return asyncio.run(node.policies.reload())
 
 
 def rules(node: Node) -> list[str]:
-    return [rule.name for rule in node.policy.policy.rules]
+    return [rule.name for rule in node.policies.loaded.policy.rules]
 
 
 def test_a_package_in_a_bucket_is_fetched_again(bucket: Bucket, node: Node) -> None:
@@ -96,7 +96,7 @@ def test_what_belongs_to_the_policy_is_read_again_with_it_and_the_rest_waits_for
     bucket.files["config/other.yaml"] = POLICY.replace("first", "other")
     reload(node)
     assert rules(node) == ["other"]
-    assert [zone.endpoints for zone in node.policy.policy.zones] == [(0x0A1B2C3D4E5F60718,)]
+    assert [zone.endpoints for zone in node.policies.loaded.policy.zones] == [(0x0A1B2C3D4E5F60718,)]
     assert node.config.associations
     assert node.config.hostname is None
 
@@ -123,11 +123,11 @@ def test_what_belongs_to_the_policy_is_read_again_with_it_and_the_rest_waits_for
 def test_a_source_with_any_mistake_changes_nothing(
     bucket: Bucket, node: Node, name: str, text: str, said: str
 ) -> None:
-    config, policy = node.config, node.policy
+    config, loaded = node.config, node.policies.loaded
     bucket.files[f"config/{name}"] = text
     with pytest.raises(ConfigError, match=said):
         reload(node)
-    assert (node.config, node.policy) == (config, policy)
+    assert (node.config, node.policies.loaded) == (config, loaded)
     assert not node.workers.rematching
 
 
@@ -148,8 +148,8 @@ def test_workers_that_cannot_change_leave_source_and_names_as_they_were(
         "source: any", "source: {fqdn: a.example.com}"
     )
     config = node.config
-    monkeypatch.setattr("everwall.node.NAME_PATIENCE_S", 0.0)
+    monkeypatch.setattr("everwall.node.policies.NAME_PATIENCE_S", 0.0)
     monkeypatch.setattr(Workers, "replace_policy", refuse)
     with pytest.raises(RuntimeError, match="can't start"):
         reload(node)
-    assert (rules(node), node.config, len(node._host_names)) == (["first"], config, 0)
+    assert (rules(node), node.config, len(node.policies.host_names)) == (["first"], config, 0)

@@ -30,8 +30,8 @@ from typing import Any, TypeVar, cast
 
 _PACKAGE = Path(__file__).resolve().parent
 # Nothing in these is compiled or gives a constant to compiled code.
-_NOT_COMPILED = {"bootstrap", "cli", "lab", "management", "sim"}
-_NOT_COMPILED |= {"__main__.py", "config.py", "dataplane.py", "gwlb.py", "node.py", "warm.py", "workers.py"}
+_NOT_COMPILED = {"bootstrap", "cli", "lab", "management", "node", "sim"}
+_NOT_COMPILED |= {"__main__.py", "config.py", "dataplane.py", "gwlb.py", "warm.py", "workers.py"}
 _NOT_COMPILED |= {f"ports/{name}.py" for name in ("bpf", "bpf_build", "libbpf", "outcome")}
 _NOT_COMPILED |= {f"policy/{path.name}" for path in (_PACKAGE / "policy").glob("*.py")} - {"policy/match.py"}
 _NOT_COMPILED |= {f"store/{name}.py" for name in ("connection", "memory", "protocol", "redis")}

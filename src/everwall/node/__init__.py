@@ -29,7 +29,7 @@ from everwall import __version__
 from everwall.bootstrap.faults import titled
 from everwall.bootstrap.init_cfg import InitCfg, Resiliency
 from everwall.bootstrap.load import Bootstrap, LateSecret
-from everwall.bootstrap.zones import load_policy_of, read_policy_again, with_policy_of
+from everwall.bootstrap.zones import load_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
 from everwall.dataplane import (
@@ -48,23 +48,17 @@ from everwall.limits import (
     INNER_MTU_MAX,
     JUMBO_MTU_MIN,
     MAINTENANCE_S,
-    MS_NS,
-    NAME_PATIENCE_S,
     REFUSED_LOG_S,
     SECOND_NS,
     frame_bytes_for,
 )
-from everwall.management.beside import beside, politely
+from everwall.management.beside import beside
 from everwall.management.control import Answer, ControlServer
 from everwall.management.health import HealthListener
 from everwall.management.logs import TrafficLog
-from everwall.management.names import NameWatcher
+from everwall.node.commands import Commands
+from everwall.node.policies import Policies
 from everwall.outward import Outward
-from everwall.policy.checksum import policy_checksum
-from everwall.policy.compile import Loaded, PolicyNames, compile_policy
-from everwall.policy.match import CompiledPolicy
-from everwall.policy.model import Policy
-from everwall.policy.names import NameBook
 from everwall.session import state
 from everwall.session.record import derive_keys, fingerprints
 from everwall.store.housekeeper import Housekeeper
@@ -113,32 +107,30 @@ class Node:
         """
         self.config = config
         self.name = config.hostname or socket.gethostname()
-        self.policy: Loaded = load_policy_of(config)
+        loaded = load_policy_of(config)
         self.resiliency = config.resiliency
         self._control_path = control_path or config.control_socket
         self._drain_timeout_s = drain_timeout_s
-        self._data = find_data_interface(config)
-        self._management = find_management_interface(config, self._data)
-        self._outward = Outward(self._management.device, tuple(map(str, config.networking.dns)))
+        self.data = find_data_interface(config)
+        self.management = find_management_interface(config, self.data)
+        self._outward = Outward(self.management.device, tuple(map(str, config.networking.dns)))
         self._late_secret = late_secret
-        self._again = again
-        self._source: Bootstrap | None = None
-        """What the policy in force was read from, where it was read again: it keeps files from a bucket."""
-        why, warnings = describe_interfaces(config, self._data, self._management)
-        log.info("interfaces", data=self._data.where, management=self._management.where, why=why)
+        self.again = again
+        why, warnings = describe_interfaces(config, self.data, self.management)
+        log.info("interfaces", data=self.data.where, management=self.management.where, why=why)
         for warning in warnings:
             log.warning(warning)
-        sources = config.geneve_sources or self._data.networks
+        sources = config.geneve_sources or self.data.networks
         if config.geneve_sources is None:
             log.warning(
                 "everwall-geneve-sources is not set: GENEVE is believed from the data interface's subnets",
                 sources=", ".join(map(str, sources)),
             )
-        if config.jumbo_frame and self._data.mtu < JUMBO_MTU_MIN:
+        if config.jumbo_frame and self.data.mtu < JUMBO_MTU_MIN:
             log.warning(
                 f"jumbo-frame: packets of {INNER_MTU_MAX} bytes need a data interface of MTU {JUMBO_MTU_MIN}",
-                interface=self._data.name,
-                mtu=self._data.mtu,
+                interface=self.data.name,
+                mtu=self.data.mtu,
             )
         owner = owner_id(self.name)
         engine = EngineConfig(
@@ -150,39 +142,34 @@ class Node:
             epoch_offset=time.time_ns() - time.monotonic_ns(),
             epoch_guessed=True,
             seed=int.from_bytes(os.urandom(8), "big", signed=True),
-            frame_bytes=frame_bytes_for(self._data.mtu),
-            settings=self.policy.policy.settings,
+            frame_bytes=frame_bytes_for(self.data.mtu),
+            settings=loaded.policy.settings,
         )
         cores = choose_cores(config.workers, config.worker_cores, os.sched_getaffinity(0))
         self._owner = owner
         self._housekeeper: Housekeeper | None = None
         self._rates = Rates()
-        self._summed: Policy | None = None
-        """The policy of which there is a checksum."""
-        self._checksum = ""
         with contextlib.ExitStack() as opened:
-            self.plane = open_data_plane(Wish(config, self._data, tuple(sources), engine.seed))
+            self.plane = open_data_plane(Wish(config, self.data, tuple(sources), engine.seed))
             opened.callback(self.plane.close)
             self.workers = Workers(
-                engine, self.policy.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
+                engine, loaded.compiled, self.plane.ports, cores, self.plane.shared, self.plane.control
             )
             opened.callback(self.workers.stop)
             if self.resiliency.enabled:
                 self._connect_to_store()
             self._traffic_log = TrafficLog(config.traffic_log)
             opened.pop_all()
-        self._own_names = self.policy.names
-        self._host_names = NameWatcher(self.policy.policy, self._use_addresses, self._outward.addresses)
-        self._reloading = asyncio.Lock()
-        """Held by a reload that somebody asked for; there is no second one meanwhile."""
-        self._swapping = asyncio.Lock()
-        """Held by whoever reads or compiles a policy and brings it to the workers; others wait."""
+        self.policies = Policies(self, loaded, self._outward)
         self._reload: asyncio.Task[None] | None = None
         self._state = "joining"
-        self._started_ns = time.monotonic_ns()
+        self.started_ns = time.monotonic_ns()
         self._stopping = asyncio.Event()
-        self._relayout: Relayout | None = None
+        self.relayout: Relayout | None = None
         self._refused, self._refused_said_ns = (0, 0), 0
+        self.bounced_per_s = 0.0
+        """Packets that the cut-through has answered in the last second."""
+        self._bounced = 0
 
     def _connect_to_store(self) -> None:
         secrets, store = self.config.cluster_secrets, store_config(self.config, self._owner, self._outward)
@@ -191,13 +178,11 @@ class Node:
 
     def _member(self) -> Member:
         """This node as the others know it."""
-        policy = self.policy.policy
-        if self._summed is not policy:
-            self._checksum, self._summed = policy_checksum(policy, self.config.resiliency_mode), policy
+        policy = self.policies.loaded.policy
         return Member(
             node=self.name,
             policy=policy.file or "no policy file",
-            checksum=self._checksum,
+            checksum=self.policies.checksum,
             release=__version__,
         )
 
@@ -210,18 +195,18 @@ class Node:
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         health = HealthListener(
-            self._data.address,
+            self.data.address,
             self.config.health_port,
             lambda: self.state,
             lambda: self.workers.heartbeat,
             # With two interfaces the answer must not leave by the other one.
-            None if self._management.shared else self._data.name,
+            None if self.management.shared else self.data.name,
         )
-        control = ControlServer(self._control_path, self._handlers()) if self._control_path else None
+        control = ControlServer(self._control_path, Commands(self).handlers) if self._control_path else None
         maintenance = waiting = watching = None
         try:
             self.workers.start()
-            watching = asyncio.create_task(self._host_names.run())
+            watching = asyncio.create_task(self.policies.host_names.run())
             watching.add_done_callback(_say_failure)
             if self._housekeeper is not None:
                 self._housekeeper.start()
@@ -230,7 +215,7 @@ class Node:
                 await health.start()
             except OSError as error:
                 raise NodeError(
-                    f"cannot answer health checks on {self._data.address}:{self.config.health_port}: "
+                    f"cannot answer health checks on {self.data.address}:{self.config.health_port}: "
                     f"{error.strerror or error}"
                 ) from error
             if control is not None:
@@ -267,19 +252,21 @@ class Node:
         allows: without the store new sessions still work, without a name's addresses its rules match nothing."""
         while self.workers.running and self.workers.heartbeat == 0:
             await asyncio.sleep(0.01)
-        deadline = self._started_ns + int(self.config.join_grace_s * SECOND_NS)
-        while self.resiliency.enabled and not self._store()["connected"] and not self._stopping.is_set():
+        deadline = self.started_ns + int(self.config.join_grace_s * SECOND_NS)
+        while (
+            self.resiliency.enabled and not self.store_status()["connected"] and not self._stopping.is_set()
+        ):
             if self._state != "joining":
                 break  # it is to go again: no session has come that the store would be needed for
             if time.monotonic_ns() > deadline:
-                log.warning("the store does not answer: joining without it", **self._store())
+                log.warning("the store does not answer: joining without it", **self.store_status())
                 break
             await asyncio.sleep(0.01)
-        while not self._host_names.settled and not self._stopping.is_set():
+        while not self.policies.host_names.settled and not self._stopping.is_set():
             if time.monotonic_ns() > deadline:
                 log.warning(
                     "host names of the policy are not resolved yet: joining without them",
-                    names=", ".join(self._host_names.unresolved()),
+                    names=", ".join(self.policies.host_names.unresolved()),
                 )
                 break
             await asyncio.sleep(0.01)
@@ -287,24 +274,24 @@ class Node:
             self._state = "active"
 
     def _announce(self) -> None:
-        for warning in self.policy.policy.warnings:
+        for warning in self.policies.loaded.policy.warnings:
             log.warning(warning)
         log.info(
             "ready",
             name=self.name,
             version=__version__,
-            data=f"{self._data.where}, MTU {self._data.mtu}",
+            data=f"{self.data.where}, MTU {self.data.mtu}",
             port=f"{self.plane.kind} ({self.plane.detail})" if self.plane.detail else self.plane.kind,
             cut_through=self.plane.without or "on",
             workers=len(self.workers),
-            health=f"{self._data.address}:{self.config.health_port}",
-            seconds=round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 2),
+            health=f"{self.data.address}:{self.config.health_port}",
+            seconds=round((time.monotonic_ns() - self.started_ns) / SECOND_NS, 2),
         )
         # The last line of a start: everything that an operator asks first.
         facts = [
             f"Successful bootstrap: {self.config.file or 'without a file'}",
             f"Everwall {__version__}, no licence needed",
-            self.policy.policy.summary,
+            self.policies.loaded.policy.summary,
             *self.config.notes,
         ]
         log.info("; ".join(facts))
@@ -362,6 +349,7 @@ class Node:
             self.workers.watch_stores()
             if now - rated >= SECOND_NS:
                 self._rates.note(now / SECOND_NS, self.workers.store_status())
+                self._note_bounced((now - rated) / SECOND_NS if rated else 0.0)
                 rated = now
             if not self.workers.running:
                 log.error("a worker has stopped")
@@ -378,13 +366,19 @@ class Node:
                     self._stopping.set()
                     return
 
+    def _note_bounced(self, seconds: float) -> None:
+        """See how much the cut-through has answered, in so many seconds since the last look; 0 at the first."""
+        bounced = self.plane.counters().get(BOUNCED, 0)
+        self.bounced_per_s = (bounced - self._bounced) / seconds if seconds else 0.0
+        self._bounced = bounced
+
     def _log_events(self) -> None:
         events = [event for event in self.workers.events() if event[state.EVENT_KIND] in _LOGGED]
         self._traffic_log.write([self._logged(event) for event in events])
 
     def _logged(self, event: npt.NDArray[np.int64]) -> dict[str, Any]:
         """A line of the traffic log: what was done with the session, and by which rule if it was refused."""
-        row, names = self._named(describe_event(event)), self.policy.names
+        row, names = self.policies.named(describe_event(event)), self.policies.loaded.names
         refused_by = row["refused_by"]
         return {
             "event": _LOGGED[int(event[state.EVENT_KIND])],
@@ -406,48 +400,12 @@ class Node:
             self._refused, self._refused_said_ns = refused, now
 
     def _close(self) -> None:
-        self.workers.stop(self._relayout, self._housekeeper)
+        self.workers.stop(self.relayout, self._housekeeper)
         self._log_events()
         self._traffic_log.close()
         self.plane.close()
 
     # What is seen from outside --------------------------------------------------------------------------------
-
-    def _handlers(self) -> dict[str, Any]:
-        return {
-            "status": lambda _: self.status(),
-            "counters": lambda _: {
-                "counters": self.counters(),
-                "workers": self.workers.each_counters(),
-            },
-            "sessions": self._sessions,
-            "store": lambda _: self._store(),
-            "drain": self._drain_command,
-            "resiliency": self._resiliency_command,
-            "buckets": self._buckets_command,
-            "secrets": self._secrets_command,
-            "policy": self._policy_command,
-        }
-
-    def status(self) -> Answer:
-        """The node at a glance."""
-        return {
-            "name": self.name,
-            "version": __version__,
-            "state": self.state,
-            "sessions": self._count(Counter.SESSIONS),
-            "max_sessions": self.config.max_sessions,
-            "port": self.plane.kind,
-            "port_detail": self.plane.detail,
-            "cut_through": {"enabled": not self.plane.without, "why": self.plane.without},
-            "data_address": self._data.address,
-            "interfaces": {"data": self._data.name, "management": self._management.name},
-            "resiliency": self._resiliency(),
-            "policy": self._policy(),
-            "store": self._store(),
-            "workers": self.workers.each(),
-            "uptime_s": round((time.monotonic_ns() - self._started_ns) / SECOND_NS, 1),
-        }
 
     def counters(self) -> dict[str, int]:
         """Verdicts and counters by name. What the cut-through answered has come and gone like everything else."""
@@ -457,147 +415,27 @@ class Node:
         counts[Counter.BYTES.label] += kernel.get(BOUNCED_BYTES, 0)
         return {**counts, **kernel}
 
-    def _sessions(self, arguments: Answer) -> Answer:
-        limit = arguments.get("limit", 100)
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit must be a positive whole number, got {limit!r}")
-        rows = self.workers.sessions(limit)
-        return {"sessions": [self._named(row) for row in rows], "total": self._count(Counter.SESSIONS)}
-
-    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A session row with names for what is known by a number only."""
-        names = self.policy.names
-        endpoint = f"vpce-{row['endpoint']:016x}"
-        return {**row, "endpoint": endpoint, "rule": names.rule(row["rule"]), "zone": names.zone(row["zone"])}
-
-    def _drain_command(self, _: Answer) -> Answer:
-        self.drain()
-        return {"state": self._state}
-
-    def _resiliency_command(self, arguments: Answer) -> Answer:
-        switch = arguments.get("switch", "status")
-        if switch not in ("on", "off", "status"):
-            raise ValueError(f"switch must be on, off or status, got {switch!r}")
-        if switch != "status":
-            self.switch_resiliency(switch == "on")
-        facts = self._store()
-        return {
-            **self._resiliency(),
-            **{name: facts[name] for name in ("connected", "resync_percent", "unsynced_sessions")},
-        }
-
-    async def _policy_command(self, arguments: Answer) -> Answer:
-        what = arguments.get("do", "status")
-        if what not in ("reload", "status"):
-            raise ValueError(f"do must be reload or status, got {what!r}")
-        return await self.reload_policy() if what == "reload" else self._policy()
-
     def _hang_up(self) -> None:
         """SIGHUP: read the policy and the store's password again; what is wrong with them is in the log."""
         self.renew_login()
-        if self._reloading.locked():
+        if self.policies.reloading:
             log.warning("a reload is under way: the policy is not read once more")
             return
 
         async def reload() -> None:
             with contextlib.suppress(ValueError, RuntimeError):
-                await self.reload_policy()
+                await self.policies.reload()
 
         self._reload = asyncio.create_task(reload())
 
-    async def reload_policy(self) -> Answer:
-        """Read the bootstrap and its policy again and decide by that from now on; live sessions are asked about again.
-
-        Of the bootstrap only what belongs to the policy is used. Raises ConfigError for a wrong file, ValueError where
-        a reload is under way, and RuntimeError where a worker cannot; then nothing has changed, and no session has been
-        asked about.
-        """
-        if self._reloading.locked():
-            raise ValueError("a reload is under way")
-        async with self._reloading, self._swapping:
-            began = time.monotonic_ns()
-            former: NameBook | None = None
-            try:
-                source, config = await self._read_source()
-                policy = await politely(read_policy_again, config, self.config)
-                former = self._host_names.replace(policy)
-                await self._host_names.heard(NAME_PATIENCE_S)
-                compiled, names, changes = await self._compile(config)
-                read_ns = time.monotonic_ns() - began
-                waited = await asyncio.to_thread(self.workers.replace_policy, compiled)
-            except (ConfigError, RuntimeError) as error:
-                if former is not None:
-                    self._host_names.restore(former)
-                log.error("the policy stays as it was", error=str(error))
-                raise
-            self._host_names.in_force(changes)
-            self.workers.use_settings(policy.settings)
-            self.policy = Loaded(policy, compiled, names.after(self._own_names))
-            self._own_names = names
-            # Not ``config`` itself: a secret may have come since it was made.
-            self.config, self._source = with_policy_of(self.config, config), source
-        for warning in policy.warnings:
-            log.warning(warning)
-        facts = {"read_ms": round(read_ns / MS_NS, 1), "packets_waited_us": round(max(waited) / 1000, 1)}
-        log.info("another policy", policy=policy.summary, **facts)
-        return {**self._policy(), **facts, "warnings": list(policy.warnings)}
-
-    async def _read_source(self) -> tuple[Bootstrap | None, InitCfg]:
-        """What the node was started from as it is now, fetched once more if it is far away; and the configuration with
-        what of it belongs to the policy. Raises ConfigError."""
-        if self._again is None:
-            return None, self.config
-        source = await self._read_again()
-        return source, with_policy_of(self.config, source.config)
-
-    async def _read_again(self) -> Bootstrap:
-        """The source once more. Raises ConfigError."""
-        assert self._again is not None
+    async def read_again(self) -> Bootstrap:
+        """What the node was started from, once more. Raises ConfigError."""
+        assert self.again is not None
         # A bucket or a secret may be slow to answer, and health checks do not wait for it.
-        source = await beside(self._again)
+        source = await beside(self.again)
         for warning in source.warnings:
             log.warning(f"bootstrap: {warning}")
         return source
-
-    async def _compile(self, config: InitCfg) -> tuple[CompiledPolicy, PolicyNames, int]:
-        """The policy that is watched with its host names' addresses, and of how many changes these are."""
-        changes, policy = self._host_names.changes, self._host_names.policy()
-        return *await politely(compile_policy, policy, config.resiliency_mode), changes
-
-    async def _use_addresses(self) -> None:
-        """Decide new sessions by what the policy's host names stand for now.
-
-        Live sessions are not asked about: names of many addresses are answered with others each time, and what was
-        allowed to one of them goes on. Nor are those that a reload has still to ask about by the former addresses.
-        """
-        async with self._swapping:
-            if not self._host_names.behind:
-                return  # a reload has just used them
-            while self.workers.rematching and self.workers.running:
-                await asyncio.sleep(0.01)
-            try:
-                compiled, _, changes = await self._compile(self.config)
-                waited = await asyncio.to_thread(self.workers.replace_policy, compiled, False)
-            except (ConfigError, RuntimeError) as error:
-                log.error("the addresses of host names stay as they were", error=str(error))
-                return
-            self._host_names.in_force(changes)
-            self.policy = self.policy._replace(compiled=compiled)
-        log.info(
-            "other addresses of host names in the policy",
-            names=len(self._host_names),
-            unresolved=len(self._host_names.unresolved()),
-            packets_waited_us=round(max(waited) / 1000, 1),
-        )
-
-    def _policy(self) -> Answer:
-        return {
-            "summary": self.policy.policy.summary,
-            "host_names": len(self._host_names),
-            "unresolved_host_names": len(self._host_names.unresolved()),
-            "rematch_percent": 100 - self.workers.rematching,
-            "ruled_out": self._count(Counter.SESSIONS_RULED_OUT),
-        }
 
     def switch_resiliency(self, on: bool) -> None:
         """Keep sessions in the store from now on, or not; raises ValueError where there is no store to keep them in."""
@@ -626,19 +464,6 @@ class Node:
         else:
             log.info("the store's password was read again", file=str(file))
 
-    async def _buckets_command(self, arguments: Answer) -> Answer:
-        buckets = arguments.get("buckets")
-        if buckets is not None:
-            if not isinstance(buckets, int):
-                raise ValueError(f"buckets must be a whole number, got {buckets!r}")
-            try:
-                await asyncio.to_thread(self.change_buckets, buckets)
-            except OSError as error:
-                raise ValueError(str(error)) from error
-        facts = self._store()
-        told = {name: facts.get(name) for name in ("connected", "layout", "resync_percent")}
-        return {**told, "change": self._relayout.status() if self._relayout else None}
-
     def change_buckets(self, buckets: int) -> None:
         """Begin to change the number of the store's buckets, or go on with that; the nodes of the cluster do the rest.
 
@@ -647,21 +472,16 @@ class Node:
         """
         if not self.resiliency.enabled:
             raise ValueError(f"session resiliency is off: {self.resiliency.why}")
-        if self._relayout is not None and self._relayout.running:
-            raise ValueError(f"this node carries out a change already: {self._relayout.status()}")
+        if self.relayout is not None and self.relayout.running:
+            raise ValueError(f"this node carries out a change already: {self.relayout.status()}")
         relayout = Relayout(store_config(self.config, self._owner, self._outward))
         try:
             layout = relayout.begin(buckets)
         except (ValueError, OSError):
             relayout.stop()
             raise
-        self._relayout = relayout
+        self.relayout = relayout
         log.info("the number of the store's buckets changes", layout=str(layout))
-
-    async def _secrets_command(self, _: Answer) -> Answer:
-        if self._again is None:
-            raise ValueError("this node was not started from a source that can be read again")
-        return self.renew_secrets((await self._read_again()).config)
 
     def renew_secrets(self, fresh: InitCfg) -> Answer:
         """Use the cluster's secrets of ``fresh`` from now on, and nothing else of it; the first one may come so, too.
@@ -686,10 +506,8 @@ class Node:
             self.switch_resiliency(True)
         return {"secrets": fingerprints(keys)}
 
-    def _resiliency(self) -> Answer:
-        return {"enabled": self.resiliency.enabled, "why": self.resiliency.why}
-
-    def _store(self) -> Answer:
+    def store_status(self) -> Answer:
+        """What the operator sees of the store."""
         facts = self.workers.store_status()
         if self._housekeeper is None:
             return facts
