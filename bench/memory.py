@@ -6,17 +6,30 @@ replaced at random at full load, as they are on any day, and those that find no 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from typing import Any
 
 import numba
 import numpy as np
 
 from everwall.engine import Engine, EngineConfig
+from everwall.limits import (
+    FRAME_BYTES,
+    GENEVE_OVERHEAD_BYTES,
+    INNER_MTU_MAX,
+    JUMBO_FRAME_BYTES,
+    SESSIONS_MIN,
+    XDP_FRAMES,
+)
 from everwall.policy.match import allow_all
+from everwall.ports.port import close, open_udp
+from everwall.ports.umem import chunk_bytes_for
 from everwall.session import image, tcp
 from everwall.session import table as t
 from everwall.wire import meta as m
+from everwall.worker import Worker
 
 SESSIONS = 1_000_000
 MANY = 5_000_000
@@ -28,7 +41,11 @@ def measure(seconds: float) -> dict[str, float]:
     """Bytes per session of the arrays and of the process, ns per inserted session, overflow in a full table."""
     del seconds  # there is so much to insert, however long it takes
     engine, found = _filled(SESSIONS)
-    found["bytes of one worker beside its table"] = _others(engine)
+    for what, frame_bytes in (("", FRAME_BYTES), ("jumbo: ", JUMBO_FRAME_BYTES)):
+        found[f"{what}bytes of one worker beside its table"] = others(frame_bytes)
+        # The rings beside the frames are a hundred kilobytes.
+        mtu = (INNER_MTU_MAX if what else 1500) + GENEVE_OVERHEAD_BYTES
+        found[f"{what}bytes of the frames of its AF_XDP queue"] = XDP_FRAMES * chunk_bytes_for(mtu)
     found["replaced sessions without a place, per million"] = _overflow(engine)
     del engine
     return found | {f"5 million: {what}": number for what, number in _filled(MANY)[1].items()}
@@ -72,10 +89,20 @@ def rows_of_sessions(first: int, count: int) -> np.ndarray:
     return rows
 
 
-def _others(engine: Engine) -> float:
-    """Bytes of all arrays of a worker that do not grow with its sessions."""
+def others(frame_bytes: int) -> int:
+    """Bytes of all arrays of a worker that do not grow with its sessions, in its engine and its loop."""
+    config = EngineConfig(max_sessions=SESSIONS_MIN, frame_bytes=frame_bytes)
+    with contextlib.ExitStack() as opened:
+        wakes = [os.eventfd(0), os.eventfd(0)]
+        for descriptor in wakes:
+            opened.callback(os.close, descriptor)
+        port = open_udp("127.0.0.1", geneve_port=0)
+        opened.callback(close, port)
+        worker = Worker(config, allow_all(), port, *wakes)
+    waiting: list[Any] = [part for part in worker.sessions if part is not worker.sessions.table] + [
+        worker.loop
+    ]
     total = 0
-    waiting = [part for part in engine.sessions_state if part is not engine.sessions_state.table]
     while waiting:
         part = waiting.pop()
         if isinstance(part, tuple):

@@ -377,8 +377,9 @@ GWLB_PROBE_ANSWER_BYTES_MAX = 4096
 # Looking over an installation -------------------------------------------------------------------
 NODE_SESSION_BYTES = 249
 """Of a node's memory for one session, at the load a table is sized for (``docs/benchmarks.md``)."""
-NODE_WORKER_BYTES = 31_000_000
-"""Everything of a worker that does not grow with its sessions (``docs/benchmarks.md``)."""
+NODE_WORKER_BYTES = 37_500_000
+"""Everything of a worker that does not grow with its sessions, for packets of 1500 bytes: engine, loop and a queue of
+AF_XDP (``docs/benchmarks.md``)."""
 REPLICAS_MAX = 16
 DOCTOR_TIMEOUT_S = 5.0
 """For connecting, and for each answer; a store this slow is of no use, but one may want to hear why."""
