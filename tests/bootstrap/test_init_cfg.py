@@ -303,6 +303,14 @@ def test_a_cut_through_that_the_port_cannot_have_is_warned_of(port: str) -> None
     assert parse("everwall-cut-through=on\n")[1] == [], "auto may find the xdp port"
 
 
+def test_believing_everybody_is_warned_of() -> None:
+    cfg, warnings = parse("everwall-geneve-sources=0.0.0.0/0\n")
+    assert [str(source) for source in cfg.geneve_sources or ()] == ["0.0.0.0/0"]
+    (warning,) = [text for text in warnings if "geneve-sources" in text]
+    assert warning.startswith("init-cfg.txt:1: everwall-geneve-sources: 0.0.0.0/0: whoever reaches")
+    assert not [text for text in parse("everwall-geneve-sources=0.0.0.0/1\n")[1] if "whoever" in text]
+
+
 def test_unknown_keys_are_warned_of() -> None:
     _, warnings = parse("redis-auht=hunter2\nfavourite-colour=blue\nQUJD=\n")
     assert warnings == [

@@ -375,6 +375,8 @@ class _Parser:
                 raise self._error(
                     entry, "IPv4 prefixes without bits after the prefix, as 10.0.1.0/24,10.0.2.0/24", word
                 )
+            if parsed.prefixlen == 0:
+                self._warn(entry, f"{word}: whoever reaches the data interface is believed")
             sources.append(parsed)
         if not sources:
             raise self._error(entry, "IPv4 prefixes, as 10.0.1.0/24,10.0.2.0/24")
