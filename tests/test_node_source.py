@@ -162,9 +162,9 @@ def test_workers_that_cannot_change_leave_source_and_names_as_they_were(
 @pytest.mark.parametrize(
     ("bounced_per_s", "how"),
     [(0.0, AT_ONCE), (WITHDRAWN_PER_S_MAX, AT_ONCE), (WITHDRAWN_PER_S_MAX + 1.0, ONE_BY_ONE)],
-    ids=["nothing is bounced", "as much as a worker takes", "more than that"],
+    ids=["nothing is bounced", "next to nothing", "traffic"],
 )
-def test_a_busy_cut_through_gives_its_sessions_back_one_by_one(
+def test_a_cut_through_that_carries_traffic_gives_its_sessions_back_one_by_one(
     node: Node, monkeypatch: pytest.MonkeyPatch, bounced_per_s: float, how: int
 ) -> None:
     asked: list[int] = []

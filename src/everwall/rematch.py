@@ -8,7 +8,7 @@ looks at a few sessions in each pass of the loop, beside the packets, so that it
 A packet that comes here, of a session that the hand has not passed yet, has it asked about there and then. For those of
 the cut-through to come here all sessions can be taken back from it at once; then nothing goes on by the former policy.
 What may go on is offloaded again by its next packet or by the hand, whichever is first. But where the cut-through
-forwards more than a worker can, packets would be lost meanwhile: there its sessions go on until the hand comes by.
+forwards more than a worker can, packets are lost meanwhile: there its sessions go on until the hand comes by.
 """
 
 from __future__ import annotations

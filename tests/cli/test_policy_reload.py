@@ -72,7 +72,7 @@ def test_it_waits_until_every_session_was_asked_about_again(tmp_path: Path) -> N
         "warning: p.yaml: any to any",
         "policy p.yaml: 3 rules",
         "read in 1,234 ms; packets waited for 61 us",
-        "the cut-through is busy: its sessions go on until each has been asked about",
+        "sessions in the cut-through go on until each has been asked about",
         "live sessions asked about again: 3 ended, the others go on",
     ]
 
