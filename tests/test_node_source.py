@@ -15,11 +15,7 @@ from everwall.bootstrap.faults import SourceError
 from everwall.bootstrap.load import Bootstrap, Given, load_bootstrap
 from everwall.bootstrap.machine import Machine
 from everwall.config import ConfigError
-from everwall.dataplane import BOUNCED
-from everwall.limits import WITHDRAWN_PER_S_MAX
 from everwall.node import Node
-from everwall.policy.match import CompiledPolicy
-from everwall.rematch import AT_ONCE, ONE_BY_ONE
 from everwall.workers import Workers
 
 SECRET = "c0ffee5a17b3449d8e60f1a2b3c4d5e6f708192a3b4c5d6e7f80917263544536"
@@ -157,32 +153,3 @@ def test_workers_that_cannot_change_leave_source_and_names_as_they_were(
     with pytest.raises(RuntimeError, match="can't start"):
         reload(node)
     assert (rules(node), node.config, len(node.policies.host_names)) == (["first"], config, 0)
-
-
-@pytest.mark.parametrize(
-    ("bounced_per_s", "how"),
-    [(0.0, AT_ONCE), (WITHDRAWN_PER_S_MAX, AT_ONCE), (WITHDRAWN_PER_S_MAX + 1.0, ONE_BY_ONE)],
-    ids=["nothing is bounced", "next to nothing", "traffic"],
-)
-def test_a_cut_through_that_carries_traffic_gives_its_sessions_back_one_by_one(
-    node: Node, monkeypatch: pytest.MonkeyPatch, bounced_per_s: float, how: int
-) -> None:
-    asked: list[int] = []
-
-    def replace_policy(self: Workers, policy: CompiledPolicy, how: int) -> list[int]:
-        asked.append(how)
-        return [0]
-
-    monkeypatch.setattr(Workers, "replace_policy", replace_policy)
-    node.bounced_per_s = bounced_per_s
-    assert reload(node)["at_once"] == (how == AT_ONCE)
-    assert asked == [how]
-
-
-def test_what_the_cut_through_answers_in_a_second_is_looked_at(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for bounced, seconds, expected in ((1_000, 0.0, 0.0), (601_000, 2.0, 300_000.0), (601_000, 1.0, 0.0)):
-        monkeypatch.setattr(node.plane, "counters", lambda bounced=bounced: {BOUNCED: bounced})
-        node._note_bounced(seconds)
-        assert node.bounced_per_s == expected

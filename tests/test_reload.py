@@ -21,7 +21,6 @@ from everwall.policy.match import CompiledPolicy, allow_all, deny_all, rule_id
 from everwall.policy.model import Policy, Rule, Zone
 from everwall.policy.words import parse_service
 from everwall.ports import port as ports
-from everwall.rematch import NOT_AT_ALL
 from everwall.session import state, tcp
 from everwall.worker import _NEXT, _WAITING, STOP, Worker
 from everwall.workers import Workers
@@ -303,7 +302,7 @@ def test_workers_that_do_not_run_yet_have_the_other_policy_and_ask_where_they_ar
     opened = [ports.open_udp(ADDRESS, shared=True) for _ in range(2)]
     two = Workers(EngineConfig(max_sessions=64), allow_all(), opened, [None] * 2)
     try:
-        assert two.replace_policy(allow_all(), NOT_AT_ALL) == [0, 0]
+        assert two.replace_policy(allow_all(), rematch=False) == [0, 0]
         assert two.rematching == 0, "nobody's sessions are asked about"
         assert two.replace_policy(deny_all()) == [0, 0]
         assert two.rematching == 100

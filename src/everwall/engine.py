@@ -26,7 +26,7 @@ from everwall import limits, pipeline
 from everwall.counters import Counter
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.settings import DEFAULT_SETTINGS, TIMEOUTS, SessionSettings
-from everwall.rematch import AT_ONCE, begin_rematch
+from everwall.rematch import begin_rematch
 from everwall.rings import Ring, ring_pop
 from everwall.session import control, image, parking, state, tcp
 from everwall.session import table as t
@@ -214,10 +214,10 @@ class Engine:
         """Offer the session in a slot to the store, in whatever state it is, and let go of it without a word."""
         release_session(self.state.sessions, slot, now)
 
-    def replace_policy(self, policy: CompiledPolicy, how: int = AT_ONCE) -> None:
+    def replace_policy(self, policy: CompiledPolicy) -> None:
         """Decide new and restored sessions by another policy from now on, and live ones as time passes."""
         self.state = self.state._replace(policy=policy)
-        begin_rematch(self.state.sessions, how)
+        begin_rematch(self.state.sessions)
 
     def _take(self, released: int) -> list[tuple[int, bytes]]:
         sessions = self.state.sessions

@@ -122,9 +122,6 @@ REMATCH_SESSIONS = 32
 """Sessions that are asked about again, after another policy came, in one pass of the loop: tens of microseconds."""
 REMATCH_SLOTS = 1 << 12
 """Slots of the table that are passed meanwhile at most."""
-WITHDRAWN_PER_S_MAX = 1
-"""Packets that the cut-through answers in a second for each worker at most for another policy to take all sessions back
-from it at once. Next to none, until it is shown that more loses none (``docs/cut-through.md`` has what was tried)."""
 RELOAD_SWITCH_S = 0.0005
 """While a policy is read and compiled no other thread waits longer for the interpreter (Python's own is ten times as
 long)."""

@@ -1,14 +1,13 @@
 """Live sessions under another policy: each is asked about once more, by a hand that passes over the table.
 
 A session that the policy refuses now ends with the reason ``policy-deny``: it is logged, withdrawn from the
-cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched
-otherwise. Ends that the rule wants to be told hear it in answer to their next packet (``session.refused``). The hand
-looks at a few sessions in each pass of the loop, beside the packets, so that it holds nobody up.
+cut-through and its record deleted. One that it allows gets the rule that allows it now, and is not touched otherwise:
+what is offloaded stays so. Ends that the rule wants to be told hear it in answer to their next packet
+(``session.refused``). The hand looks at a few sessions in each pass of the loop, beside the packets, so that it
+holds nobody up.
 
-A packet that comes here, of a session that the hand has not passed yet, has it asked about there and then. For those of
-the cut-through to come here all sessions can be taken back from it at once; then nothing goes on by the former policy.
-What may go on is offloaded again by its next packet or by the hand, whichever is first. But where the cut-through
-forwards more than a worker can, packets are lost meanwhile: there its sessions go on until the hand comes by.
+A packet that comes here, of a session that the hand has not passed yet, has it asked about there and then. What the
+cut-through carries goes on until the hand comes by.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from everwall.policy.match import RULE_ID, RULE_LOG_END
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.ageing import end_session
-from everwall.session.offload import is_offloaded, offload, withdraw_all
 from everwall.session.refused import remember_refused
 from everwall.session.writer import is_due, protocol_of, worth_storing
 from everwall.verdict import Verdict
@@ -35,20 +33,10 @@ _POLICY_DENY = int(Verdict.POLICY_DENY)
 _SESSIONS_RULED_OUT = int(Counter.SESSIONS_RULED_OUT)
 
 
-# How live sessions are asked about
-NOT_AT_ALL = 0
-ONE_BY_ONE = 1  # those in the cut-through go on until the hand comes by
-AT_ONCE = 2  # they are taken back before anything else
-
-
 @kernel
-def begin_rematch(sessions, how):
-    """Send the hand over the whole table, from its first slot, unless ``how`` is NOT_AT_ALL."""
-    if how == NOT_AT_ALL:
-        return
+def begin_rematch(sessions):
+    """Send the hand over the whole table, from its first slot."""
     sessions.words[state.REMATCH_LEFT] = sessions.table.tags.shape[0]
-    if how == AT_ONCE and sessions.words[state.CUT_THROUGH] != 0:
-        withdraw_all(sessions)
 
 
 @kernel
@@ -64,8 +52,7 @@ def rematch(state_, now):
     while left > end and asked < REMATCH_SESSIONS:
         slot = slots - left
         if sessions.table.tags[slot] != 0:
-            if _ask_again(state_, slot, now) and not is_offloaded(sessions, slot):
-                offload(sessions, slot)
+            _ask_again(state_, slot, now)
             asked += 1
         left -= 1
     sessions.words[state.REMATCH_LEFT] = left

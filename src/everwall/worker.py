@@ -59,7 +59,7 @@ from everwall.limits import (
 from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports.port import Port, descriptor, open_udp, receive, send
 from everwall.ports.port import close as close_port
-from everwall.rematch import AT_ONCE, begin_rematch
+from everwall.rematch import begin_rematch
 from everwall.rings import Ring, make_ring, ring_length, ring_pop, ring_push, zeros_apart
 from everwall.session import image, offload, parking, state
 from everwall.session.state import Sessions
@@ -73,7 +73,7 @@ from everwall.wire.meta import Batch, make_batch
 STOP = 0  # set from outside: leave the loop
 _LEAVE = 1  # set from outside: leave it to the thread that waits for it
 _NEXT = 2  # what that thread does, see below
-_REMATCH = 3  # how it asks about the live sessions again, see ``everwall.rematch``
+_REMATCH = 3  # 1: it asks about the live sessions again
 HEARTBEAT = 8  # CLOCK_MONOTONIC ns of the last pass, written by the loop
 _LEFT = 9  # CLOCK_MONOTONIC ns at which the loop was left to another thread
 _ENTERED = 10  # and at which that one had it
@@ -125,7 +125,8 @@ def run(state_, port, loop):
         if not _wait_for_the_loop(loop):
             loop.control[_NEXT] = _NOBODY
             return
-        begin_rematch(state_.sessions, loop.control[_REMATCH])
+        if loop.control[_REMATCH] != 0:
+            begin_rematch(state_.sessions)
         loop.control[_ENTERED] = monotonic(loop.scratch)
         loop.control[_NEXT] = _NOBODY
     loop.control[_INSIDE] = 1
@@ -369,15 +370,15 @@ class Worker:
         if self._core is not None and thread.native_id is not None:
             os.sched_setaffinity(thread.native_id, {self._core})
 
-    def replace_policy(self, policy: CompiledPolicy, how: int = AT_ONCE) -> int:
+    def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> int:
         """Decide by another policy from the next batch on; live sessions are asked about again as the loop passes,
-        or stay as they are, which ``how`` says (``everwall.rematch``). As ``successor``, in one step.
+        or, without ``rematch``, stay as they are. As ``successor``, in one step.
         """
-        with self.successor(policy, how) as go_on:
+        with self.successor(policy, rematch) as go_on:
             return go_on()
 
     @contextlib.contextmanager
-    def successor(self, policy: CompiledPolicy, how: int = AT_ONCE) -> Iterator[Callable[[], int]]:
+    def successor(self, policy: CompiledPolicy, rematch: bool = True) -> Iterator[Callable[[], int]]:
         """Prepare another policy: all that can fail is done, and nothing has changed. What is given puts it in force;
         it cannot fail, and returns for how many ns packets waited. Not called, everything stays as it is.
 
@@ -387,9 +388,9 @@ class Worker:
         with self._changing:
             state_, former = self.state._replace(policy=policy), self._thread
             if former is None or not former.is_alive():
-                yield lambda: self._decide_by(state_, how)
+                yield lambda: self._decide_by(state_, rematch)
                 return
-            self.loop.control[_REMATCH] = how
+            self.loop.control[_REMATCH] = int(rematch)
             baton = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             try:
                 successor = self._bring(former, state_, baton)
@@ -402,10 +403,11 @@ class Worker:
                 self.loop.control[_NEXT] = _NOBODY
                 os.close(baton)
 
-    def _decide_by(self, state_: pipeline.State, how: int) -> int:
+    def _decide_by(self, state_: pipeline.State, rematch: bool) -> int:
         """Another policy for a loop that nobody is in."""
         self.state = state_
-        begin_rematch(self.sessions, how)
+        if rematch:
+            begin_rematch(self.sessions)
         return 0
 
     def _bring(self, former: threading.Thread, state_: pipeline.State, baton: int) -> threading.Thread:

@@ -24,7 +24,6 @@ from everwall.limits import MS_NS, STORE_STOP_S
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.settings import SessionSettings
 from everwall.ports.port import Port
-from everwall.rematch import AT_ONCE
 from everwall.session import state
 from everwall.session.resync import progress
 from everwall.session.table import SharedTable
@@ -154,14 +153,14 @@ class Workers:
         for worker in self.all:
             worker.sessions.words[state.RESILIENCY] = int(on)
 
-    def replace_policy(self, policy: CompiledPolicy, how: int = AT_ONCE) -> list[int]:
+    def replace_policy(self, policy: CompiledPolicy, rematch: bool = True) -> list[int]:
         """Decide by another policy from now on, worker after worker; returns for how many ns packets of each waited.
 
-        ``how`` live sessions are asked about again: see ``everwall.rematch``. Raises RuntimeError, and nothing has
-        changed anywhere, when one of them cannot: none begins before all can.
+        ``rematch``: whether live sessions are asked about again. Raises RuntimeError, and nothing has changed
+        anywhere, when one of them cannot: none begins before all can.
         """
         with contextlib.ExitStack() as prepared:
-            changes = [prepared.enter_context(worker.successor(policy, how)) for worker in self.all]
+            changes = [prepared.enter_context(worker.successor(policy, rematch)) for worker in self.all]
             return [change() for change in changes]
 
     def use_settings(self, settings: SessionSettings) -> None:

@@ -30,8 +30,6 @@ def command(
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(facts["summary"])
     typer.echo(f"read in {facts['read_ms']:,.0f} ms; packets waited for {facts['packets_waited_us']:,.0f} us")
-    if not facts["at_once"]:
-        typer.echo("sessions in the cut-through go on until each has been asked about")
     deadline = time.monotonic() + timeout
     while facts["rematch_percent"] < 100:
         if time.monotonic() > deadline:

@@ -167,9 +167,6 @@ class Node:
         self._stopping = asyncio.Event()
         self.relayout: Relayout | None = None
         self._refused, self._refused_said_ns = (0, 0), 0
-        self.bounced_per_s = 0.0
-        """Packets that the cut-through has answered in the last second."""
-        self._bounced = 0
 
     def _connect_to_store(self) -> None:
         secrets, store = self.config.cluster_secrets, store_config(self.config, self._owner, self._outward)
@@ -349,7 +346,6 @@ class Node:
             self.workers.watch_stores()
             if now - rated >= SECOND_NS:
                 self._rates.note(now / SECOND_NS, self.workers.store_status())
-                self._note_bounced((now - rated) / SECOND_NS if rated else 0.0)
                 rated = now
             if not self.workers.running:
                 log.error("a worker has stopped")
@@ -365,12 +361,6 @@ class Node:
                     log.info("drained", sessions=self._count(Counter.SESSIONS), quiet=quiet)
                     self._stopping.set()
                     return
-
-    def _note_bounced(self, seconds: float) -> None:
-        """See how much the cut-through has answered, in so many seconds since the last look; 0 at the first."""
-        bounced = self.plane.counters().get(BOUNCED, 0)
-        self.bounced_per_s = (bounced - self._bounced) / seconds if seconds else 0.0
-        self._bounced = bounced
 
     def _log_events(self) -> None:
         events = [event for event in self.workers.events() if event[state.EVENT_KIND] in _LOGGED]

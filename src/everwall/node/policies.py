@@ -16,7 +16,7 @@ from everwall.bootstrap.load import Bootstrap
 from everwall.bootstrap.zones import read_policy_again, with_policy_of
 from everwall.config import ConfigError
 from everwall.counters import Counter
-from everwall.limits import MS_NS, NAME_PATIENCE_S, WITHDRAWN_PER_S_MAX
+from everwall.limits import MS_NS, NAME_PATIENCE_S
 from everwall.management.beside import politely
 from everwall.management.control import Answer
 from everwall.management.names import NameWatcher
@@ -26,7 +26,6 @@ from everwall.policy.compile import Loaded, PolicyNames, compile_policy
 from everwall.policy.match import CompiledPolicy
 from everwall.policy.model import Policy
 from everwall.policy.names import NameBook
-from everwall.rematch import AT_ONCE, NOT_AT_ALL, ONE_BY_ONE
 
 if TYPE_CHECKING:
     from everwall.node import Node
@@ -104,8 +103,7 @@ class Policies:
                 await self.host_names.heard(NAME_PATIENCE_S)
                 compiled, names, changes = await self._compile(config)
                 read_ns = time.monotonic_ns() - began
-                how = AT_ONCE if node.bounced_per_s <= len(node.workers) * WITHDRAWN_PER_S_MAX else ONE_BY_ONE
-                waited = await asyncio.to_thread(node.workers.replace_policy, compiled, how)
+                waited = await asyncio.to_thread(node.workers.replace_policy, compiled)
             except (ConfigError, RuntimeError) as error:
                 if former is not None:
                     self.host_names.restore(former)
@@ -122,7 +120,6 @@ class Policies:
         facts = {
             "read_ms": round(read_ns / MS_NS, 1),
             "packets_waited_us": round(max(waited) / 1000, 1),
-            "at_once": how == AT_ONCE,
         }
         log.info("another policy", policy=policy.summary, **facts)
         return {**self.status(), **facts, "warnings": list(policy.warnings)}
@@ -154,7 +151,7 @@ class Policies:
                 await asyncio.sleep(0.01)
             try:
                 compiled, _, changes = await self._compile(self._node.config)
-                waited = await asyncio.to_thread(workers.replace_policy, compiled, NOT_AT_ALL)
+                waited = await asyncio.to_thread(workers.replace_policy, compiled, rematch=False)
             except (ConfigError, RuntimeError) as error:
                 log.error("the addresses of host names stay as they were", error=str(error))
                 return
