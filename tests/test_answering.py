@@ -11,7 +11,14 @@ from scapy.layers.inet import ICMP, IP, TCP, IPerror, UDPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet
 
-from everwall.limits import ANSWERS_MADE_MAX, ANSWERS_PER_S, REFUSED_NS, SECOND_NS
+from everwall.engine import describe_event
+from everwall.limits import (
+    ANSWERS_MADE_MAX,
+    ANSWERS_PER_S,
+    LOGGED_REFUSALS_PER_S,
+    REFUSED_NS,
+    SECOND_NS,
+)
 from everwall.policy.match import (
     ANSWER_RESET_CLIENT,
     ANSWER_RESET_SERVER,
@@ -81,7 +88,8 @@ def test_a_refused_syn_is_reset(action: str, ends: tuple[str, str]) -> None:
         "all that the SYN holds, acknowledged"
     )
     assert node.engine.counters["resets"] == 1
-    assert len(node.engine.events()) == 0, "no session, no line"
+    (event,) = node.engine.events()
+    assert event[state.EVENT_KIND] == state.EVENT_REFUSED
 
 
 @pytest.mark.parametrize("action", ["drop", "reset-server"])
@@ -510,6 +518,44 @@ def test_a_rule_that_asks_for_it_has_the_beginning_of_its_sessions_logged() -> N
     node.judge(Connection(client_start=9_000_000).syn())
     kinds = [int(event[state.EVENT_KIND]) for event in node.engine.events()]
     assert kinds == [state.EVENT_ENDED, state.EVENT_STARTED], "a connection on used ports begins as well"
+
+
+@pytest.mark.parametrize(
+    ("more", "logged"),
+    [("", True), ("; log-end: no", False), ("; log-end: no; log-start: yes", True)],
+    ids=["as it is", "no end", "beginnings only"],
+)
+def test_a_refused_connection_is_logged_by_the_rule_that_refuses_it(more: str, logged: bool) -> None:
+    node = node_with(refusing("drop", more))
+    talk = Connection(client=CLIENT, server=SERVER, sport=4_000)
+    assert node.judge(talk.syn()) == [POLICY_DENY]
+    assert node.sessions() == []
+    events = [describe_event(event) for event in node.engine.events()]
+    assert len(events) == logged
+    for event in events:
+        assert (event["src"], event["sport"], event["dst"]) == (CLIENT, 4_000, SERVER)
+        assert (event["packets"], event["end"], event["generation"]) == (1, "policy-deny", 0)
+        assert event["rule"] == event["refused_by"] == rule_id("refusal")
+
+
+def test_default_rules_log_what_they_refuse_only_if_they_are_told_to() -> None:
+    node = node_with(deny_all())
+    node.judge(Connection().syn(), packets.udp(CLIENT, SERVER, 5000, 53))
+    assert len(node.engine.events()) == 0
+
+
+def test_a_flood_of_refused_connections_does_not_fill_the_log() -> None:
+    node = node_with(refusing("drop"), resiliency=False)
+    node.cluster.wait(5)
+    syns = [Connection(sport=port).syn() for port in range(1, 65)]
+    rounds = LOGGED_REFUSALS_PER_S // 64 + 2
+    for _ in range(rounds):
+        assert set(node.judge(*syns)) == {POLICY_DENY}
+    assert len(node.engine.events()) == LOGGED_REFUSALS_PER_S
+    assert node.engine.counters["refusals-unlogged"] == rounds * 64 - LOGGED_REFUSALS_PER_S
+    node.cluster.wait(0.01)
+    node.judge(*syns)
+    assert len(node.engine.events()) == LOGGED_REFUSALS_PER_S // 100
 
 
 def test_addresses_are_written_whole() -> None:

@@ -506,18 +506,22 @@ def test_a_node_that_cannot_start_leaves_nothing_open(
 def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
     balancer: Balancer, start: Callable[..., Process]
 ) -> None:
-    policy = POLICY + "    log-start: yes\n"
+    policy = (
+        POLICY + "    log-start: yes\n  - {name: rest, from: spoke, to: spoke, service: any, action: drop}\n"
+    )
     node = start(12, None, extra="plugin-op-commands=aws-gwlb-inspect:enable", policy=policy).ready()
     name, number = "vpce-0a1b2c3d00000000", 0x0A1B2C3D_00000000
     assert balancer.through(node, c2s(flags="S", seq=1000), endpoint=number)
     (session,) = node.ask("sessions")["sessions"]
     assert session["endpoint"] == name
+    assert not balancer.through(node, c2s(dport=22, flags="S", seq=1000), endpoint=number, seconds=0.3)
     traffic_log = node.folder / "traffic.log"
     until(lambda: '"aged-out"' in traffic_log.read_text(), 15, "the end of a handshake that nobody answers")
-    begun, ended = (json.loads(line) for line in traffic_log.read_text().splitlines())
-    assert begun["endpoint"] == ended["endpoint"] == name
-    assert [line["event"] for line in (begun, ended)] == ["start", "end"]
-    assert [line["action"] for line in (begun, ended)] == ["allow", "allow"]
+    begun, refused, ended = (json.loads(line) for line in traffic_log.read_text().splitlines())
+    assert {line["endpoint"] for line in (begun, refused, ended)} == {name}
+    assert [line["event"] for line in (begun, refused, ended)] == ["start", "refused", "end"]
+    assert [line["action"] for line in (begun, refused, ended)] == ["allow", "drop", "allow"]
+    assert (refused["rule"], refused["refused_by"], refused["dport"]) == ("rest", "rest", 22)
     assert (begun["end"], begun["rule"], begun["refused_by"]) == (None, "web", None)
 
 

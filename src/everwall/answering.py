@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from everwall.counters import Counter
 from everwall.kernels import kernel
-from everwall.limits import HEADROOM_BYTES, SECOND_NS
+from everwall.limits import HEADROOM_BYTES
 from everwall.policy.match import (
     ANSWER_RESET_CLIENT,
     ANSWER_RESET_SERVER,
@@ -18,6 +18,7 @@ from everwall.policy.match import (
     ANSWER_UNREACHABLE_TCP,
 )
 from everwall.session import state
+from everwall.session.tokens import take_token
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 from everwall.wire.answer import may_be_answered, write_reset, write_unreachable
@@ -80,7 +81,7 @@ def _begin(sessions, batch, i, now):
     """A row of ``made`` for an answer to packet ``i``, its tunnel written; -1 where there may be no more of them."""
     words, made, meta = sessions.words, sessions.made, batch.meta
     row = words[state.MADE]
-    if row >= made.meta.shape[0] or not _take_token(words, now):
+    if row >= made.meta.shape[0] or not take_token(words, state.MADE_TOKENS, words[state.MADE_BUDGET], now):
         sessions.counters[_ANSWERS_HELD_BACK] += 1
         return _NONE
     words[state.MADE] = row + 1
@@ -96,18 +97,3 @@ def _begin(sessions, batch, i, now):
     made.meta[row, m.SESSION] = _NONE
     made.meta[row, m.VERDICT] = _FORWARD
     return row
-
-
-@kernel
-def _take_token(words, now):
-    """Whether one more packet may be made; the right to it comes back with time."""
-    per_second = words[state.MADE_BUDGET]
-    passed = min(now - words[state.MADE_REFILLED], SECOND_NS)
-    refill = passed * per_second // SECOND_NS
-    if refill > 0:
-        words[state.MADE_TOKENS] = min(words[state.MADE_TOKENS] + refill, per_second)
-        words[state.MADE_REFILLED] = now
-    if words[state.MADE_TOKENS] <= 0:
-        return False
-    words[state.MADE_TOKENS] -= 1
-    return True

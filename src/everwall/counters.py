@@ -54,6 +54,10 @@ class Counter(IntEnum):
     UNREACHABLES = 27, "ICMP and ICMPv6 unreachables made for refused packets"
     ANSWERS_HELD_BACK = 28, "resets and unreachables not made, because there were too many already"
     ANSWERS_UNSENT = 29, "of those made, what the system refused to send"
+    REFUSALS_UNLOGGED = (
+        31,
+        "refused first packets without a line in the log, because there were too many already",
+    )
     STARTS_AHEAD = 30, "sessions whose start lay in the future by the store's clock and was put right"
 
 

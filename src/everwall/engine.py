@@ -116,6 +116,8 @@ def make_state(
     sessions.words[state.RESYNC_RATE] = max(limits.RESYNC_PER_S // config.workers, 1)
     made = max(limits.ANSWERS_PER_S // config.workers, 1)
     sessions.words[state.MADE_BUDGET] = sessions.words[state.MADE_TOKENS] = made
+    logged = max(limits.LOGGED_REFUSALS_PER_S // config.workers, 1)
+    sessions.words[state.LOG_BUDGET] = sessions.words[state.LOG_TOKENS] = logged
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset

@@ -78,6 +78,8 @@ REFUSED_FLOWS = 1 << 14
 """Connections that a new policy refused while they were alive, remembered by a worker; a power of two."""
 REFUSED_NS = 90 * SECOND_NS
 """For so long, which is what PAN-OS keeps a discarded TCP session for."""
+LOGGED_REFUSALS_PER_S = 1000
+"""Lines that a node's traffic log gets about refused first packets, however many there are."""
 ANSWERS_PER_S = 1000
 """Packets that a node makes in answer to refused ones."""
 ANSWERS_MADE_MAX = 128

@@ -19,8 +19,10 @@ from everwall.policy.match import (
     match,
     zone_of,
 )
-from everwall.session import state, tcp
+from everwall.rings import ring_publish, ring_slot
+from everwall.session import image, state, tcp
 from everwall.session import table as t
+from everwall.session.tokens import take_token
 from everwall.session.writer import protocol_of, report
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
@@ -33,6 +35,8 @@ _SESSION_LIMIT = int(Verdict.SESSION_LIMIT)
 
 _SESSIONS = int(Counter.SESSIONS)
 _SESSIONS_CREATED = int(Counter.SESSIONS_CREATED)
+_EVENTS_LOST = int(Counter.EVENTS_LOST)
+_REFUSALS_UNLOGGED = int(Counter.REFUSALS_UNLOGGED)
 
 _NONE = -1
 
@@ -72,6 +76,8 @@ def open_flow(state_, meta, i, initiator_upper, now):
     sessions = state_.sessions
     verdict, row, zone = decide(state_, meta, i, initiator_upper)
     if verdict != _FORWARD:
+        if verdict == _POLICY_DENY:
+            _log_refusal(state_, meta, i, row, zone, initiator_upper, now)
         return verdict, _NONE
     verdict, slot = add(sessions, meta, i, now)
     if verdict != _FORWARD:
@@ -87,6 +93,42 @@ def open_flow(state_, meta, i, initiator_upper, now):
     if state_.policy.rules[row, RULE_LOG_START] != 0:
         report(sessions, slot, state.EVENT_STARTED, tcp.END_NONE, 0, now)
     return _FORWARD, slot
+
+
+@kernel
+def _log_refusal(state_, meta, i, row, zone, initiator_upper, now):
+    """A line for the log about a first packet that the rule in ``row`` refuses, if that rule logs at all."""
+    sessions, rules = state_.sessions, state_.policy.rules
+    if rules[row, RULE_LOG_START] | rules[row, RULE_LOG_END] == 0:
+        return
+    words = sessions.words
+    if not take_token(words, state.LOG_TOKENS, words[state.LOG_BUDGET], now):
+        sessions.counters[_REFUSALS_UNLOGGED] += 1
+        return
+    event = ring_slot(sessions.events)
+    if event < 0:
+        sessions.counters[_EVENTS_LOST] += 1
+        return
+    rows = sessions.events.rows
+    for column in range(image.COLUMNS):
+        rows[event, column] = 0
+    rows[event, image.ENDPOINT] = meta[i, m.ENDPOINT]
+    rows[event, image.LOWER_HIGH] = meta[i, m.LOWER_HIGH]
+    rows[event, image.LOWER_LOW] = meta[i, m.LOWER_LOW]
+    rows[event, image.UPPER_HIGH] = meta[i, m.UPPER_HIGH]
+    rows[event, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
+    rows[event, image.KEY2] = meta[i, m.KEY2]
+    rows[event, image.FLAGS] = initiator_upper
+    rows[event, image.FROM_ZONE] = rows[event, image.TO_ZONE] = state_.policy.zones[zone]
+    rows[event, image.RULE] = rules[row, RULE_ID]
+    rows[event, image.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
+    rows[event, image.PACKETS] = 1
+    rows[event, image.BYTES] = meta[i, m.INNER_END] - meta[i, m.INNER]
+    rows[event, state.EVENT_KIND] = state.EVENT_REFUSED
+    rows[event, state.EVENT_REASON] = tcp.END_POLICY_DENY
+    rows[event, state.EVENT_TIME] = now
+    rows[event, state.EVENT_REFUSED_BY] = rules[row, RULE_ID]
+    ring_publish(sessions.events)
 
 
 @inlined

@@ -72,7 +72,7 @@ from everwall.workers import Workers, choose_cores
 
 log = structlog.get_logger()
 
-_LOGGED = {state.EVENT_STARTED: "start", state.EVENT_ENDED: "end"}
+_LOGGED = {state.EVENT_STARTED: "start", state.EVENT_ENDED: "end", state.EVENT_REFUSED: "refused"}
 
 
 class NodeError(RuntimeError):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from everwall.counters import Counter
 from everwall.kernels import kernel
-from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, SECOND_NS, STRICT_WAIT_NS
+from everwall.limits import NEGATIVE_NS, PARKED_PER_FLOW_MAX, STRICT_WAIT_NS
 from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state
 from everwall.session import table as t
 from everwall.session.remembered import forget_flow, recall, remember
+from everwall.session.tokens import refill
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -48,14 +49,7 @@ def pending_of_tag(sessions, tag):
 @kernel
 def _budget_left(sessions, now):
     """Whether the budget for misses allows another look-up; it fills again with time."""
-    words = sessions.words
-    per_second = words[state.MISS_BUDGET]
-    passed = min(now - words[state.MISS_REFILLED], SECOND_NS)
-    refill = passed * per_second // SECOND_NS
-    if refill > 0:
-        words[state.MISS_TOKENS] = min(words[state.MISS_TOKENS] + refill, per_second)
-        words[state.MISS_REFILLED] = now
-    return words[state.MISS_TOKENS] > 0
+    return refill(sessions.words, state.MISS_TOKENS, sessions.words[state.MISS_BUDGET], now) > 0
 
 
 @kernel

@@ -31,7 +31,7 @@ NEXT_ID = 6
 AGEING_HAND = 7  # next slot to look at
 AGEING_DUE = 8  # ns
 FREE_ROW = 9  # head of the list of free arena rows, -1 = none
-MISS_TOKENS = 10
+MISS_TOKENS = 10  # as all tokens: see session.tokens
 MISS_REFILLED = 11  # ns
 LOOKUP_MARK = 12  # grows with every look-up
 DEADLINE_HEAD = 13  # cursors of ``deadlines``
@@ -74,6 +74,9 @@ MADE_BUDGET = 49  # packets made in a second
 RESYNC_HAND = 50  # the slot that it comes to next
 RESYNC_MOST = 51  # writes that may wait for their answers at once
 RESYNC_GIVEN_UP = 52  # answers of this round that are not waited for any more
+LOG_TOKENS = 53
+LOG_REFILLED = 54  # ns
+LOG_BUDGET = 55  # lines about refused packets in a second
 WORDS = 56
 
 # Bits of words[ANSWER]: those of ``policy.match``, and
@@ -113,13 +116,14 @@ REFUSED_COLUMNS = 5
 # Events are images with these differences
 EVENT_KIND = image.OP
 EVENT_SESSION = image.TAG
-EVENT_REFUSED_BY = image.EXPIRY  # id of the rule that ended the session, 0 = none did
+EVENT_REFUSED_BY = image.EXPIRY  # id of the rule that ended the session or refused it, 0 = none did
 EVENT_REASON = 22  # session.tcp END_*
 EVENT_TIME = 23  # ns
 
 EVENT_ENDED = 1
 EVENT_TAKEN_OVER = 2
 EVENT_STARTED = 3  # of rules with ``log-start`` only
+EVENT_REFUSED = 5  # no session: policy denied its first packet
 EVENT_ENDED_UNLOGGED = 4  # as EVENT_ENDED, of rules without ``log-end``
 
 
@@ -194,6 +198,7 @@ def make_sessions(
     words[MISS_BUDGET] = words[MISS_TOKENS] = limits.MISS_BUDGET_PER_S
     words[RESYNC_RATE] = limits.RESYNC_PER_S
     words[MADE_BUDGET] = words[MADE_TOKENS] = limits.ANSWERS_PER_S
+    words[LOG_BUDGET] = words[LOG_TOKENS] = limits.LOGGED_REFUSALS_PER_S
     words[RESYNC_MOST] = limits.RESYNC_UNANSWERED_MAX
     words[RESYNC_ROUND] = 1
     words[LOOKUP_DEADLINE] = limits.LOOKUP_DEADLINE_NS
