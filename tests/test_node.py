@@ -514,7 +514,8 @@ def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
     assert balancer.through(node, c2s(flags="S", seq=1000), endpoint=number)
     (session,) = node.ask("sessions")["sessions"]
     assert session["endpoint"] == name
-    assert not balancer.through(node, c2s(dport=22, flags="S", seq=1000), endpoint=number, seconds=0.3)
+    ssh = packets.tcp(CLIENT, SERVER, 33000, 22, flags="S", seq=1000)
+    assert not balancer.through(node, ssh, endpoint=number, seconds=0.3)
     traffic_log = node.folder / "traffic.log"
     until(lambda: '"aged-out"' in traffic_log.read_text(), 15, "the end of a handshake that nobody answers")
     begun, refused, ended = (json.loads(line) for line in traffic_log.read_text().splitlines())
