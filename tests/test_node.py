@@ -506,9 +506,8 @@ def test_a_node_that_cannot_start_leaves_nothing_open(
 def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
     balancer: Balancer, start: Callable[..., Process]
 ) -> None:
-    policy = (
-        POLICY + "    log-start: yes\n  - {name: rest, from: spoke, to: spoke, service: any, action: drop}\n"
-    )
+    rest = "{name: rest, from: spoke, to: spoke, source: any, destination: any, service: any, action: drop}"
+    policy = f"{POLICY}    log-start: yes\n  - {rest}\n"
     node = start(12, None, extra="plugin-op-commands=aws-gwlb-inspect:enable", policy=policy).ready()
     name, number = "vpce-0a1b2c3d00000000", 0x0A1B2C3D_00000000
     assert balancer.through(node, c2s(flags="S", seq=1000), endpoint=number)
