@@ -38,7 +38,9 @@ _NOT_COMPILED |= {f"store/{name}.py" for name in ("connection", "memory", "proto
 _NOT_COMPILED |= {
     f"store/{name}.py" for name in ("clients", "cluster", "conversation", "dialer", "housekeeper")
 }
-_NOT_COMPILED |= {f"store/{name}.py" for name in ("link", "members", "relayout", "router", "sentinels")}
+_NOT_COMPILED |= {
+    f"store/{name}.py" for name in ("link", "members", "relayout", "router", "sentinels", "clock")
+}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

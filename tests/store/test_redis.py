@@ -21,6 +21,7 @@ from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING,
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
 from everwall.store.connection import StoreConfig, tls_context
 from everwall.store.link import connect
+from everwall.store.protocol import clock_key
 from tests import needs
 from tests.redis_server import PASSWORD, SERVERS, RedisServer, free_port
 from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
@@ -136,6 +137,46 @@ def test_the_clock_tells_store_time(shared, worker):
     store_ns = time.monotonic_ns() + int(node.clock[CLOCK_OFFSET])
     assert abs(store_ns - time.time_ns()) < SECOND_NS
     assert node.clock[CLOCK_CONNECTIONS] == 1
+
+
+def store_ns_of(node: Worker) -> int:
+    """What a node takes for the time."""
+    return time.monotonic_ns() + int(node.clock[CLOCK_OFFSET])
+
+
+def test_what_time_it_is_a_server_that_has_lost_it_hears_from_a_node_that_lives(shared, worker):
+    """Its clock was 500 s further once: it is set back, fails over to a replica that is behind, is emptied."""
+    where, admin = config(shared), client(shared)
+    node, key = worker(where).connected(), clock_key(where.prefix)
+    further_us = 500_000_000
+    admin.set(key, f"{time.time_ns() // 1000 + further_us} {further_us}")
+    eventually(lambda: store_ns_of(node) > time.time_ns() + 490 * SECOND_NS, "it goes with the cluster's")
+    assert node.clock[CLOCK_CONNECTIONS] == 2, "and offers its sessions again: that was a leap"
+    before = store_ns_of(node)
+    admin.delete(key)
+    eventually(lambda: admin.exists(key), "somebody asks again")
+    newcomer = worker(where).connected()
+    assert store_ns_of(newcomer) >= before
+    assert store_ns_of(node) >= before
+    assert node.clock[CLOCK_CONNECTIONS] == 2, "to the one that lives nothing has happened"
+
+
+def test_a_server_that_takes_no_writes_tells_no_time_and_is_asked_for_sessions_all_the_same(shared, worker):
+    """For want of replicas, or because it cannot save: time goes on by the node's own clock."""
+    where, admin = config(shared), client(shared)
+    node, rows = worker(where).connected(), sessions(5)
+    node.ask(rows, WRITE_FIRST)
+    admin.config_set("min-replicas-to-write", 1)
+    try:
+        eventually(lambda: "NOREPLICAS" in (node.status["last_error"] or ""), "it was asked")
+        assert node.status["connected"]
+        assert node.outcome(rows, LOOKUP) == [FOUND] * 5
+    finally:
+        admin.config_set("min-replicas-to-write", 0)
+    told = admin.get(clock_key(where.prefix))
+    eventually(lambda: admin.get(clock_key(where.prefix)) != told, "it tells again")
+    assert node.outcome(rows, WRITE) == [WRITTEN] * 5
+    assert node.status["connections"] == 1, "the link was never given up"
 
 
 def test_an_acl_user_needs_no_more_than_the_documentation_says(shared, worker):

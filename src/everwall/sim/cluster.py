@@ -304,7 +304,6 @@ class Cluster:
             error,
             deliver,
             set_clock,
-            listens=self.plan.relayout is not None,
         )
 
     # Changes ---------------------------------------------------------------------------------------------------
@@ -331,7 +330,7 @@ class Cluster:
         row[0, image.KEY2] = key.cport | key.sport << 16 | key.protocol << 32 | family << 40
         assert flow_of_row(row[0]) == key
         keys = random.choice(STEPS[1:3] if self.plan.moving else STEPS[:1])
-        batch = Protocol(keys, buckets=BUCKETS).encoded(row, self.server.now_s)
+        batch = Protocol(keys, buckets=BUCKETS).encoded(row, self.server.store_s)
         _, bucket, field = next(named(batch))
         genuine = [
             value

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from everwall.sim.loop import SECOND, Loop
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import (
+    CLOCK_SCRIPT,
     MOVE_SCRIPT,
     REPLACE_SCRIPT,
     WRITE_SCRIPT,
@@ -34,7 +35,8 @@ Request = Callable[[], tuple[Any, bool]]
 
 LAG_MAX = 2 * SECOND
 """Longest that a replica is behind: so far back can a fail-over lose writes."""
-_MOVE_SHA, _REPLACE_SHA = script_sha(MOVE_SCRIPT), script_sha(REPLACE_SCRIPT)
+_MOVE_SHA = script_sha(MOVE_SCRIPT)
+_OF_NO_RECORD = {script_sha(script) for script in (REPLACE_SCRIPT, CLOCK_SCRIPT)}
 _WRITING = {script_sha(script) for script in (WRITE_SCRIPT, MOVE_SCRIPT, REPLACE_SCRIPT)}
 _OOM = ErrorReply("OOM command not allowed when used memory > 'maxmemory'.")
 
@@ -138,8 +140,8 @@ class StoreServer:
         """ns that the replica is behind."""
         self.waits = False
         """``wait-replicas``: an answer that somebody waits for comes when the replica has it too."""
-        self.set_back = 0
-        """ns by which the clock was set back in all."""
+        self._behind = 0
+        """ns by which its clock is behind store time."""
         self.changed = 0
         """When something began or ceased to be wrong with it."""
         self.batches = 0
@@ -152,13 +154,18 @@ class StoreServer:
 
     @property
     def now_ns(self) -> int:
-        """Store time."""
+        """Its own clock."""
         return self._epoch + self._loop.now
 
     @property
-    def now_s(self) -> int:
+    def store_ns(self) -> int:
+        """Store time, which goes on when the clock is set back, and waits for none that is set forward again."""
+        return self.now_ns + self._behind
+
+    @property
+    def store_s(self) -> int:
         """Store time in whole seconds."""
-        return self.now_ns // SECOND
+        return self.store_ns // SECOND
 
     def way(self) -> int:
         """How long the next message takes, ns."""
@@ -286,7 +293,7 @@ class StoreServer:
     def set_clock(self, by: int) -> None:
         """Its clock is set, forward or back."""
         self._epoch += by
-        self.set_back += max(-by, 0)
+        self._behind = max(self._behind - by, 0)
         self.changed = self._loop.now
 
     def cut(self, names: set[str]) -> None:
@@ -343,7 +350,7 @@ def touched(command: Command) -> list[tuple[bytes, bytes, bytes | None]]:
                 for field, source, target in moved(command)
                 for place in ((source, field, b""), (target, field, b""))
             ]
-        if command[1] == _REPLACE_SHA:
+        if command[1] in _OF_NO_RECORD:
             return []
         return [(keys[i], rest[2 * i], rest[2 * i + 1]) for i in range(count)]
     return []

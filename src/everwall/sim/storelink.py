@@ -1,8 +1,8 @@
 """One node's way to the store: what the store's thread does, without thread and socket.
 
 Queue and commands are the real ones; connecting, giving up, the pause before the next attempt, the deadline of
-look-ups, the watch on the server's clock, the lease of the layout and the move to other places of records are told a
-second time, in fake time (``store/conversation.py``).
+look-ups, the lease of the layout and the move to other places of records are told a second time, in fake time
+(``store/conversation.py``). What time it is the node reckons as the product does (``store/clock.py``).
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from everwall.limits import (
     STORE_RECONNECT_MIN_S,
     STORE_TIMEOUT_S,
 )
-from everwall.session import image
-from everwall.sim.loop import MS, SECOND, US, Loop
+from everwall.session import image, state
+from everwall.sim.loop import SECOND, US, Loop
 from everwall.sim.storage import Connection, Rows, StoreServer
 from everwall.store.backlog import Backlog
-from everwall.store.occasions import Refusals, is_clock_step
+from everwall.store.clock import StoreClock
+from everwall.store.occasions import Refusals
 from everwall.store.protocol import ErrorReply, Protocol, ProtocolError, StoreBatch, reply_bytes
 
 BATCH_ROWS = 256
 PIPELINES_MAX = 4
-WATCHED = 6 * SECOND
-"""After trouble the server is asked for its time once a second, for so long; otherwise nothing would come of it."""
-_DRIFT = 20 * MS
 _TIMEOUT = round(STORE_TIMEOUT_S * SECOND)
 
 
 @dataclass
 class _Pipeline:
-    """A batch under way; None is the question for the time and the layout."""
+    """A batch under way."""
 
-    batch: StoreBatch | None
+    batch: StoreBatch
     sent: int
+    probes: bool
+    """It asks for store time and the layout."""
+    least: int
+    """The store time that it names, ns."""
     late: bool = False
 
 
@@ -62,10 +64,8 @@ class StoreLink:
         error: int,
         deliver: Callable[[Rows], None],
         set_clock: Callable[[int, bool], None],
-        listens: bool,
     ) -> None:
-        """``error``: ns by which this node misjudges store time. ``listens``: the layout is asked for all the time, as
-        in life; else nobody changes it in this run."""
+        """``error``: ns by which this node misjudges store time."""
         self.name = name
         self.dead = False
         """The node was killed: what is on its way arrives, nothing more is sent."""
@@ -76,7 +76,6 @@ class StoreLink:
         self._loop = loop
         self._server = server
         self._protocol = protocol
-        self._listens = listens
         self._confirmed = 0
         """When the layout was asked for that is known now."""
         self._is_due = False
@@ -97,12 +96,16 @@ class StoreLink:
         self._flushing = -1
         """When the next flush is due."""
         self._heard = 0
-        self._offset = 0
-        """Store time minus the simulation's."""
+        self._words = np.zeros(4, np.int64)
+        self._clock = StoreClock(self._words)
+        """Goes by the simulation's time, less the node's error."""
+        self._offered = 0
+        self._least = 0
+        """The store time that the greeting named, ns."""
         self._refusals = Refusals()
         self._unwritten = 0
-        self._watching = False
         self._connect()
+        self._loop.after(SECOND, self._probe)
 
     @property
     def connected(self) -> bool:
@@ -149,13 +152,6 @@ class StoreLink:
         self._judge_silence()
         self._move_if_due()
         self._schedule(US)
-        self.watch()
-
-    def watch(self) -> None:
-        """Something may be wrong with the server."""
-        if not self._watching and not self.dead:
-            self._watching = True
-            self._loop.after(SECOND, self._probe)
 
     # Connecting ----------------------------------------------------------------------------------------------
 
@@ -165,7 +161,8 @@ class StoreLink:
         if self.stopped:
             self._unheard.append(self._connect)
             return
-        greeting = self._protocol.greeting()
+        self._least = self._clock.least_ns(self._now)
+        greeting = self._protocol.greeting(self._least)
         connection = self._connection = self._server.connect(self)
         self._asked = self._loop.now
         connection.send(lambda: (self._server.execute(greeting), False))
@@ -184,11 +181,10 @@ class StoreLink:
         self._is_welcome, self._attempts, self._heard = True, 0, self._loop.now
         self._confirmed, self._is_due = self._asked, False
         self._backlog.keep_writes(STORE_QUEUE_ROWS)
-        self._tell_clock(greeting.time_ns, (self._asked + self._loop.now) // 2, True)
+        self._clock.count_connection()
+        self._hear_time(greeting.time_ns, self._least if greeting.is_agreed else 0, self._asked)
         self._move_if_due()
         self._schedule(US)
-        if self._listens:
-            self.watch()
 
     def cut_off(self, connection: Connection) -> None:
         """The server has closed a connection."""
@@ -203,10 +199,9 @@ class StoreLink:
         self._server.leave(self._connection)
         self._connection, self._is_welcome = None, False
         for pipeline in reversed(self._pipelines):  # of two changes of a session the later one is kept
-            if pipeline.batch is not None:
-                if not pipeline.late:
-                    self._fail(pipeline.batch.lookups)
-                self._backlog.put_back(pipeline.batch.changes)
+            if not pipeline.late:
+                self._fail(pipeline.batch.lookups)
+            self._backlog.put_back(pipeline.batch.changes)
         self._pipelines.clear()
         self._fail(self._backlog.take_lookups())
         pause = min(STORE_RECONNECT_MIN_S * 2**self._attempts, STORE_RECONNECT_MAX_S)
@@ -233,28 +228,34 @@ class StoreLink:
         while len(self._backlog) and len(self._pipelines) < PIPELINES_MAX:
             self._send(self._protocol.encoded(self._backlog.take(BATCH_ROWS), self._now_s))
 
-    def _send(self, batch: StoreBatch | None) -> None:
+    def _send(self, batch: StoreBatch, *, probes: bool = False, least: int = 0) -> None:
         assert self._connection is not None
-        self._pipelines.append(_Pipeline(batch, self._loop.now))
+        self._pipelines.append(_Pipeline(batch, self._loop.now, probes, least))
         server = self._server
-        if batch is None:
-            question = self._protocol.meta_key
-            self._connection.send(lambda: ((server.now_ns, server.memory.keys.get(question)), False))
+        if probes:
+            self._connection.send(lambda: (server.execute(batch.commands), False))
         else:
             self._connection.send(lambda: server.execute_batch(batch))
         self._loop.after(LOOKUP_DEADLINE_NS, self._judge_silence)
 
+    def _ask_time(self) -> None:
+        """And for the layout."""
+        batch, least = self._protocol.room(1), self._clock.least_ns(self._now)
+        self._protocol.probe(batch, least)
+        self._send(batch, probes=True, least=least)
+
     def _probe(self) -> None:
-        self._watching = False
-        if self.dead or self.stopped:
+        if self.dead:
+            return
+        if self.stopped:
+            self._unheard.append(self._probe)
             return
         if self._is_welcome and len(self._pipelines) < PIPELINES_MAX:
-            self._send(None)
+            self._ask_time()
         if self._refusals.is_due(self._loop.now):
-            self._set_clock(self._offset, True)
-        troubled = self._loop.now - self._server.changed < WATCHED or not self._is_welcome or self.refused
-        if troubled or self._listens:
-            self.watch()
+            self._clock.offer_again()
+            self._pass_on_time()
+        self._loop.after(SECOND, self._probe)
 
     def _judge_silence(self) -> None:
         """While the server is silent beyond the look-up deadline nobody waits for it any longer."""
@@ -268,7 +269,7 @@ class StoreLink:
             self._loop.after(LOOKUP_DEADLINE_NS - silent, self._judge_silence)
             return
         for pipeline in self._pipelines:
-            if not pipeline.late and pipeline.batch is not None:
+            if not pipeline.late:
                 pipeline.late = True
                 self._fail(pipeline.batch.lookups)
         self._fail(self._backlog.take_lookups())
@@ -292,13 +293,13 @@ class StoreLink:
     def _settle(self, answer: Any) -> None:
         pipeline = self._pipelines.popleft()
         batch = pipeline.batch
-        if batch is None:
-            told, said = answer
-            self._watch_clock(told, (pipeline.sent + self._loop.now) // 2)
-            self._hear(said, pipeline.sent)
+        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, answer)), self._now_s)
+        if pipeline.probes:
+            if batch.told_ns:
+                self._hear_time(batch.told_ns, pipeline.least, pipeline.sent)
+            self._hear(batch.said, pipeline.sent)
             self._schedule(US)
             return
-        decoded = self._protocol.decode(batch, b"".join(map(reply_bytes, answer)), self._now_s)
         self._backlog.put_back(decoded.again)
         if len(decoded.unwritten):
             self._note_refusal(len(decoded.unwritten))
@@ -327,9 +328,9 @@ class StoreLink:
 
     def _may_send(self) -> bool:
         """Whether it is known where records lie; asks, if that was too long ago."""
-        if self._listens and self._loop.now - self._confirmed > LAYOUT_LEASE_NS:
-            if all(pipeline.batch is not None for pipeline in self._pipelines):
-                self._send(None)
+        if self._loop.now - self._confirmed > LAYOUT_LEASE_NS:
+            if not any(pipeline.probes for pipeline in self._pipelines):
+                self._ask_time()
             return False
         self._move_if_due()
         return not self._is_due and self._new_keys is None
@@ -341,8 +342,13 @@ class StoreLink:
         self._move_if_due()
 
     @property
+    def _now(self) -> int:
+        """What the clock goes by."""
+        return self._loop.now + self._error
+
+    @property
     def _now_s(self) -> int:
-        return (self._loop.now + self._offset) // SECOND
+        return self._clock.seconds(self._now)
 
     def _move_if_due(self) -> None:
         """Move to the places that hold now, once nothing is under way."""
@@ -355,19 +361,17 @@ class StoreLink:
             self.on_moved()
         self._schedule(US)
 
-    # Clock and refusals --------------------------------------------------------------------------------------
+    # Time and refusals --------------------------------------------------------------------------------------
 
-    def _tell_clock(self, store: int, when: int, resync: bool) -> None:
-        self._offset = store - when + self._error
-        self._set_clock(self._offset, resync)
+    def _hear_time(self, told: int, least: int, asked: int) -> None:
+        self._clock.tell(told, least, asked + self._error, self._now)
+        self._pass_on_time()
 
-    def _watch_clock(self, store: int, when: int) -> None:
-        drift = store - when + self._error - self._offset
-        if abs(drift) > max(_DRIFT, 4 * self._server.longest_way):
-            self._tell_clock(store, when, is_clock_step(drift))
+    def _pass_on_time(self) -> None:
+        offered, self._offered = self._offered, int(self._words[state.CLOCK_CONNECTIONS])
+        self._set_clock(int(self._words[state.CLOCK_OFFSET]) + self._error, self._offered != offered)
 
     def _note_refusal(self, count: int) -> None:
         """What the server refused it is offered again after a while."""
         self._unwritten += count
         self._refusals.note(self._unwritten, self._loop.now)
-        self.watch()

@@ -239,7 +239,6 @@ class Strikes:
             self._losing(lambda: server.set_clock(fault.step))
         else:
             self._losing(lambda: self._die(fault))
-        self._watch()
         self._loop.after(fault.lasts, self._mend_store, fault)
 
     def _die(self, fault: Fault) -> None:
@@ -273,17 +272,10 @@ class Strikes:
             server.fill(False)
         elif server.refusing:
             server.come_back()
-        self._watch()
 
     def _cut_from_store(self, names: set[str], lasts: int) -> None:
         self._server.cut(names)
-        self._watch()
         self._loop.after(lasts, self._join_store, names)
 
     def _join_store(self, names: set[str]) -> None:
         self._server.heal(names)
-        self._watch()
-
-    def _watch(self) -> None:
-        for node in self._cluster.current.values():
-            node.link.watch()

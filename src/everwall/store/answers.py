@@ -5,18 +5,11 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import numpy.typing as npt
 
-from everwall.limits import MS_NS, SECOND_NS
 from everwall.rings import Ring, ring_push
 from everwall.session import image
-from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_GUESSED, CLOCK_LAYOUT, CLOCK_OFFSET
-from everwall.store.occasions import is_clock_step
 from everwall.store.protocol import Rows
 from everwall.store.replies import GIVEN_ANSWERS, TALLY
-
-CLOCK_DRIFT_NS = 20 * MS_NS
-"""A server's clock that moved by more than this was set, or has drifted: the offset is taken anew."""
 
 
 class Answers:
@@ -58,50 +51,3 @@ class Answers:
         if self.tally[GIVEN_ANSWERS]:
             self.tally[GIVEN_ANSWERS] = 0
             os.eventfd_write(self._wake_fd, 1)
-
-
-class StoreClock:
-    """Store time, as one server tells it: all nodes go by the same one, whatever the others say."""
-
-    def __init__(self, words: npt.NDArray[np.int64]) -> None:
-        """``words``: where the worker reads the offset and when to offer live sessions (``session.state``)."""
-        self.connections = 0
-        """How often one was made."""
-        self._words = words
-        self._offset_ns = 0
-        """Store time minus monotonic time."""
-
-    def set(self, store_ns: int, monotonic_ns: int) -> None:
-        self._words[CLOCK_OFFSET] = self._offset_ns = store_ns - monotonic_ns
-        self._words[CLOCK_GUESSED] = 0
-
-    def watch(self, store_ns: int, monotonic_ns: int, rtt_ns: int) -> None:
-        """Follow the server's clock when it was set, but not the jitter of the network.
-
-        Set by far, it makes the expiries in the store untrue: the live sessions are offered again.
-        """
-        drift_ns = store_ns - monotonic_ns - self._offset_ns
-        if abs(drift_ns) > max(CLOCK_DRIFT_NS, 2 * rtt_ns):
-            self.set(store_ns, monotonic_ns)
-            if is_clock_step(drift_ns):
-                self.offer_again()
-
-    def seconds(self, monotonic_ns: int) -> int:
-        return (monotonic_ns + self._offset_ns) // SECOND_NS
-
-    def skew_ns(self, local_ns: int, monotonic_ns: int) -> int:
-        """How far this machine's clock is behind."""
-        return self._offset_ns - (local_ns - monotonic_ns)
-
-    def count_connection(self) -> None:
-        """One was made: the store may lack anything."""
-        self.connections += 1
-        self.offer_again()
-
-    def offer_again(self) -> None:
-        """The store may lack what it was told: whoever watches it offers the live sessions once more."""
-        self._words[CLOCK_CONNECTIONS] += 1
-
-    def count_move(self) -> None:
-        """Records are written to another place from now on: the live sessions are offered again."""
-        self._words[CLOCK_LAYOUT] += 1

@@ -9,9 +9,9 @@ Nothing that the server does or fails to do holds anybody up:
 
 While only changes are under way whose answers nobody waits for, these are read when there is something else to do.
 
-Once a second the server is asked for its time and for the layout (``layout.py``). Where records have other places from
-now on, or other secrets, what is under way is waited for and what follows goes there. A link that did not hear of the
-layout for LAYOUT_LEASE_NS, because its process stood still, asks again before it sends anything else.
+Once a second the server is asked for store time (``clock.py``) and for the layout (``layout.py``). Where records have
+other places from now on, or other secrets, what is under way is waited for and what follows goes there. A link that did
+not hear of the layout for LAYOUT_LEASE_NS, because its process stood still, asks again before it sends anything else.
 On a Redis Cluster one link asks, and whoever has all of them says when records have other places (``cluster.py``).
 """
 
@@ -40,8 +40,9 @@ from everwall.limits import (
     WAIT_REPLICAS_MS,
 )
 from everwall.session import image
-from everwall.store.answers import Answers, StoreClock
+from everwall.store.answers import Answers
 from everwall.store.backlog import Backlog, take, walking
+from everwall.store.clock import StoreClock
 from everwall.store.dialer import Dialer
 from everwall.store.link import Arrival, Link
 from everwall.store.occasions import Refusals
@@ -70,7 +71,9 @@ class _Pipeline:
     asking: bool = False
     """Its one row was sent here by another server (``-ASK``)."""
     layout: bool = False
-    """It asks for the layout."""
+    """It asks for store time and the layout."""
+    least_ns: int = 0
+    """The store time that it names."""
 
 
 @dataclass
@@ -171,6 +174,8 @@ class Conversation:
         self._since_ns = 0
         """When the link was made."""
         self._probed_ns = 0
+        self._least_ns = 0
+        """The store time that the greeting named."""
         self._is_due = False
         """Records have other places than those that are spoken of."""
         self._new_keys: Rows | None = None
@@ -345,7 +350,9 @@ class Conversation:
         arrival = self._dialer.result()
         if arrival is None:
             if self._dialer.is_due:
-                greeting = self.protocol.greeting() if self.leads else self.protocol.following()
+                self._least_ns = self._trade.clock.least_ns(time.monotonic_ns())
+                leads, protocol = self.leads, self.protocol
+                greeting = protocol.greeting(self._least_ns) if leads else protocol.following()
                 self._dialer.begin(lambda: self._reach(greeting))
         elif isinstance(arrival, Exception):
             self._disconnect(describe(arrival))
@@ -366,7 +373,13 @@ class Conversation:
             self.confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
         else:
             self.confirmed_ns = arrival.monotonic_ns
-            self._trade.clock.set(greeting.time_ns, arrival.monotonic_ns)
+            half_ns = arrival.rtt_ns // 2
+            self._trade.clock.tell(
+                greeting.time_ns,
+                self._least_ns if greeting.is_agreed else 0,
+                arrival.monotonic_ns - half_ns,
+                arrival.monotonic_ns + half_ns,
+            )
         if not self._replicas:
             self._trade.clock.count_connection()
         self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS)
@@ -387,7 +400,8 @@ class Conversation:
             if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
                 pipeline = self._idle.pop()
                 pipeline.layout = self.leads or not self.protocol.clustered
-                self.protocol.probe(pipeline.batch, layout=pipeline.layout)
+                pipeline.least_ns = self._trade.clock.least_ns(time.monotonic_ns())
+                self.protocol.probe(pipeline.batch, pipeline.least_ns, layout=pipeline.layout)
                 self._send(link, pipeline, probe=True)
                 self._trade.offer_what_was_refused(self._probed_ns)
             self._held = not self._may_send()
@@ -536,17 +550,18 @@ class Conversation:
         self._hurried -= 1
         self.rtt_ns += (self._received_ns - pipeline.sent_ns - self.rtt_ns) // 8
         if pipeline.probe:
-            told_ns = pipeline.batch.told_ns
-            if not told_ns:
-                raise ProtocolError("TIME was answered by something else")
-            if self.leads:
-                self._trade.clock.watch(told_ns, (pipeline.sent_ns + self._received_ns) // 2, self.rtt_ns)
+            told_ns, errors = pipeline.batch.told_ns, pipeline.batch.errors
+            if not told_ns and not errors:
+                raise ProtocolError("a question for the time was answered by something else")
+            if told_ns and self.leads:
+                clock = self._trade.clock
+                clock.tell(told_ns, pipeline.least_ns, pipeline.sent_ns, self._received_ns)
             if pipeline.layout:
                 self._take_layout(pipeline)
 
     def _take_layout(self, pipeline: _Pipeline) -> None:
         """The answer to the question for the layout; who has not its key any more says so by an error."""
-        if self.on_told is not None and pipeline.batch.errors:
+        if self.on_told is not None and any(each.code in ("MOVED", "ASK") for each in pipeline.batch.errors):
             if self.on_lost is not None:
                 self.on_lost(self)
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 from everwall.session.record import EXPIRY_OFFSET, ORDER_BYTES, ORDER_OFFSET, OWNER_OFFSET, RECORD_BYTES
 from everwall.store.protocol import (
+    CLOCK_SCRIPT,
     COPY_SCRIPT,
     DELETE_SCRIPT,
     FORGET_SCRIPT,
@@ -175,6 +176,19 @@ class MemoryStore:
         same = [field for field, read in pairs if self._hash(keys[0]).get(field) == read]
         return sum(self._hdel(now, keys[0], field) for field in same)
 
+    def _tell_time(self, now: float, keys: Words, arguments: Words) -> list[bytes]:
+        least, most_ahead, pause = map(int, arguments)
+        kept, server = self.keys.get(keys[0]), round(now * 1_000_000)
+        latest, ahead = map(int, kept.split()) if isinstance(kept, bytes) else (0, 0)
+        told = server
+        if latest <= server + most_ahead:
+            going_on = server + ahead if server + ahead <= latest + pause else server
+            told = going_on if going_on >= latest else latest if least else latest + pause
+        if least <= server + most_ahead:
+            told = max(told, least)
+        self._set(now, keys[0], b"%d %d" % (told, told - server))
+        return [b"%d" % (told // 1_000_000), b"%d" % (told % 1_000_000)]
+
     def _replace(self, now: float, keys: Words, arguments: Words) -> int:
         if self._get(now, keys[0]) != arguments[0]:
             return 0
@@ -218,4 +232,5 @@ _SCRIPTS: dict[bytes, Callable[..., Any]] = {
     script_sha(COPY_SCRIPT): MemoryStore._copy,
     script_sha(FORGET_SCRIPT): MemoryStore._forget,
     script_sha(REPLACE_SCRIPT): MemoryStore._replace,
+    script_sha(CLOCK_SCRIPT): MemoryStore._tell_time,
 }

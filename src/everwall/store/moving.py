@@ -17,13 +17,16 @@ import redis
 
 from everwall.limits import BUCKET_TTL_S, SECOND_NS
 from everwall.session.record import EXPIRY_OFFSET, RECORD_BYTES
-from everwall.store.layout import Layout, bucket_key, bucket_of, meta_key
+from everwall.store.layout import Layout, bucket_key, bucket_of
 from everwall.store.protocol import (
+    CLOCK_SCRIPT,
     COPY_SCRIPT,
     FORGET_SCRIPT,
     MOVE_SCRIPT,
     Command,
     ErrorReply,
+    clock_command,
+    clock_key,
     script_sha,
     store_time_ns,
 )
@@ -41,20 +44,26 @@ class Ask(Protocol):
 
 
 def run(ask: Ask, script: bytes, keys: Words, arguments: Words) -> int:
-    """The number that a script answers, which is taught to a server that does not know it. Raises ErrorReply."""
+    """The number that a script answers. Raises ErrorReply."""
     call = (b"EVALSHA", script_sha(script), b"%d" % len(keys), *keys, *arguments)
+    return int(_taught(ask, script, call, keys[0]))
+
+
+def _taught(ask: Ask, script: bytes, call: Command, at: bytes) -> Any:
+    """What a script answers, which is taught to a server that does not know it."""
     try:
-        return int(ask(call, keys[0]))
+        return ask(call, at)
     except ErrorReply as error:
         if error.code != "NOSCRIPT":
             raise
-    ask((b"SCRIPT", b"LOAD", script), keys[0])
-    return int(ask(call, keys[0]))
+    ask((b"SCRIPT", b"LOAD", script), at)
+    return ask(call, at)
 
 
 def store_time_s(ask: Ask, prefix: str) -> int:
-    """The clock that all nodes go by, in whole seconds."""
-    return store_time_ns(ask((b"TIME",), meta_key(prefix))) // SECOND_NS
+    """What all nodes take for the time, in whole seconds. Raises ErrorReply."""
+    key = clock_key(prefix)
+    return store_time_ns(_taught(ask, CLOCK_SCRIPT, clock_command(key), key)) // SECOND_NS
 
 
 def move_bucket(ask: Ask, prefix: str, layout: Layout, bucket: int) -> int:
@@ -120,9 +129,11 @@ class Apart:
         return put, done
 
     def _now_s(self) -> int | None:
-        """The clock of all nodes; None while the server that has it does not answer."""
-        told = self._try((b"TIME",), meta_key(self._prefix))
-        return None if told is None else store_time_ns(told) // SECOND_NS
+        """Store time; None while the server that tells it does not answer."""
+        now_s: int | None = self._trying(
+            clock_key(self._prefix), lambda: store_time_s(self._ask, self._prefix)
+        )
+        return now_s
 
     def _try_run(self, script: bytes, key: bytes, words: list[bytes]) -> int | None:
         answer: int | None = self._trying(key, lambda: run(self._ask, script, (key,), tuple(words)))

@@ -38,6 +38,8 @@ from everwall.kernels import bound
 from everwall.limits import (
     BUCKETS_DEFAULT,
     BUCKETS_MAX,
+    CLOCK_AHEAD_MAX_S,
+    CLOCK_PAUSE_S,
     SECOND_NS,
     SESSIONS_PER_BUCKET,
     STORE_BATCH_RECORDS,
@@ -83,9 +85,11 @@ MOVE_SCRIPT = _script("order", "move")
 COPY_SCRIPT = _script("order", "copy")
 FORGET_SCRIPT = _script("forget")
 REPLACE_SCRIPT = _script("replace")
+CLOCK_SCRIPT = _script("clock")
 _LOAD_SCRIPTS: list[Command] = [(b"SCRIPT", b"LOAD", WRITE_SCRIPT), (b"SCRIPT", b"LOAD", DELETE_SCRIPT)]
 _LOAD_SCRIPTS_DATA = b"".join([_pack(command) for command in _LOAD_SCRIPTS])
-_TIME = _pack((b"TIME",))
+_LOAD_CLOCK: Command = (b"SCRIPT", b"LOAD", CLOCK_SCRIPT)
+_CLOCK_SHA = script_sha(CLOCK_SCRIPT)
 _ASKING = _pack((b"ASKING",))
 _EPOCH_DIGITS = 11  # and a colon
 RECONNECT_CODES = {"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"}
@@ -140,7 +144,7 @@ class StoreBatch:
 
     @property
     def told_ns(self) -> int:
-        """The answer to ``probe``: store time, ns; 0 when there is none."""
+        """The answer to ``probe``: the time, ns; 0 when there is none."""
         seconds, microseconds = self.pipeline.cursor[replies.SECONDS : replies.MICROSECONDS + 1].tolist()
         return int(seconds) * SECOND_NS + int(microseconds) * 1000
 
@@ -207,7 +211,9 @@ class Greeting:
     """What the server said when a connection was made."""
 
     time_ns: int
-    """Store time: the server's clock, nanoseconds since the Unix epoch."""
+    """Store time, nanoseconds since the Unix epoch."""
+    is_agreed: bool
+    """It is the cluster's; else only the server's, which cannot keep the cluster's at the moment."""
     buckets: int
     """Of the epoch that is written to."""
     server: str
@@ -245,8 +251,9 @@ class Protocol:
         self._stem = np.array(list(b"{%s:" % prefix.encode()), np.uint8)
         self._epochs: tuple[Epoch, ...] = ()
         self._wording = self._worded(self.layout.epochs(0))
-        self._probe = _TIME, _TIME + _pack((b"GET", self.meta_key))
-        """Without the layout, and with it."""
+        self._clock_key = clock_key(prefix)
+        self._load_clock = False
+        """The server has lost the script that tells the time."""
         self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
         self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._load_scripts = True
@@ -300,8 +307,8 @@ class Protocol:
 
     # Connecting ------------------------------------------------------------------------------------
 
-    def greeting(self) -> list[Command]:
-        """What to send first on every new connection."""
+    def greeting(self, least_ns: int = 0) -> list[Command]:
+        """What to send first on every new connection; ``least_ns``: a store time that has come, if one is known."""
         # A server that was restarted has lost scripts and expiries.
         self._load_scripts = True
         self._wording.lives_until[:] = 0
@@ -310,6 +317,8 @@ class Protocol:
             (b"GET", self.meta_key),
             (b"INFO", b"server"),
             (b"TIME",),
+            _LOAD_CLOCK,
+            clock_command(self._clock_key, least_ns),
         ]
 
     def another(self) -> Protocol:
@@ -364,17 +373,19 @@ class Protocol:
         Raises ErrorReply with the server's error, ProtocolError when the answers make no sense, or the layout is of
         another version.
         """
-        proposed, agreed, info, time = answers
-        for reply in answers:
+        proposed, agreed, info, time, _, told = answers
+        for reply in (proposed, agreed, info, time):
             # A server that is full takes no proposal, and needs none where there is a layout already.
             needless = reply is proposed and agreed is not None and not isinstance(agreed, ErrorReply)
             if isinstance(reply, ErrorReply) and not (needless and reply.code == "OOM"):
                 raise reply
-        time_ns = store_time_ns(time)
+        # A server that takes no writes for want of replicas, say, does not keep the cluster's time, but has its own.
+        is_agreed = not isinstance(told, ErrorReply)
+        time_ns = store_time_ns(told if is_agreed else time)
         self.hear(agreed)
         if not self._clustered:
             self.move(time_ns // SECOND_NS)
-        return Greeting(time_ns, self.buckets, _server_name(info))
+        return Greeting(time_ns, is_agreed, self.buckets, _server_name(info))
 
     def hear(self, agreed: bytes | None) -> None:
         """Take what is under the key of the layout. Raises ProtocolError when that is no layout of this version.
@@ -395,18 +406,29 @@ class Protocol:
 
     # Requests --------------------------------------------------------------------------------------
 
-    def probe(self, batch: StoreBatch, *, layout: bool = True) -> None:
-        """Fill a batch with questions that change nothing: the server's time, and the layout."""
+    def probe(self, batch: StoreBatch, least_ns: int = 0, *, layout: bool = True) -> None:
+        """Fill a batch with what is asked all the time: store time and the layout, else the server's time only.
+
+        ``least_ns``: a store time that has come, if one is known.
+        """
+        commands: list[Command] = [(b"TIME",)]
+        if layout:
+            commands = [clock_command(self._clock_key, least_ns), (b"GET", self.meta_key)]
+            if self._load_clock:
+                commands.insert(0, _LOAD_CLOCK)
+                self._load_clock = False
+        self._say(batch, commands)
+
+    def _say(self, batch: StoreBatch, commands: list[Command]) -> None:
+        """Fill a batch with commands about no record."""
         batch.count, batch.errors = 0, []
         resp.encode(batch.pipeline, 0, self._wording, 0)
-        batch.pipeline.counts[resp.HOUSEKEEPING] = 1 + layout
-        batch.data = memoryview(self._probe[layout])
+        batch.pipeline.counts[resp.HOUSEKEEPING] = len(commands)
+        batch.data = memoryview(b"".join(map(_pack, commands)))
 
     def authenticate(self, batch: StoreBatch, credentials: Sequence[str]) -> None:
         """Fill a batch with a password, or user and password."""
-        self.probe(batch)
-        batch.pipeline.counts[resp.HOUSEKEEPING] = 1
-        batch.data = memoryview(_pack((b"AUTH", *(word.encode() for word in credentials))))
+        self._say(batch, [(b"AUTH", *(word.encode() for word in credentials))])
 
     def encode_asking(self, batch: StoreBatch, now_s: int) -> None:
         """As ``encode``, for one row whose bucket is being moved here: each command comes after an ASKING."""
@@ -500,6 +522,7 @@ class Protocol:
                 outcome = replies.AGAIN
         if kind == resp.HOUSEKEEPING:
             pipeline.cursor[replies.HOLDERS] = 0
+            self._load_clock = self._load_clock or error.code == "NOSCRIPT"
         elif redirected:
             outcome = replies.ELSEWHERE
             batch.redirects.append((error, pipeline.rows[rows]))
@@ -534,6 +557,17 @@ def reply_bytes(reply: Any) -> bytes:
 def buckets_for(sessions: int) -> int:
     """The bucket count for a cluster of that many sessions: fewer cost time, more cost memory."""
     return min(max(1, -(-sessions // SESSIONS_PER_BUCKET)), BUCKETS_MAX)
+
+
+def clock_key(prefix: str) -> bytes:
+    """The key under which a cluster keeps its time."""
+    return b"{%s}:clock" % prefix.encode()
+
+
+def clock_command(key: bytes, least_ns: int = 0) -> Command:
+    """The question for store time, to be put where CLOCK_SCRIPT is loaded; ``least_ns``: one that has come."""
+    numbers = (least_ns // 1000, CLOCK_AHEAD_MAX_S * 1_000_000, CLOCK_PAUSE_S * 1_000_000)
+    return (b"EVALSHA", _CLOCK_SHA, b"1", key, *(b"%d" % number for number in numbers))
 
 
 def store_time_ns(reply: Any) -> int:

@@ -28,8 +28,9 @@ from everwall.rings import Ring, make_ring, ring_length, ring_push
 from everwall.session import image
 from everwall.session.record import derive_keys, fingerprints
 from everwall.store import replies as told
-from everwall.store.answers import Answers, StoreClock
+from everwall.store.answers import Answers
 from everwall.store.backlog import Backlog, collect, take, waits_behind
+from everwall.store.clock import StoreClock
 from everwall.store.cluster import ClusterRouter
 from everwall.store.connection import Login, StoreConfig, login_of, tls_context
 from everwall.store.conversation import Conversation, Trade

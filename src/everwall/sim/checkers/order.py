@@ -81,7 +81,9 @@ class StoreOrder:
             (
                 order_of(value)
                 for value in values
-                if value is not None and len(value) == RECORD_BYTES and expiry_of(value) >= self._server.now_s
+                if value is not None
+                and len(value) == RECORD_BYTES
+                and expiry_of(value) >= self._server.store_s
             ),
             default=None,
         )
@@ -111,7 +113,7 @@ class StoreOrder:
             self._moved(command)
             return
         for bucket, field, old in self._held:
-            if old is None or len(old) != RECORD_BYTES or expiry_of(old) < self._server.now_s:
+            if old is None or len(old) != RECORD_BYTES or expiry_of(old) < self._server.store_s:
                 continue
             new = self._server.value(bucket, field)
             if new is None:
@@ -126,7 +128,7 @@ class StoreOrder:
             old, new = held[source, field], self._server.value(target, field)
             if old == self._server.value(source, field):
                 continue  # the server did not know the script
-            lives = old is not None and len(old) == RECORD_BYTES and expiry_of(old) >= self._server.now_s
+            lives = old is not None and len(old) == RECORD_BYTES and expiry_of(old) >= self._server.store_s
             if old is not None and lives and (new is None or order_of(new) < order_of(old)):
                 raise PromiseBroken(f"a record {order_of(old)} was lost on its way to another bucket")
             for places in self._places.values():
@@ -144,11 +146,9 @@ class StoreOrder:
         how, before, now = command[0].decode(), order_of(old), order_of(new)
         if now == before and owner_of(new) != owner_of(old):
             raise PromiseBroken(f"{how} wrote {now} over the record of another owner")
-        if command[0] == b"HSET" and before.start > self._server.now_ns // MS:
+        if command[0] == b"HSET" and before.start > self._server.store_ns // MS:
             return  # from the future: by the own clock of a node that had no connection yet
-        # A connection that begins after the clock was set back is the newer one, whatever its record says.
-        begun = self._server.set_back // MS if command[0] == b"HSET" else 0
-        if now.start + begun < before.start or (now.start == before.start and now < before):
+        if now < before:
             raise PromiseBroken(f"{how} took a record back from {before} to {now}")
 
     def executed(self, batch: StoreBatch, replies: list[Any]) -> None:
