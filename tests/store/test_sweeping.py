@@ -14,6 +14,7 @@ from everwall.session.image import FOUND, MISSING, WRITE_FIRST
 from everwall.store import layout, sweeping
 from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
+from everwall.store.protocol import clock_key
 from everwall.store.sweeping import Sweeper
 from tests.redis_server import PASSWORD
 from tests.store.stores import Node, Real, sessions
@@ -135,6 +136,15 @@ def test_a_full_server_is_swept_too(client, node):
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         client.set("anything", "at all")
     assert swept(client).swept_records == 300
+
+
+def test_what_has_expired_is_a_matter_of_store_time_and_not_of_a_server_s_clock(client, node):
+    """A server's may have been set back, and a shard's of a Redis Cluster is another than that of the first."""
+    node.outcome(sessions_ending(5, 300, 8), WRITE_FIRST)
+    assert swept(client).swept_records == 0
+    microseconds = 1_000_000
+    client.set(clock_key("test"), f"{(int(time.time()) + 400) * microseconds} {400 * microseconds}")
+    assert swept(client).swept_records == 5
 
 
 def test_a_server_that_was_restarted_learns_the_scripts_again(client, node):

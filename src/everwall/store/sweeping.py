@@ -18,6 +18,7 @@ from everwall.limits import (
     BUCKET_TTL_S,
     HOST_NAME_BUCKETS,
     HOST_NAME_TTL_S,
+    SECOND_NS,
     SWEEP_BUCKETS,
     SWEEP_FIELDS_MAX,
     SWEEP_PASS_S,
@@ -25,8 +26,9 @@ from everwall.limits import (
 from everwall.session.record import EXPIRY_OFFSET
 from everwall.store import keys, layout, names
 from everwall.store.lua import Client, Script
+from everwall.store.protocol import clock_command, clock_key, store_time_ns
 
-_LEASE, _SWEEP = Script("lease"), Script("sweep")
+_LEASE, _SWEEP, _CLOCK = Script("lease"), Script("sweep"), Script("clock")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Range:
     """Where a value's expiry stands, counted from 1."""
     life_s: int
     """Of a bucket after it was renewed."""
+    in_store_time: bool
+    """That is what its expiries are in; else in the clock of the server that has it."""
 
 
 class Sweeper:
@@ -61,6 +65,7 @@ class Sweeper:
                 epoch.buckets,
                 EXPIRY_OFFSET + 1,
                 BUCKET_TTL_S,
+                in_store_time=True,
             )
             for epoch in keys.epochs_in_use(cast(bytes | None, client.get(layout.meta_key(prefix))))
         ]
@@ -72,6 +77,7 @@ class Sweeper:
                     HOST_NAME_BUCKETS,
                     names.EXPIRY_AT,
                     2 * HOST_NAME_TTL_S,
+                    in_store_time=False,
                 )
             )
 
@@ -80,11 +86,13 @@ class Sweeper:
 
         Raises redis.RedisError.
         """
-        more = False
+        key, *words = clock_command(clock_key(self._prefix))[3:]
+        more, now_s = False, store_time_ns(_CLOCK(client, [key], words)) // SECOND_NS
         for each in self.ranges:
             first, count = _LEASE(client, [each.cursor], [each.buckets, str(self._pass_s), SWEEP_BUCKETS])
             found = [each.key(bucket % each.buckets) for bucket in range(first, first + count)]
-            for answer in _SWEEP.of_each(client, found, [each.expiry_at, each.life_s, SWEEP_FIELDS_MAX]):
+            how = [each.expiry_at, each.life_s, SWEEP_FIELDS_MAX, now_s if each.in_store_time else 0]
+            for answer in _SWEEP.of_each(client, found, how):
                 self._count(answer)
             more |= count == SWEEP_BUCKETS
         return more

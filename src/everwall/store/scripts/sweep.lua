@@ -4,6 +4,7 @@
 -- ARGV[1]  where the expiry stands in a value, counted from 1: seconds, four bytes, big-endian
 -- ARGV[2]  seconds that a bucket lives at least after it was renewed
 -- ARGV[3]  a bucket with more fields is left alone
+-- ARGV[4]  what time it is, seconds; 0: what this server's clock says
 --
 -- Answers: how many were removed, 1 when the bucket was renewed, 1 when it was left alone.
 --
@@ -13,7 +14,10 @@ local key, at, life, most = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonum
 if redis.call('HLEN', key) > most then
   return {0, 0, 1}
 end
-local now = tonumber(redis.call('TIME')[1])
+local now = tonumber(ARGV[4])
+if now == 0 then
+  now = tonumber(redis.call('TIME')[1])
+end
 local function ends(value)
   return #value >= at + 3 and struct.unpack('>I4', value, at) or 0
 end
