@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 
 from everwall.session import image
-from everwall.sim import storelink
 from everwall.sim.checkers.order import flow_of_row
-from everwall.sim.cluster import Cluster, Report, SimulationFailure
+from everwall.sim.cluster import STRICT, Cluster, Report, SimulationFailure
 from everwall.sim.hosts import Conversation, TcpConnection
 from everwall.sim.loop import MS, SECOND
 from everwall.sim.node import Node
 from everwall.sim.operator import STEPS
 from everwall.sim.plan import Fault, Kind, Moment, Plan, Relayout, Rotation, draw
 from everwall.sim.storage import Rows
+from everwall.store import clock
 from everwall.store.backlog import Backlog
 from everwall.store.occasions import Refusals
 from everwall.store.protocol import StoreBatch
 from tests import needs
+from tests.sim.planted import ServersTime
 
 SEED = 18
 """A short run without change of policy."""
@@ -141,7 +142,7 @@ def test_whoever_changes_the_number_of_buckets_dies_and_another_node_goes_on() -
     assert former
     assert current, "it is in the middle of moving what is left, or owners are"
     cluster.strikes._strike(LATE_KILL, cluster.operator._node)
-    cluster.loop.run(40 * SECOND)
+    cluster.loop.run(30 * SECOND)
     assert cluster.operator.done == ["buckets"]
     assert not epoch_in(cluster, 0)
 
@@ -228,8 +229,50 @@ def test_a_clock_that_is_set_does_no_harm(seconds: int) -> None:
     assert run(step, LATE_KILL).demanded > 3
 
 
+def anew_elsewhere() -> Plan:
+    """A node is cut off and keeps its sessions; the clock is set back, ends connect anew, their new node dies.
+
+    So their flows come to a node that has an earlier session of each.
+    """
+    away = Fault(Kind.PARTITION, 6 * SECOND, 300 * MS, lasts=7 * SECOND)
+    back = Fault(Kind.STORE_CLOCK, 7 * SECOND, step=-1_000 * SECOND)
+    plan = scenario(away, back, LATE_KILL, passing=40)
+    rules = tuple(replace(rule, strict=True) for rule in plan.rulebook.rules)
+    return replace(plan, rulebook=replace(plan.rulebook, rules=rules))
+
+
+def test_connections_anew_after_a_clock_was_set_back_are_the_later_ones_wherever_they_come_to() -> None:
+    report = Cluster(anew_elsewhere(), mode=STRICT).run()
+    assert report.lost == 0
+    assert report.acknowledged > 20
+    with pytest.raises(SimulationFailure, match=r"took a record back|has no record"):
+        Cluster(anew_elsewhere(), memory=ServersTime(), mode=STRICT).run()
+
+
+@pytest.mark.parametrize("seconds", [-1_000, 1_000])
+@pytest.mark.parametrize("after", [1, 9, 12] if needs.DEEP else [1, 12])
+def test_a_clock_that_is_set_in_the_middle_of_a_change_of_the_number_of_buckets(
+    seconds: int, after: int
+) -> None:
+    """Right after the announcement, when one node has heard of it and another has not; and later."""
+    begun = 4 * SECOND
+    step = Fault(Kind.STORE_CLOCK, begun + after * SECOND - 700 * MS, step=seconds * SECOND)
+    kill = replace(LATE_KILL, at=step.at + 1_200 * MS)
+    report = run(step, kill, replace(LATE_KILL, at=40 * SECOND), relayout=more_buckets(begun))
+    assert "buckets" in report.faults
+    assert report.restored_after_kill > 0
+
+
+@pytest.mark.parametrize("seconds", [-100, 100])
+def test_a_replica_with_another_clock_takes_over(seconds: int) -> None:
+    """Right before a node that starts is the first to speak to it."""
+    kill = Fault(Kind.KILL, 5 * SECOND, 300 * MS, back=1_500 * MS)
+    takes_over = Fault(Kind.STORE_FAILED_OVER, 6 * SECOND, lasts=500 * MS, step=seconds * SECOND)
+    assert run(kill, takes_over, replace(LATE_KILL, at=20 * SECOND), lag=50 * MS).demanded > 3
+
+
 def test_expiries_of_another_time_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storelink, "is_clock_step", lambda drift: False)
+    monkeypatch.setattr(clock, "is_clock_step", lambda moved: False)
     step = Fault(Kind.STORE_CLOCK, 7 * SECOND, step=1_000 * SECOND)
     with pytest.raises(SimulationFailure, match="said that the store has all its sessions"):
         Cluster(scenario(step, LATE_KILL)).run()

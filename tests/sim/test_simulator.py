@@ -24,6 +24,7 @@ from tests.sim.planted import (
     NewPlaceOnly,
     NoPolicyCheck,
     NoRestore,
+    ServersTime,
 )
 
 SEEDS = range(1, 201)
@@ -76,6 +77,14 @@ def test_an_engine_that_writes_without_comparison_is_found() -> None:
 
 def test_a_store_that_deletes_without_comparison_is_found() -> None:
     assert "deleted a record" in first_failure(store=BlindDelete).what
+
+
+def test_a_store_whose_time_goes_back_is_found() -> None:
+    assert "took a record back" in first_failure(store=ServersTime, where=clock_is_set_back).what
+
+
+def clock_is_set_back(plan: Plan) -> bool:
+    return any(fault.step < 0 for fault in plan.faults)
 
 
 def test_a_node_that_asks_the_new_place_only_is_found() -> None:

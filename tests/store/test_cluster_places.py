@@ -16,7 +16,7 @@ from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, MISSING, WRITE
 from everwall.session.record import derive_keys
 from everwall.session.state import CLOCK_CONNECTIONS
 from everwall.store import cluster as cluster_module
-from everwall.store import layout, relayout
+from everwall.store import relayout
 from everwall.store.layout import Epoch, Layout, bucket_key, bucket_of, meta_key
 from everwall.store.relayout import Relayout
 from tests.needs import deep
@@ -42,7 +42,7 @@ def worker():
 @pytest.fixture
 def change(monkeypatch):
     """Begins changes that are quick to begin, and pass few buckets at a time; ends what is under way."""
-    monkeypatch.setattr(layout, "LAYOUT_NOTICE_CLUSTER_S", 2)
+    monkeypatch.setattr(relayout, "LAYOUT_NOTICE_CLUSTER_S", 2)
     monkeypatch.setattr(relayout, "LAYOUT_LEASE_NS", SECOND_NS)
     monkeypatch.setattr(relayout, "_SLICE_BUCKETS", 8)
     monkeypatch.setattr(relayout, "MOVED_BUCKETS_PER_S", 64)

@@ -11,14 +11,14 @@ import random
 import numpy as np
 import pytest
 
-from everwall.limits import BUCKET_TTL_S, LAYOUT_NOTICE_S
+from everwall.limits import BUCKET_TTL_S
 from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.record import derive_keys
 from everwall.store.layout import Epoch, Layout, LayoutError, bucket_key, meta_key
 from everwall.store.moving import Apart, move_bucket
-from everwall.store.protocol import WRITE_SCRIPT, ErrorReply, ProtocolError, reply_bytes
-from everwall.store.relayout import announce, settle
+from everwall.store.protocol import WRITE_SCRIPT, ErrorReply, ProtocolError, clock_key, reply_bytes
+from everwall.store.relayout import announce, open_epoch, settle
 from tests.store import stores
 from tests.store.stores import KEYS, NOW, Memory, asking, sessions
 
@@ -55,7 +55,7 @@ def together(apart) -> None:
 def begin(store, buckets: int) -> Layout:
     """An operator changes the number of buckets; the nodes of these tests live at NOW, whatever the server's clock."""
     text = store.ask((b"GET", meta_key("test")))
-    layout = Layout(Epoch(0, int(text))).changed(buckets, NOW)
+    layout = Layout(Epoch(0, int(text))).changed(buckets, NOW).begun(NOW + 10)
     store.ask((b"SET", meta_key("test"), str(layout).encode()))
     return layout
 
@@ -241,11 +241,44 @@ def test_of_two_operators_one_is_told_of_the_other(store):
     assert announce(store.ask, "test", 32).former == Epoch(1, 64)
 
 
+def test_while_a_change_is_announced_nodes_ask_the_new_epoch_and_do_not_write_to_it_whatever_the_time(store):
+    """The server's clock may be set by any amount in the middle of the notice."""
+    node, rows = Node(store, buckets=8), sessions(20)
+    layout = announce(store.ask, "test", 64)
+    assert layout.is_announced
+    assert not learn(node, NOW + 2**30)
+    node.ask(rows, WRITE_FIRST)
+    assert (node.protocol.places, fields_in(store, layout.current)) == (2, 0)
+    opened = open_epoch(store.ask, "test", layout)
+    assert open_epoch(store.ask, "test", opened) == opened, "once is enough"
+    assert open_epoch(store.ask, "test", layout) == opened, "also for two who carry the change out"
+    assert learn(node, opened.from_s)
+    assert settle(store.ask, "test", layout) == opened, "a step behind: it is not over yet"
+    assert settle(store.ask, "test", opened) == settle(store.ask, "test", opened) == opened.settled()
+
+
+def test_a_step_that_a_failover_has_lost_is_taken_again_and_a_change_that_was_lost_is_given_up(store):
+    Node(store, buckets=8)
+    layout = announce(store.ask, "test", 64)
+    opened = open_epoch(store.ask, "test", layout)
+    store.ask((b"SET", meta_key("test"), str(layout).encode()))
+    assert settle(store.ask, "test", opened) == layout, "whoever carries it out goes on from there"
+    store.ask((b"SET", meta_key("test"), b"8"))
+    with pytest.raises(LayoutError, match="under way no more: 8"):
+        open_epoch(store.ask, "test", layout)
+
+    def emptied(command, at=b""):
+        return None if command[0] == b"GET" else store.ask(command)
+
+    with pytest.raises(ConnectionError, match="is not set"):
+        settle(emptied, "test", opened)
+
+
 def test_an_operator_who_read_before_the_other_wrote_changes_nothing(store):
     Node(store, buckets=8)
 
     def late(command, at=b""):
-        if command[0] == b"TIME":  # between reading and writing
+        if clock_key("test") in command:  # between reading and writing
             announce(store.ask, "test", 16)
         return store.ask(command)
 
@@ -414,4 +447,3 @@ def test_a_cluster_has_one_secret_or_two():
     with pytest.raises(ValueError, match="one secret, or two"):
         derive_keys(SECRET, NEXT, SECRET)
     assert (derive_keys(SECRET) == KEYS).all()
-    assert Layout(Epoch(0, 1)).changed(2, NOW).from_s == NOW + LAYOUT_NOTICE_S

@@ -13,7 +13,7 @@ from everwall.session import image
 from everwall.session.image import FOUND, LOOKUP, MISSING, WRITE, WRITE_FIRST
 from everwall.session.record import derive_keys, fingerprints
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT
-from everwall.store import layout, relayout
+from everwall.store import relayout
 from everwall.store.connection import Address, StoreConfig
 from everwall.store.layout import Epoch, Layout, LayoutError, meta_key
 from everwall.store.protocol import ProtocolError
@@ -75,7 +75,7 @@ class Owner:
 def test_the_number_of_buckets_changes_under_traffic_and_every_session_is_found_all_the_time(
     shared, worker, monkeypatch
 ):
-    monkeypatch.setattr(layout, "LAYOUT_NOTICE_S", 2)
+    monkeypatch.setattr(relayout, "LAYOUT_NOTICE_S", 2)
     monkeypatch.setattr(relayout, "LAYOUT_LEASE_NS", SECOND_NS)
     where, admin = config(shared), client(shared)
     rows = sessions(600)

@@ -58,6 +58,8 @@ def command(
         change = facts["change"]
         if number is None or change is None or change["state"] == "settled":
             return
+        if change["state"] == "given up":
+            fail(change["error"])
         if change["state"] not in ("announced", "moving"):
             fail("the old buckets are asked until everything in them has expired")
         if time.monotonic() > deadline:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everwall.limits import LAYOUT_LEASE_NS, STORE_PREFIX_DEFAULT
+from everwall.limits import LAYOUT_LEASE_NS, LAYOUT_NOTICE_S, STORE_PREFIX_DEFAULT
 from everwall.session import record
 from everwall.sim.loop import MS, SECOND
 from everwall.sim.node import Node
 from everwall.sim.storage import Rows
 from everwall.store.layout import Layout
-from everwall.store.moving import move_bucket, store_time_s
+from everwall.store.moving import move_bucket
 from everwall.store.protocol import Command, ErrorReply
-from everwall.store.relayout import announce, settle
+from everwall.store.relayout import announce, open_epoch, settle
 
 if TYPE_CHECKING:
     from everwall.sim.cluster import Cluster
@@ -101,7 +101,7 @@ class Operator:
         except ValueError:
             return  # the change was over when its node died
         self._cluster.tell(f"{self._node.name} begins to change the number of buckets: {layout}")
-        self._wait_for_writers(layout)
+        self._on(LAYOUT_NOTICE_S * SECOND if layout.is_announced else 0, self._open, layout)
 
     def _ask(self, command: Command, at: bytes) -> Any:
         server, node = self._cluster.server, self._node
@@ -113,31 +113,31 @@ class Operator:
             raise reply
         return reply
 
-    def _wait_for_writers(self, layout: Layout) -> None:
+    def _open(self, layout: Layout) -> None:
+        """The notice is over."""
         try:
-            over = (
-                store_time_s(self._ask, STORE_PREFIX_DEFAULT) > layout.from_s + LAYOUT_LEASE_NS // SECOND + 1
-            )
-        except ConnectionError:
-            over = False
-        if over:
-            self._move(layout, 0)
+            layout = open_epoch(self._ask, STORE_PREFIX_DEFAULT, layout)
+        except (ErrorReply, ConnectionError):
+            self._on(_LOOK, self._open, layout)
         else:
-            self._on(_LOOK, self._wait_for_writers, layout)
+            self._on(LAYOUT_LEASE_NS + SECOND, self._move, layout, 0)
 
     def _move(self, layout: Layout, bucket: int) -> None:
         assert layout.former is not None
         try:
-            if bucket == layout.former.buckets:
-                settle(self._ask, STORE_PREFIX_DEFAULT, layout)
-                self._cluster.tell("the number of buckets has changed")
-                self.done.append("buckets")
+            if bucket < layout.former.buckets:
+                move_bucket(self._ask, STORE_PREFIX_DEFAULT, layout, bucket)
+                self._on(_PAUSE, self._move, layout, bucket + 1)
                 return
-            move_bucket(self._ask, STORE_PREFIX_DEFAULT, layout, bucket)
+            layout = settle(self._ask, STORE_PREFIX_DEFAULT, layout)
         except (ErrorReply, ConnectionError):
             self._on(_LOOK, self._move, layout, bucket)
+            return
+        if layout.former is None:
+            self._cluster.tell("the number of buckets has changed")
+            self.done.append("buckets")
         else:
-            self._on(_PAUSE, self._move, layout, bucket + 1)
+            self._announce()  # a store that was emptied was told of an earlier step
 
     def _on(self, delay: int, action: Any, *arguments: Any) -> None:
         """Go on after a while, if the node lives by then; else the operator notices after a longer one."""

@@ -254,10 +254,8 @@ def _relayout(
     """The faults with a change of the number of buckets among them, and when the last one is over.
 
     Around the first kill, which then comes at any step of it; or after all others, announced while a node is away that
-    comes back when all others write elsewhere, and takes over from one that dies. The store's clock is not set: a
-    change is begun by it, and a clock that is set back would begin it again.
+    comes back when all others write elsewhere, and takes over from one that dies.
     """
-    faults = tuple(replace(fault, step=0) for fault in faults if fault.kind is not Kind.STORE_CLOCK)
     buckets, watched = random.choice((8, 32, 100, 256)), random.randint(1_000, 5_000) * MS
     kill = next(fault for fault in faults if fault.kind is Kind.KILL)
     if nodes < 3 or random.random() < 0.6:

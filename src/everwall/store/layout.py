@@ -4,11 +4,14 @@ An epoch is a number and how many buckets it has. One key, ``{prefix}:buckets``,
 
 * ``4688``: epoch 0 with so many buckets, as the first node of a cluster writes it;
 * ``v1 epoch 1 buckets 9376``: a later one;
+* ``v1 epoch 1 buckets 9376 from 4294967295; epoch 0 buckets 4688 until 4294967295``: a change is announced;
 * ``v1 epoch 1 buckets 9376 from 1900000010; epoch 0 buckets 4688 until 1900007810``: a change is under way.
 
-During a change a record may lie in either epoch. Up to ``from`` (store time, seconds) nodes write to the old epoch and
-ask both, so that all of them know both before anything is written to the new one; from then on they write to the new
-one; after ``until`` the old one is asked no more, because every record in it has expired.
+During a change a record may lie in either epoch. While it is announced nodes write to the old epoch and ask both, so
+that all of them know both before anything is written to the new one. Then the text gets a ``from`` (store time,
+seconds) that has come: they write to the new one. After ``until`` the old one is asked no more, because every record
+in it has expired. No clock says when the notice is over, but whoever has waited for it (``relayout.py``): a time to
+come that stood in the text might come at once, when the server's clock is set forward.
 
 What does not begin in one of these ways is of another version of Everwall and is never overwritten.
 """
@@ -18,9 +21,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from everwall.limits import BUCKET_TTL_S, BUCKETS_MAX, LAYOUT_NOTICE_CLUSTER_S, LAYOUT_NOTICE_S
+from everwall.limits import BUCKET_TTL_S, BUCKETS_MAX
 
 VERSION = 1
+NEVER_S = (1 << 32) - 1
+"""Store time that no record could bear."""
 _EPOCH_MAX = 1 << 31
 _TEXT_BYTES_MAX = 200
 _EPOCH = r"epoch (\d{1,10}) buckets (\d{1,8})"
@@ -72,8 +77,13 @@ class Layout:
         """Whether a change is under way."""
         return len(self.epochs(now_s)) > 1
 
-    def changed(self, buckets: int, now_s: int, *, clustered: bool = False) -> Layout:
-        """The layout that begins a change to another number of buckets. ``clustered``: on a Redis Cluster.
+    @property
+    def is_announced(self) -> bool:
+        """Whether a change is under way, and nothing is written to the current epoch yet."""
+        return self.former is not None and self.from_s == NEVER_S
+
+    def changed(self, buckets: int, now_s: int) -> Layout:
+        """The layout that announces a change to another number of buckets.
 
         Raises LayoutError while one is under way, and for a number that is out of range or the present one.
         """
@@ -83,9 +93,12 @@ class Layout:
             raise LayoutError(f"buckets must be 1 to {BUCKETS_MAX}, got {buckets}")
         if buckets == self.current.buckets:
             raise LayoutError(f"there are {buckets} buckets already")
-        begins = now_s + (LAYOUT_NOTICE_CLUSTER_S if clustered else LAYOUT_NOTICE_S)
-        # No record that is written before the change lives longer than its bucket.
-        return Layout(Epoch(self.current.number + 1, buckets), self.current, begins, begins + BUCKET_TTL_S)
+        return Layout(Epoch(self.current.number + 1, buckets), self.current, NEVER_S, NEVER_S)
+
+    def begun(self, now_s: int) -> Layout:
+        """The layout after the notice: the current epoch is written to."""
+        # No record that is written before lives longer than its bucket.
+        return replace(self, from_s=now_s, until_s=now_s + BUCKET_TTL_S)
 
     def settled(self) -> Layout:
         """The layout that ends a change."""

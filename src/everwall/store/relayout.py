@@ -2,19 +2,21 @@
 
 1. The new epoch is announced under the key of the layout, by comparison, so that of two operators one is told of the
    other. From then on every node asks both epochs (``layout.py``).
-2. Ten seconds later (30 on a Redis Cluster) all write to the new one, and each rewrites its live sessions there
-   (``session/resync.py``).
-3. What is left in the old one belongs to nodes that have gone. Bucket by bucket it is moved (``moving.py``).
+2. After a notice of ten seconds (30 on a Redis Cluster), by the monotonic clock of the node that carries it out, the
+   key says that all write to the new one, and each rewrites its live sessions there (``session/resync.py``).
+3. What is left in the old one belongs to nodes that have gone. Once nobody writes there any more it is moved, bucket
+   by bucket (``moving.py``).
 4. The old epoch is struck from the key; its buckets have gone with their last field.
 
-Should the node that does 3 and 4 end in the middle, nothing is lost: the old epoch is asked until everything in it has
-expired, and the same command on any node goes on where it ended.
+Should that node end in the middle, nothing is lost: the old epoch is asked until everything in it has expired, before 2
+without end, and the same command on any node goes on where it ended. So does a step that a server's failover has lost.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -24,6 +26,8 @@ from redis.exceptions import RedisClusterException
 from everwall.config import ConfigError
 from everwall.limits import (
     LAYOUT_LEASE_NS,
+    LAYOUT_NOTICE_CLUSTER_S,
+    LAYOUT_NOTICE_S,
     MOVED_BUCKETS_PER_S,
     SECOND_NS,
     STORE_RECONNECT_MAX_S,
@@ -38,7 +42,7 @@ from everwall.store.protocol import REPLACE_SCRIPT, Command, ErrorReply, Protoco
 _SLICE_BUCKETS = MOVED_BUCKETS_PER_S // 20
 
 
-def announce(ask: Ask, prefix: str, buckets: int, *, clustered: bool = False) -> Layout:
+def announce(ask: Ask, prefix: str, buckets: int) -> Layout:
     """Begin a change to another number of buckets, or go on with the one to this number that is under way.
 
     Raises LayoutError when there is nothing to change, another change is under way, or somebody was faster.
@@ -50,15 +54,44 @@ def announce(ask: Ask, prefix: str, buckets: int, *, clustered: bool = False) ->
     layout, now_s = parse(text), store_time_s(ask, prefix)
     if layout.changes(now_s) and layout.current.buckets == buckets:
         return layout
-    wanted = layout.changed(buckets, now_s, clustered=clustered)
+    wanted = layout.changed(buckets, now_s)
     if not _replace(ask, key, text, wanted):
         raise LayoutError("somebody else has changed the layout at this moment: look and decide again")
     return wanted
 
 
-def settle(ask: Ask, prefix: str, layout: Layout) -> None:
-    """End a change, unless somebody has done so already."""
-    _replace(ask, meta_key(prefix), str(layout).encode(), layout.settled())
+def open_epoch(ask: Ask, prefix: str, layout: Layout) -> Layout:
+    """Have all nodes write to the current epoch, unless they do; returns what holds from now on.
+
+    Raises LayoutError when the change is under way no more.
+    """
+    if not layout.is_announced:
+        return layout
+    return _next(ask, prefix, layout, layout.begun(store_time_s(ask, prefix)))
+
+
+def settle(ask: Ask, prefix: str, layout: Layout) -> Layout:
+    """End a change, unless somebody has done so already; returns what holds from now on.
+
+    Raises LayoutError when another one is under way, or none any more.
+    """
+    return _next(ask, prefix, layout, layout.settled())
+
+
+def _next(ask: Ask, prefix: str, layout: Layout, wanted: Layout) -> Layout:
+    """Take a step of a change; of somebody else's, or after a failover that has lost one, what is there instead."""
+    key = meta_key(prefix)
+    if _replace(ask, key, str(layout).encode(), wanted):
+        return wanted
+    text = ask((b"GET", key), key)
+    if text is None:
+        raise ConnectionError(
+            f"{key.decode()} is not set: the store was emptied, and no node has been there since"
+        )
+    there = parse(text)
+    if there.current != layout.current:
+        raise LayoutError(f"the change is under way no more: {there}")
+    return there
 
 
 def _replace(ask: Ask, key: bytes, expected: bytes, wanted: Layout) -> bool:
@@ -84,8 +117,7 @@ class Relayout:
     def begin(self, buckets: int) -> Layout:
         """Announce the change and let the thread do the rest. Raises LayoutError, and OSError when nobody answers."""
         try:
-            clustered = bool(self._config.cluster)
-            layout = announce(self._ask, self._config.prefix, buckets, clustered=clustered)
+            layout = announce(self._ask, self._config.prefix, buckets)
         except redis.RedisError as error:
             raise ConnectionError(f"the store does not answer: {error}") from error
         except ErrorReply as error:
@@ -114,7 +146,7 @@ class Relayout:
         return not self.running
 
     def status(self) -> dict[str, Any]:
-        """``announced``, ``moving``, ``settled`` or ``left to its time-out``, and how much was left behind."""
+        """``announced``, ``moving``, ``settled``, ``left to its time-out`` or ``given up``, and how far it is."""
         return {"state": self._state, "percent": self._percent, "moved": self._moved, "error": self._error}
 
     def _ask(self, command: Command, at: bytes) -> Any:
@@ -137,15 +169,24 @@ class Relayout:
             raise ErrorReply(f"{code}{error}") from error
 
     def _carry_out(self, layout: Layout) -> None:
-        steps = (self._wait_for_writers, self._move_rest, self._settle)
-        step = 0
-        while step < len(steps) and not self._stop.is_set():
+        step: Callable[[Layout], Layout] = self._give_notice
+        while not self._stop.is_set():
             try:
                 if self._is_over(layout):
                     self._state = "left to its time-out"
                     return
-                steps[step](layout)
-                step += 1
+                layout = step(layout)
+                if layout.former is None:
+                    self._state = "settled"
+                    return
+                # Somebody else, or a failover of the store, may have put it back.
+                if layout.is_announced:
+                    step = self._give_notice
+                else:
+                    step = self._move_rest if step == self._wait_for_writers else self._wait_for_writers
+            except LayoutError as error:
+                self._state, self._error = "given up", str(error)
+                return
             except (redis.RedisError, ErrorReply, ProtocolError, OSError, ConfigError) as error:
                 self._error = str(error)
                 self._stop.wait(STORE_RECONNECT_MAX_S)
@@ -154,20 +195,32 @@ class Relayout:
         """Whether everything in the former epoch has expired."""
         return store_time_s(self._ask, self._config.prefix) > layout.until_s
 
-    def _wait_for_writers(self, layout: Layout) -> None:
-        """Until nobody writes to the former epoch any more: whoever does not know asks first."""
-        writing_s = layout.from_s + LAYOUT_LEASE_NS // SECOND_NS + 1
-        while store_time_s(self._ask, self._config.prefix) <= writing_s and not self._stop.wait(0.2):
-            pass
+    def _give_notice(self, layout: Layout) -> Layout:
+        """Until every node asks both epochs: then all write to the new one."""
+        if layout.is_announced:
+            self._state = "announced"
+            if self._stop.wait(LAYOUT_NOTICE_CLUSTER_S if self._config.cluster else LAYOUT_NOTICE_S):
+                return layout
+        return open_epoch(self._ask, self._config.prefix, layout)
 
-    def _move_rest(self, layout: Layout) -> None:
+    def _wait_for_writers(self, layout: Layout) -> Layout:
+        """Until nobody writes to the former epoch any more.
+
+        Who has not heard asks first; on a Redis Cluster it goes on as long as it may be unable to.
+        """
+        self._stop.wait(LAYOUT_NOTICE_CLUSTER_S if self._config.cluster else LAYOUT_LEASE_NS / SECOND_NS + 1)
+        return layout
+
+    def _move_rest(self, layout: Layout) -> Layout:
+        """Then the former epoch is struck from the key."""
         assert layout.former is not None
         if self._state != "moving":
             self._state, self._left = "moving", list(range(layout.former.buckets))
         while left := self._pass(layout, self._left):
             self._left = left
             if self._stop.wait(STORE_RECONNECT_MAX_S) or self._is_over(layout):
-                return
+                return layout
+        return layout if self._stop.is_set() else settle(self._ask, self._config.prefix, layout)
 
     def _pass(self, layout: Layout, buckets: list[int]) -> list[int]:
         """Look through some buckets once; returns those that are to be looked at again."""
@@ -205,7 +258,3 @@ class Relayout:
         except RedisClusterException as error:
             raise redis.ConnectionError(str(error)) from error
         return node
-
-    def _settle(self, layout: Layout) -> None:
-        settle(self._ask, self._config.prefix, layout)
-        self._state = "settled"
