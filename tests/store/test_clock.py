@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import redis
 
 from everwall.limits import (
     CLOCK_AHEAD_MAX_S,
@@ -222,6 +223,21 @@ def test_a_clock_that_is_set_forward_is_followed(store):
     put(store, server_ns(store) - 500 * SECOND_NS, 0)
     before = server_ns(store)
     assert before <= ask_ns(store) <= server_ns(store)
+
+
+def test_a_server_that_is_full_tells_the_time(store):
+    if isinstance(store, Memory):
+        pytest.skip("the twin has all the memory there is")
+    latest = ask_ns(store)
+    store.client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            store.client.set("more", 1)
+        told = store_time_ns(store.ask(clock_command(clock_key("test"), 0)))
+        assert kept_ns(store) == (told, 0)
+        assert told > latest
+    finally:
+        store.client.config_set("maxmemory", 0)
 
 
 def test_by_more_than_a_day_it_is_ahead_of_no_server(store):

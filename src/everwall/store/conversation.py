@@ -553,7 +553,7 @@ class Conversation:
             told_ns, errors = pipeline.batch.told_ns, pipeline.batch.errors
             if not told_ns and not errors:
                 raise ProtocolError("a question for the time was answered by something else")
-            if told_ns and self.leads:
+            if told_ns and pipeline.layout and self.leads:  # else it was the server's own time
                 clock = self._trade.clock
                 clock.tell(told_ns, pipeline.least_ns, pipeline.sent_ns, self._received_ns)
             if pipeline.layout:

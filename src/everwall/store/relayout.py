@@ -206,8 +206,11 @@ class Relayout:
     def _wait_for_writers(self, layout: Layout) -> Layout:
         """Until nobody writes to the former epoch any more.
 
-        Who has not heard asks first; on a Redis Cluster it goes on as long as it may be unable to.
+        Who has not heard asks first; on a Redis Cluster it goes on as long as it may be unable to. (Where a former
+        release has announced it, ``from`` is to come still.)
         """
+        while store_time_s(self._ask, self._config.prefix) < layout.from_s and not self._stop.wait(0.2):
+            pass
         self._stop.wait(LAYOUT_NOTICE_CLUSTER_S if self._config.cluster else LAYOUT_LEASE_NS / SECOND_NS + 1)
         return layout
 
