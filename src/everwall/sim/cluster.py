@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -446,5 +447,7 @@ def simulate(
     **planted: Any,
 ) -> Report:
     """Run one seed; raises SimulationFailure. ``planted``: as of Cluster."""
+    # Engines are large and few: Python would not look for the circles of former runs before there are thousands.
+    gc.collect()
     plan = plans.draw_strict(seed) if mode == STRICT else plans.draw(seed)
     return Cluster(plan, engine, memory, mode, **planted).run()
