@@ -23,7 +23,7 @@ from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.tokens import take_token
-from everwall.session.writer import protocol_of, report
+from everwall.session.writer import begin_row, protocol_of, report
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -110,14 +110,7 @@ def _log_refusal(state_, meta, i, row, zone, initiator_upper, now):
         sessions.counters[_EVENTS_LOST] += 1
         return
     rows = sessions.events.rows
-    for column in range(image.COLUMNS):
-        rows[event, column] = 0
-    rows[event, image.ENDPOINT] = meta[i, m.ENDPOINT]
-    rows[event, image.LOWER_HIGH] = meta[i, m.LOWER_HIGH]
-    rows[event, image.LOWER_LOW] = meta[i, m.LOWER_LOW]
-    rows[event, image.UPPER_HIGH] = meta[i, m.UPPER_HIGH]
-    rows[event, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
-    rows[event, image.KEY2] = meta[i, m.KEY2]
+    begin_row(rows, event, meta, i)
     rows[event, image.FLAGS] = initiator_upper
     rows[event, image.FROM_ZONE] = rows[event, image.TO_ZONE] = state_.policy.zones[zone]
     rows[event, image.RULE] = rules[row, RULE_ID]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from everwall.flow import make_key
 from everwall.limits import REFUSED_FLOWS, REFUSED_NS
-from everwall.opening import describe_flow
 from everwall.session import state
 from everwall.session.refused import any_refused, forget_refused, remember_refused, was_refused
 from everwall.session.state import Sessions, make_sessions
-from everwall.wire.meta import make_batch
+from tests.session.test_remembered import flows
 
 pytestmark = pytest.mark.kernel
 
@@ -20,16 +18,6 @@ NOW = 5_000_000_000
 @pytest.fixture
 def sessions() -> Sessions:
     return make_sessions(64, parked_packets=8, lookups=8)
-
-
-def flows(count: int, family: int = 4):
-    """Descriptors of flows that differ in one port."""
-    meta = make_batch(count).meta
-    for i in range(count):
-        key2 = i | 80 << 16 | 6 << 32 | family << 40
-        describe_flow(meta[i : i + 1], 7, key2, 0, 0x0A000001, 0, 0x0A000002)
-        make_key(meta, i, 99)
-    return meta
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -14,6 +14,7 @@ from everwall.session import image, state
 from everwall.session import table as t
 from everwall.session.remembered import forget_flow, recall, remember
 from everwall.session.tokens import refill
+from everwall.session.writer import begin_row
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -111,16 +112,9 @@ def ask(sessions, meta, i, now):
     deadlines[words[state.DEADLINE_TAIL] & (deadlines.shape[0] - 1)] = tag
     words[state.DEADLINE_TAIL] += 1
     rows = sessions.requests.rows
-    for column in range(image.COLUMNS):
-        rows[row, column] = 0
+    begin_row(rows, row, meta, i)
     rows[row, image.OP] = image.LOOKUP
     rows[row, image.TAG] = tag
-    rows[row, image.ENDPOINT] = meta[i, m.KEY0]
-    rows[row, image.LOWER_HIGH] = meta[i, m.LOWER_HIGH]
-    rows[row, image.LOWER_LOW] = meta[i, m.LOWER_LOW]
-    rows[row, image.UPPER_HIGH] = meta[i, m.UPPER_HIGH]
-    rows[row, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
-    rows[row, image.KEY2] = meta[i, m.KEY2]
     ring_publish(sessions.requests)
     words[state.URGENT] = 1
     sessions.counters[_LOOKUPS] += 1

@@ -13,7 +13,7 @@ from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.image import REPLIED
 from everwall.session.offload import sync
-from everwall.wire.meta import PROTOCOL_TCP
+from everwall.wire import meta as m
 
 _REQUESTS_DELAYED = int(Counter.REQUESTS_DELAYED)
 _EVENTS_LOST = int(Counter.EVENTS_LOST)
@@ -37,7 +37,7 @@ def stored_expiry(sessions, slot):
     """
     short = sessions.table.short
     idle_s = min(sessions.timeouts[np.int64(short[slot, t.STATE])], STORED_IDLE_NS) // SECOND_NS
-    tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == PROTOCOL_TCP
+    tcp_flow = protocol_of(sessions.table.hot[slot, t.KEY2]) == m.PROTOCOL_TCP
     balancer_s = LB_IDLE_TCP_S if tcp_flow else LB_IDLE_OTHER_S
     seen_s = (
         sessions.table.cold[slot, t.LAST_SEEN] + sessions.clock[state.CLOCK_OFFSET] + SECOND_NS - 1
@@ -72,6 +72,19 @@ def _fill(sessions, row, rows, slot):
     rows[row, image.PACKETS] = cold[slot, t.PACKETS]
     rows[row, image.BYTES] = t.bytes_of(table, slot)
     rows[row, image.CONFIRM] = 0
+
+
+@inlined
+def begin_row(rows, row, meta, i):
+    """A row about the flow of packet ``i``, for which there is no session: all else is 0."""
+    for column in range(image.COLUMNS):
+        rows[row, column] = 0
+    rows[row, image.ENDPOINT] = meta[i, m.KEY0]
+    rows[row, image.LOWER_HIGH] = meta[i, m.LOWER_HIGH]
+    rows[row, image.LOWER_LOW] = meta[i, m.LOWER_LOW]
+    rows[row, image.UPPER_HIGH] = meta[i, m.UPPER_HIGH]
+    rows[row, image.UPPER_LOW] = meta[i, m.UPPER_LOW]
+    rows[row, image.KEY2] = meta[i, m.KEY2]
 
 
 @kernel
