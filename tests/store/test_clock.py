@@ -296,7 +296,7 @@ def test_the_script_says_what_its_twin_says(store, seed):
 def probed(node: Node, least_ns: int = 0) -> int:
     """What a node is told that asks as it does once a second."""
     batch = node.protocol.room(1)
-    node.protocol.probe(batch, least_ns)
+    node.protocol.probe(batch, least_ns=least_ns)
     node.protocol.decode(batch, b"".join(map(reply_bytes, node.store.send(batch.commands))), 0)
     assert batch.said == b"64"
     return batch.told_ns
@@ -317,7 +317,7 @@ def test_a_server_that_has_lost_the_script_is_taught_it_with_the_next_question(s
     assert probed(node) == 0
     assert probed(node) >= node.greeting.time_ns
     batch = node.protocol.room(1)
-    node.protocol.probe(batch)
+    node.protocol.probe(batch, least_ns=0)
     assert len(batch.commands) == 2
 
 

@@ -45,10 +45,10 @@ class Wire:
         self.closed = True
 
 
-def linked() -> tuple[Conversation, Wire]:
+def linked(*, clustered: bool = True) -> tuple[Conversation, Wire]:
     """A conversation over a wire, greeted already."""
     link, wire = (
-        Conversation(trade(), Protocol(KEYS, "test", 64, clustered=True), unreachable, leads=False),
+        Conversation(trade(), Protocol(KEYS, "test", 64, clustered=clustered), unreachable, leads=False),
         Wire(),
     )
     link.link = wire  # type: ignore[assignment]
@@ -107,6 +107,32 @@ def test_a_gap_before_the_rest_of_a_pipeline_is_sent_gives_the_link_up():
     link._trade.passed_ns = time.monotonic_ns() - LOOP_GAP_NS_MAX - 1
     link._with_link(wire, False)  # type: ignore[arg-type]
     assert (wire.flushed, wire.closed) == (0, True)
+
+
+# What is asked all the time ----------------------------------------------------------------------
+
+
+def asked(link: Conversation, wire: Wire) -> list[list[bytes]]:
+    """The first words of the commands that a link sends once it is due to ask."""
+    wire.sent.clear()
+    link._probed_ns = 0
+    link._with_link(wire, False)  # type: ignore[arg-type]
+    reader = hiredis.Reader()
+    reader.feed(b"".join(wire.sent))
+    return [command[:1] if command[0] != b"SCRIPT" else command[:2] for command in iter(reader.gets, False)]
+
+
+def test_a_link_that_follows_does_not_ask_for_store_time():
+    """It may be the first at a server that has become the primary, where nobody has loaded the script yet."""
+    assert asked(*linked(clustered=False)) == [[b"TIME"], [b"GET"]]
+    assert asked(*linked(clustered=True)) == [[b"TIME"]], "the layout is on the server that leads"
+
+
+def test_a_link_that_comes_to_lead_teaches_the_server_with_its_first_question():
+    link, wire = linked()
+    link.leads = True
+    assert asked(link, wire) == [[b"SCRIPT", b"LOAD"], [b"EVALSHA"], [b"GET"]]
+    assert asked(link, wire) == [[b"EVALSHA"], [b"GET"]]
 
 
 # A connection that does not hold ------------------------------------------------------------------

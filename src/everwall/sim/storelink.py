@@ -241,7 +241,7 @@ class StoreLink:
     def _ask_time(self) -> None:
         """And for the layout."""
         batch, least = self._protocol.room(1), self._clock.least_ns(self._now)
-        self._protocol.probe(batch, least)
+        self._protocol.probe(batch, least_ns=least)
         self._send(batch, probes=True, least=least)
 
     def _probe(self) -> None:

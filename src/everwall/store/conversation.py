@@ -71,9 +71,9 @@ class _Pipeline:
     asking: bool = False
     """Its one row was sent here by another server (``-ASK``)."""
     layout: bool = False
-    """It asks for store time and the layout."""
-    least_ns: int = 0
-    """The store time that it names."""
+    """It asks for the layout."""
+    least_ns: int | None = None
+    """It asks for store time, and names this one."""
 
 
 @dataclass
@@ -400,8 +400,8 @@ class Conversation:
             if time.monotonic_ns() - self._probed_ns >= _PROBE_NS and self._idle:
                 pipeline = self._idle.pop()
                 pipeline.layout = self.leads or not self.protocol.clustered
-                pipeline.least_ns = self._trade.clock.least_ns(time.monotonic_ns())
-                self.protocol.probe(pipeline.batch, pipeline.least_ns, layout=pipeline.layout)
+                pipeline.least_ns = self._trade.clock.least_ns(time.monotonic_ns()) if self.leads else None
+                self.protocol.probe(pipeline.batch, least_ns=pipeline.least_ns, layout=pipeline.layout)
                 self._send(link, pipeline, probe=True)
                 self._trade.offer_what_was_refused(self._probed_ns)
             self._held = not self._may_send()
@@ -553,7 +553,7 @@ class Conversation:
             told_ns, errors = pipeline.batch.told_ns, pipeline.batch.errors
             if not told_ns and not errors:
                 raise ProtocolError("a question for the time was answered by something else")
-            if told_ns and pipeline.layout and self.leads:  # else it was the server's own time
+            if told_ns and pipeline.least_ns is not None and self.leads:
                 clock = self._trade.clock
                 clock.tell(told_ns, pipeline.least_ns, pipeline.sent_ns, self._received_ns)
             if pipeline.layout:

@@ -252,8 +252,8 @@ class Protocol:
         self._epochs: tuple[Epoch, ...] = ()
         self._wording = self._worded(self.layout.epochs(0))
         self._clock_key = clock_key(prefix)
-        self._load_clock = False
-        """The server has lost the script that tells the time."""
+        self._load_clock = True
+        """The server may not know the script that tells the time."""
         self._encode = bound(resp.encode, self.room(1).pipeline, 0, self._wording, 0)
         self._scratch = np.zeros((1, image.COLUMNS), np.int64)
         self._load_scripts = True
@@ -310,7 +310,7 @@ class Protocol:
     def greeting(self, least_ns: int = 0) -> list[Command]:
         """What to send first on every new connection; ``least_ns``: a store time that has come, if one is known."""
         # A server that was restarted has lost scripts and expiries.
-        self._load_scripts = True
+        self._load_scripts, self._load_clock = True, False
         self._wording.lives_until[:] = 0
         return [
             (b"SET", self.meta_key, str(self.layout).encode(), b"NX"),
@@ -352,7 +352,7 @@ class Protocol:
 
     def following(self) -> list[Command]:
         """What to send first on a connection that only follows."""
-        self._load_scripts = True
+        self._load_scripts = self._load_clock = True
         self._wording.lives_until[:] = 0
         state: list[Command] = [(b"CLUSTER", b"INFO")] if self._clustered else []
         return [(b"INFO", b"server"), *state]
@@ -406,17 +406,21 @@ class Protocol:
 
     # Requests --------------------------------------------------------------------------------------
 
-    def probe(self, batch: StoreBatch, least_ns: int = 0, *, layout: bool = True) -> None:
-        """Fill a batch with what is asked all the time: store time and the layout, else the server's time only.
+    def probe(self, batch: StoreBatch, *, least_ns: int | None = None, layout: bool = True) -> None:
+        """Fill a batch with what is asked all the time: what time it is, and the layout too where the server has it.
 
-        ``least_ns``: a store time that has come, if one is known.
+        ``least_ns``: ask for store time, and say that this one has come, if it is not 0; else for the server's own.
         """
-        commands: list[Command] = [(b"TIME",)]
-        if layout:
-            commands = [clock_command(self._clock_key, least_ns), (b"GET", self.meta_key)]
+        commands: list[Command] = []
+        if least_ns is None:
+            commands.append((b"TIME",))
+        else:
             if self._load_clock:
-                commands.insert(0, _LOAD_CLOCK)
+                commands.append(_LOAD_CLOCK)
                 self._load_clock = False
+            commands.append(clock_command(self._clock_key, least_ns))
+        if layout:
+            commands.append((b"GET", self.meta_key))
         self._say(batch, commands)
 
     def _say(self, batch: StoreBatch, commands: list[Command]) -> None:
