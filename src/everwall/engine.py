@@ -57,6 +57,14 @@ _STATES = {
 assert set(_STATES) == set(TIMEOUTS)
 
 
+_BUDGETS = (
+    (state.MISS_BUDGET, state.MISS_TOKENS, limits.MISS_BUDGET_PER_S),
+    (state.MADE_BUDGET, state.MADE_TOKENS, limits.ANSWERS_PER_S),
+    (state.LOG_BUDGET, state.LOG_TOKENS, limits.LOGGED_REFUSALS_PER_S),
+)
+"""Where a rate stands, where what is left of it does, and the node's, which its workers share."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """What an engine has to know; all times in ns."""
@@ -111,13 +119,9 @@ def make_state(
     sessions.words[state.OWNER] = config.owner
     sessions.words[state.SEED] = config.seed
     sessions.words[state.MAX_SESSIONS] = config.max_sessions
-    budget = max(limits.MISS_BUDGET_PER_S // config.workers, 1)
-    sessions.words[state.MISS_BUDGET] = sessions.words[state.MISS_TOKENS] = budget
+    for rate, tokens, per_s in _BUDGETS:
+        sessions.words[rate] = sessions.words[tokens] = max(per_s // config.workers, 1)
     sessions.words[state.RESYNC_RATE] = max(limits.RESYNC_PER_S // config.workers, 1)
-    made = max(limits.ANSWERS_PER_S // config.workers, 1)
-    sessions.words[state.MADE_BUDGET] = sessions.words[state.MADE_TOKENS] = made
-    logged = max(limits.LOGGED_REFUSALS_PER_S // config.workers, 1)
-    sessions.words[state.LOG_BUDGET] = sessions.words[state.LOG_TOKENS] = logged
     sessions.words[state.NEXT_ID] = config.worker + 1
     sessions.words[state.ID_STEP] = config.workers
     sessions.clock[state.CLOCK_OFFSET] = config.epoch_offset

@@ -19,11 +19,10 @@ from everwall.policy.match import (
     match,
     zone_of,
 )
-from everwall.rings import ring_publish, ring_slot
 from everwall.session import image, state, tcp
 from everwall.session import table as t
 from everwall.session.tokens import take_token
-from everwall.session.writer import begin_row, protocol_of, report
+from everwall.session.writer import begin_row, event_slot, protocol_of, publish_event, report
 from everwall.verdict import Verdict
 from everwall.wire import meta as m
 
@@ -35,7 +34,6 @@ _SESSION_LIMIT = int(Verdict.SESSION_LIMIT)
 
 _SESSIONS = int(Counter.SESSIONS)
 _SESSIONS_CREATED = int(Counter.SESSIONS_CREATED)
-_EVENTS_LOST = int(Counter.EVENTS_LOST)
 _REFUSALS_UNLOGGED = int(Counter.REFUSALS_UNLOGGED)
 
 _NONE = -1
@@ -105,9 +103,8 @@ def _log_refusal(state_, meta, i, row, zone, initiator_upper, now):
     if not take_token(words, state.LOG_TOKENS, words[state.LOG_BUDGET], now):
         sessions.counters[_REFUSALS_UNLOGGED] += 1
         return
-    event = ring_slot(sessions.events)
+    event = event_slot(sessions)
     if event < 0:
-        sessions.counters[_EVENTS_LOST] += 1
         return
     rows = sessions.events.rows
     begin_row(rows, event, meta, i)
@@ -117,11 +114,7 @@ def _log_refusal(state_, meta, i, row, zone, initiator_upper, now):
     rows[event, image.START] = (now + sessions.clock[state.CLOCK_OFFSET]) // MS_NS
     rows[event, image.PACKETS] = 1
     rows[event, image.BYTES] = meta[i, m.INNER_END] - meta[i, m.INNER]
-    rows[event, state.EVENT_KIND] = state.EVENT_REFUSED
-    rows[event, state.EVENT_REASON] = tcp.END_POLICY_DENY
-    rows[event, state.EVENT_TIME] = now
-    rows[event, state.EVENT_REFUSED_BY] = rules[row, RULE_ID]
-    ring_publish(sessions.events)
+    publish_event(sessions, event, state.EVENT_REFUSED, tcp.END_POLICY_DENY, rules[row, RULE_ID], now)
 
 
 @inlined

@@ -111,12 +111,16 @@ class _Parser:
             redis_auth=self._read("redis-auth", self._auth, None),
             redis_auth_file=self._read("everwall-redis-auth-file", self._auth_file, None),
             redis_sentinels=self._read("everwall-redis-sentinel", self._endpoints, ()),
-            redis_sentinel_service=self._read("everwall-redis-sentinel-service", self._service, None),
-            redis_sentinel_user=self._read("everwall-redis-sentinel-user", self._user, None),
+            redis_sentinel_service=self._read(
+                "everwall-redis-sentinel-service", self._name("the name that Sentinels watch it by"), None
+            ),
+            redis_sentinel_user=self._read(
+                "everwall-redis-sentinel-user", self._name("the name of an ACL user"), None
+            ),
             redis_sentinel_auth=self._read("everwall-redis-sentinel-auth", self._auth, None),
             redis_cluster=self._read("everwall-redis-cluster", self._endpoints, ()),
             wait_replicas=self._read("everwall-wait-replicas", self._integer(0, REPLICAS_MAX), 0),
-            redis_user=self._read("everwall-redis-user", self._user, None),
+            redis_user=self._read("everwall-redis-user", self._name("the name of an ACL user"), None),
             redis_certificate=self._read("redis-certificate", self._certificate, None),
             redis_tls=self._read("everwall-redis-tls", self._yes_no, True),
             redis_server_name=self._read("everwall-redis-server-name", self._host, None),
@@ -268,13 +272,6 @@ class _Parser:
             raise self._error(entry, "host:port of servers, each once, parted by commas")
         return found
 
-    def _service(self, entry: Entry) -> str:
-        if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
-            raise self._error(
-                entry, f"the name that Sentinels watch it by: no spaces, at most {STORE_NAME_MAX} characters"
-            )
-        return entry.value
-
     def _auth_file(self, entry: Entry) -> Path:
         path = self._existing(entry)
         if path.stat().st_mode & 0o077:
@@ -305,13 +302,6 @@ class _Parser:
     def _auth(self, entry: Entry) -> SecretStr:
         return SecretStr(entry.value)
 
-    def _user(self, entry: Entry) -> str:
-        if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
-            raise self._error(
-                entry, f"the name of an ACL user: no spaces, at most {STORE_NAME_MAX} characters"
-            )
-        return entry.value
-
     def _prefix(self, entry: Entry) -> str:
         if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{STORE_NAME_MAX}}}", entry.value):
             raise self._error(
@@ -340,6 +330,14 @@ class _Parser:
         if entry.value not in ("yes", "no"):
             raise self._error(entry, "yes or no")
         return entry.value == "yes"
+
+    def _name(self, what: str) -> Callable[[Entry], str]:
+        def read(entry: Entry) -> str:
+            if re.search(r"\s", entry.value) or len(entry.value) > STORE_NAME_MAX:
+                raise self._error(entry, f"{what}: no spaces, at most {STORE_NAME_MAX} characters")
+            return entry.value
+
+        return read
 
     def _integer(self, low: int, high: int) -> Callable[[Entry], int]:
         def read(entry: Entry) -> int:

@@ -123,8 +123,8 @@ EVENT_TIME = 23  # ns
 EVENT_ENDED = 1
 EVENT_TAKEN_OVER = 2
 EVENT_STARTED = 3  # of rules with ``log-start`` only
-EVENT_REFUSED = 5  # no session: policy denied its first packet
 EVENT_ENDED_UNLOGGED = 4  # as EVENT_ENDED, of rules without ``log-end``
+EVENT_REFUSED = 5  # no session: policy denied its first packet
 
 
 class Sessions(NamedTuple):

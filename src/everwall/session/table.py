@@ -350,10 +350,10 @@ def ends_of(table, slot):
 def ends(table: Table, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """As ``ends_of``, for readers: int64[n, 4] of some slots."""
     hot, found = table.hot[slots], table.addresses[slots]
-    short = hot[:, KEY2] >> _FAMILY_SHIFT == 4
-    both = hot[short, KEY1]
-    found[short] = 0
-    found[short, LOWER_LOW], found[short, UPPER_LOW] = (both >> 32) & _LOW, both & _LOW
+    in_key = hot[:, KEY2] >> _FAMILY_SHIFT == 4
+    both = hot[in_key, KEY1]
+    found[in_key] = 0
+    found[in_key, LOWER_LOW], found[in_key, UPPER_LOW] = (both >> 32) & _LOW, both & _LOW
     return found
 
 

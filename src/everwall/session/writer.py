@@ -206,14 +206,28 @@ def forget(sessions, slot):
 @kernel
 def report(sessions, slot, kind, reason, refused_by, now):
     """Put an event about a session into the log's ring; ``refused_by``: id of the rule that ends it, or 0."""
+    row = event_slot(sessions)
+    if row < 0:
+        return
+    _fill(sessions, row, sessions.events.rows, slot)
+    sessions.events.rows[row, state.EVENT_SESSION] = sessions.table.cold[slot, t.ID]
+    publish_event(sessions, row, kind, reason, refused_by, now)
+
+
+@inlined
+def event_slot(sessions):
+    """Where the next event for the log goes; negative when there is no room, and one more is lost."""
     row = ring_slot(sessions.events)
     if row < 0:
         sessions.counters[_EVENTS_LOST] += 1
-        return
+    return row
+
+
+@inlined
+def publish_event(sessions, row, kind, reason, refused_by, now):
+    """Hand an event to the log, whose session is in its row already; the rest as in ``report``."""
     rows = sessions.events.rows
-    _fill(sessions, row, rows, slot)
     rows[row, state.EVENT_KIND] = kind
-    rows[row, state.EVENT_SESSION] = sessions.table.cold[slot, t.ID]
     rows[row, state.EVENT_REASON] = reason
     rows[row, state.EVENT_TIME] = now
     rows[row, state.EVENT_REFUSED_BY] = refused_by

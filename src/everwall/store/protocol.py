@@ -569,9 +569,13 @@ def clock_key(prefix: str) -> bytes:
 
 
 def clock_command(key: bytes, least_ns: int = 0) -> Command:
-    """The question for store time, to be put where CLOCK_SCRIPT is loaded; ``least_ns``: one that has come."""
-    numbers = (least_ns // 1000, CLOCK_AHEAD_MAX_S * 1_000_000, CLOCK_PAUSE_S * 1_000_000)
-    return (b"EVALSHA", _CLOCK_SHA, b"1", key, *(b"%d" % number for number in numbers))
+    """The question for store time, to be put where CLOCK_SCRIPT is loaded; arguments as in ``clock_arguments``."""
+    return (b"EVALSHA", _CLOCK_SHA, b"1", key, *(b"%d" % number for number in clock_arguments(least_ns)))
+
+
+def clock_arguments(least_ns: int = 0) -> tuple[int, int, int]:
+    """Of CLOCK_SCRIPT, whose key is that of ``clock_key``; ``least_ns``: a store time that has come."""
+    return (least_ns // 1000, CLOCK_AHEAD_MAX_S * 1_000_000, CLOCK_PAUSE_S * 1_000_000)
 
 
 def store_time_ns(reply: Any) -> int:

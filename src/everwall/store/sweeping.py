@@ -26,7 +26,7 @@ from everwall.limits import (
 from everwall.session.record import EXPIRY_OFFSET
 from everwall.store import keys, layout, names
 from everwall.store.lua import Client, Script
-from everwall.store.protocol import clock_command, clock_key, store_time_ns
+from everwall.store.protocol import clock_arguments, clock_key, store_time_ns
 
 _LEASE, _SWEEP, _CLOCK = Script("lease"), Script("sweep"), Script("clock")
 
@@ -86,8 +86,8 @@ class Sweeper:
 
         Raises redis.RedisError.
         """
-        key, *words = clock_command(clock_key(self._prefix))[3:]
-        more, now_s = False, store_time_ns(_CLOCK(client, [key], words)) // SECOND_NS
+        told = _CLOCK(client, [clock_key(self._prefix)], clock_arguments())
+        more, now_s = False, store_time_ns(told) // SECOND_NS
         for each in self.ranges:
             first, count = _LEASE(client, [each.cursor], [each.buckets, str(self._pass_s), SWEEP_BUCKETS])
             found = [each.key(bucket % each.buckets) for bucket in range(first, first + count)]
