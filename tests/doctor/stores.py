@@ -8,7 +8,6 @@ from typing import Any
 from everwall.doctor import store_checks
 from everwall.doctor.findings import Finding, Level
 from everwall.doctor.sizing import Size, size
-from everwall.doctor.store_checks import Wanted
 from everwall.doctor.store_facts import Login, Reach, Server, StoreFacts, Tls
 from everwall.store.connection import StoreConfig
 
@@ -35,6 +34,8 @@ SERVER = Server(
     info=INFO,
     settings={"hash-max-listpack-entries": "512", "hash-max-listpack-value": "64"},
     buckets="1024",
+    told="5000000000 200",
+    now_us=5_000_900_000,
     round_trips_ns=(MS // 10,) * 200,
     skew_ns=1000,
 )
@@ -45,26 +46,26 @@ GOOD = StoreFacts(
     Login(),
     SERVER,
 )
-WANTED = Wanted(size(65_536))
+WANTED = size(65_536)
 
 
-def seen(facts: StoreFacts, wanted: Size | None = WANTED.size) -> dict[str, Finding]:
+def seen(facts: StoreFacts, wanted: Size | None = WANTED) -> dict[str, Finding]:
     """The findings by what they are about, the worst of each."""
     found: dict[str, Finding] = {}
     order = [Level.OK, Level.WARNING, Level.ERROR]
-    for finding in store_checks.findings(facts, Wanted(wanted)):
+    for finding in store_checks.findings(facts, wanted):
         before = found.get(finding.check)
         if before is None or order.index(before.level) < order.index(finding.level):
             found[finding.check] = finding
     return found
 
 
-def about(check: str, wanted: Size | None = WANTED.size, **changed: Any) -> Finding:
+def about(check: str, wanted: Size | None = WANTED, **changed: Any) -> Finding:
     """What is found about ``check`` when these facts of the server are others."""
     return seen(replace(GOOD, server=replace(SERVER, **changed)), wanted)[check]
 
 
-def informed(check: str, wanted: Size | None = WANTED.size, **changed: str | None) -> Finding:
+def informed(check: str, wanted: Size | None = WANTED, **changed: str | None) -> Finding:
     """The same for lines of INFO; None takes a line away."""
     info = {name: value for name, value in {**INFO, **changed}.items() if value is not None}
     return about(check, wanted, info=info)

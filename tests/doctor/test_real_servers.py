@@ -17,12 +17,12 @@ import redis
 from everwall.doctor import store_checks, store_facts
 from everwall.doctor.findings import Finding, Level
 from everwall.doctor.sizing import size
-from everwall.doctor.store_checks import Wanted
+from everwall.limits import SECOND_NS
 from everwall.session import image
 from everwall.store.clients import make_client
 from everwall.store.connection import StoreConfig
 from everwall.store.members import Member, Members
-from everwall.store.protocol import Protocol
+from everwall.store.protocol import CLOCK_SCRIPT, Protocol, clock_command
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
 from tests.store.stores import KEYS, NODE_RIGHTS, sessions
@@ -58,7 +58,7 @@ def operator(server: RedisServer) -> redis.Redis:
 
 
 def seen(config: StoreConfig, sessions: int = 100_000) -> dict[str, Finding]:
-    findings = store_checks.findings(store_facts.collect(config), Wanted(size(sessions)))
+    findings = store_checks.findings(store_facts.collect(config), size(sessions))
     return {finding.check: finding for finding in findings}
 
 
@@ -93,6 +93,7 @@ def test_every_command_that_nodes_give_is_tried(server: RedisServer) -> None:
         called = {part.split(b"'", 1)[0].decode() for part in script.split(b"redis.call('")[1:]}
         assert called <= tried
     assert store_facts.meta_key("everwall").encode() in protocol.greeting()[0]
+    assert store_facts.clock_key("everwall").encode() in protocol.greeting()[-1]
 
 
 def test_an_authority_that_did_not_issue_the_certificate_gets_no_password(server: RedisServer) -> None:
@@ -284,6 +285,23 @@ def test_the_agreed_buckets_are_read_and_another_programs_key_is_found(server: R
             client.delete(key)
             client.hset(key, "a", "b")
             assert "WRONGTYPE" in seen(to(server))["buckets"].text
+        finally:
+            client.delete(key)
+
+
+def test_store_time_is_read_as_nodes_left_it_and_another_programs_key_is_found(server: RedisServer) -> None:
+    key = store_facts.clock_key("everwall")
+    with operator(server) as client:
+        try:
+            assert seen(to(server))["store-time"].text == "the server's clock: no node has asked yet"
+            client.script_load(CLOCK_SCRIPT)
+            least_ns = time.time_ns() + 3600 * SECOND_NS
+            client.execute_command(*clock_command(key.encode(), least_ns))
+            found = seen(to(server))["store-time"]
+            assert (found.level, found.text[:3]) == (Level.WARNING, "3,6")
+            client.delete(key)
+            client.hset(key, "a", "b")
+            assert "WRONGTYPE" in seen(to(server))["store-time"].text
         finally:
             client.delete(key)
 

@@ -206,6 +206,29 @@ def test_clocks_that_differ_by_seconds_are_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "level", "text"),
+    [
+        (None, Level.OK, "no node has asked yet"),
+        ("1000000000 900000", Level.OK, "0.900 s ahead"),
+        ("1000000000 2500000", Level.WARNING, "2.500 s ahead"),
+        ("1000000000 0", Level.OK, "0.000 s ahead"),
+        ("0 90000000", Level.OK, "no node has asked for 1,090 s"),
+        ("1005000000 0", Level.WARNING, "5.000 s ahead"),
+        ("87500000000 0", Level.WARNING, "86,500 s ahead of the server's clock: not believed"),
+        ("today", Level.WARNING, "is no time: 'today'"),
+        ("1 2 3", Level.WARNING, "is no time"),
+    ],
+)
+def test_store_time_far_ahead_of_the_servers_clock_is_a_warning(
+    told: str | None, level: Level, text: str
+) -> None:
+    """The clock stands at 1,000 s."""
+    found = about("store-time", told=told, now_us=1_000_000_000)
+    assert found.level is level
+    assert text in found.text
+
+
+@pytest.mark.parametrize(
     ("trips", "level", "hint"),
     [
         ((MS // 2,) * 200, Level.OK, ""),

@@ -9,7 +9,6 @@ import pytest
 from everwall.doctor import topology
 from everwall.doctor.findings import Finding, Level
 from everwall.doctor.sizing import size
-from everwall.doctor.store_checks import Wanted
 from everwall.doctor.topology import _judge_sentinels
 from everwall.store.connection import Address, StoreConfig
 from tests import needs
@@ -18,7 +17,7 @@ from tests.topologies import Cluster, Watched, eventually
 
 
 def look(config: StoreConfig) -> list[Finding]:
-    return topology.look(config, lambda kind, shards: Wanted(size(-(-100_000 // shards), server=kind)))
+    return topology.look(config, lambda kind, shards: size(-(-100_000 // shards), server=kind))
 
 
 def about(found: list[Finding], check: str) -> list[Finding]:

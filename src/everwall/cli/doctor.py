@@ -17,9 +17,9 @@ from everwall.bootstrap.load import Bootstrap, given_by_environment, load_bootst
 from everwall.bootstrap.parse import parse_init_cfg
 from everwall.cli.common import SECRET_FILE_OPTION, SECRET_ID_OPTION, SERIAL_OPTION, fail
 from everwall.config import ConfigError, read_password, read_text
-from everwall.doctor import balancer_checks, balancer_facts, node_checks, store_checks, topology
+from everwall.doctor import balancer_checks, balancer_facts, node_checks, topology
 from everwall.doctor.findings import Finding, Level, count
-from everwall.doctor.sizing import size
+from everwall.doctor.sizing import Size, size
 from everwall.policy.settings import DEFAULT_SETTINGS
 from everwall.store.connection import StoreConfig
 from everwall.store_config import store_config
@@ -133,10 +133,10 @@ def _look_at_store(store: StoreConfig, sessions: int | None, firewalls: int) -> 
     if sessions is not None:
         size(sessions, firewalls)  # refuses nonsense before anything is asked
 
-    def wanted(kind: str, shards: int) -> store_checks.Wanted:
+    def wanted(kind: str, shards: int) -> Size | None:
         if sessions is None:
-            return store_checks.Wanted()
-        return store_checks.Wanted(size(-(-sessions // shards), firewalls, server=kind))
+            return None
+        return size(-(-sessions // shards), firewalls, server=kind)
 
     return topology.look(store, wanted)
 

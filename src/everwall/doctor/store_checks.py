@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from everwall.doctor.agreement_checks import agreed, policies
 from everwall.doctor.findings import Finding, error, ok, warning
 from everwall.doctor.sizing import SERVERS, Size, amount
-from everwall.doctor.store_facts import Login, Reach, Server, StoreFacts, Tls, meta_key, percentile_ns
+from everwall.doctor.store_facts import Login, Reach, Server, StoreFacts, Tls, percentile_ns
 from everwall.limits import (
     BUCKET_FIELDS_SEEN,
-    BUCKET_SESSIONS_HIGH,
-    BUCKET_SESSIONS_LOW,
     CERTIFICATE_DAYS_MIN,
     LOOKUP_DEADLINE_NS,
     MS_NS,
@@ -22,23 +20,14 @@ from everwall.limits import (
     SKEW_NS_MAX,
 )
 from everwall.store.connection import StoreConfig
-from everwall.store.layout import LayoutError, parse
-from everwall.store.members import by_checksum
-from everwall.store.protocol import buckets_for
 
 _DAY_S = 86_400
 _REDIS_MIN, _VALKEY_MIN = 7, 8
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the cluster needs of a store; without it room and buckets are not judged."""
-
-    size: Size | None = None
-
-
-def findings(facts: StoreFacts, wanted: Wanted) -> list[Finding]:
-    """All findings, in the order in which things were tried."""
+def findings(facts: StoreFacts, wanted: Size | None) -> list[Finding]:
+    """All findings, in the order in which things were tried; without what the cluster needs room and buckets are not
+    judged."""
     found = list(_reach(facts.config, facts.reach))
     if facts.reach.resolve_error or facts.reach.connect_error:
         return found
@@ -55,8 +44,8 @@ def findings(facts: StoreFacts, wanted: Wanted) -> list[Finding]:
         found += _memory(server, wanted)
         found += _room(server, wanted)
         if not facts.config.cluster:
-            found += buckets(server, facts.config.prefix, wanted)
-        found += _policies(server)
+            found += agreed(server, facts.config.prefix, wanted)
+        found += policies(server)
     return found
 
 
@@ -284,13 +273,13 @@ def _persistence(server: Server) -> Iterator[Finding]:
         yield ok("persistence", "no append-only file; snapshots, if any, need memory for the copy")
 
 
-def _memory(server: Server, wanted: Wanted) -> Iterator[Finding]:
+def _memory(server: Server, wanted: Size | None) -> Iterator[Finding]:
     info = server.info
     if "used_memory" not in info:
         return
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
     if not limit:
-        enough = amount(wanted.size.maxmemory) if wanted.size else "what `everwall size` says"
+        enough = amount(wanted.maxmemory) if wanted else "what `everwall size` says"
         yield warning(
             "maxmemory",
             f"no limit, {amount(used)} used: the system may kill the server before it says no",
@@ -357,7 +346,7 @@ def _clock(server: Server) -> Iterator[Finding]:
         yield warning(
             "clock",
             text,
-            f"sessions go by the server's clock alone, logs and certificates do not: synchronise both "
+            f"sessions go by store time alone, logs and certificates do not: synchronise both "
             f"(more than {SKEW_NS_MAX / SECOND_NS:g} s apart)",
         )
     else:
@@ -396,92 +385,19 @@ _SERVER_CHECKS: tuple[Callable[[Server], Iterator[Finding]], ...] = (
 )
 
 
-# What the cluster makes of it ---------------------------------------------------------------------
+# Room ---------------------------------------------------------------------------------------------
 
 
-def buckets(server: Server, prefix: str, wanted: Wanted) -> Iterator[Finding]:
-    key = meta_key(prefix)
-    if server.buckets_error:
-        if "GET" not in server.refused:
-            yield _no_buckets(f"{key}: {server.buckets_error}", server.buckets_error.split(" ", 1)[0])
+def _room(server: Server, wanted: Size | None) -> Iterator[Finding]:
+    if wanted is None or "used_memory" not in server.info:
         return
-    if server.buckets is None:
-        yield ok("buckets", f"{key} is not set yet: the first node does that")
-        return
-    try:
-        layout = parse(server.buckets.encode())
-    except LayoutError as wrong:
-        yield error(
-            "buckets",
-            f"{key} {wrong}",
-            "nodes refuse this store: give them one release, or delete the key and the buckets beside it",
-        )
-        return
-    agreed = layout.current.buckets
-    if wanted.size is None:
-        yield ok("buckets", f"{agreed:,} agreed")
-        return
-    each = wanted.size.sessions / agreed
-    advice = (
-        f"{buckets_for(wanted.size.sessions):,} would fit: everwall store buckets "
-        f"{buckets_for(wanted.size.sessions)}, on one of the nodes"
-    )
-    if each > BUCKET_SESSIONS_HIGH:
-        yield warning(
-            "buckets",
-            f"{agreed:,} agreed, {each:,.0f} sessions in each when full: long to search, at last not compact",
-            advice,
-        )
-    elif each < BUCKET_SESSIONS_LOW:
-        yield warning(
-            "buckets", f"{agreed:,} agreed, {each:,.1f} sessions in each when full: memory is lost", advice
-        )
-    else:
-        yield ok("buckets", f"{agreed:,} agreed, {each:,.0f} sessions in each when full")
-
-
-def _policies(server: Server) -> Iterator[Finding]:
-    groups = list(by_checksum(server.members).values())
-    if not groups:
-        yield ok("policies", "no node has told its policy within the last minute")
-    elif len(groups) == 1:
-        nodes = groups[0]
-        text = f"{len(nodes)} nodes have" if len(nodes) > 1 else f"{nodes[0].node} alone has"
-        yield ok("policies", f"{text} one policy: {nodes[0].policy} {nodes[0].checksum}")
-    else:
-        told = [
-            f"{', '.join(node.node for node in nodes)} "
-            f"({nodes[0].policy} {nodes[0].checksum}, {nodes[0].release})"
-            for nodes in groups
-        ]
-        yield warning(
-            "policies",
-            f"policies differ: {'; '.join(told)}",
-            "give all nodes one policy: a session that moves is judged by that of the node it comes to",
-        )
-
-
-def _no_buckets(text: str, code: str) -> Finding:
-    """The key could not be read, and not for want of permission."""
-    if code in ("MOVED", "ASK"):
-        return warning("buckets", f"{text}: in another shard, and not looked at", "ask that one too")
-    if code == "CLUSTERDOWN":
-        return error("buckets", text, "the cluster does not serve all its slots: CLUSTER INFO")
-    if code == "WRONGTYPE":
-        return error("buckets", text, "another program uses this key: give the cluster a server of its own")
-    return error("buckets", text, "ask the server's log")
-
-
-def _room(server: Server, wanted: Wanted) -> Iterator[Finding]:
-    if wanted.size is None or "used_memory" not in server.info:
-        return
-    need = wanted.size.data + wanted.size.headroom
+    need = wanted.data + wanted.headroom
     used = _number(server.info, "used_memory")
     limit = _number(server.info, "maxmemory") or _number(server.info, "total_system_memory")
     if not limit:
         return
     free = max(limit - used, 0)
-    text = f"{wanted.size.sessions:,} sessions need {amount(need)} with head-room, {amount(free)} are free"
+    text = f"{wanted.sessions:,} sessions need {amount(need)} with head-room, {amount(free)} are free"
     if need <= free:
         yield ok("room", text)
     elif need <= limit:
@@ -494,7 +410,7 @@ def _room(server: Server, wanted: Wanted) -> Iterator[Finding]:
         yield error(
             "room",
             f"{text} of {amount(limit)}: new sessions would be refused",
-            f"give it {amount(wanted.size.maxmemory)} (`everwall size` has the sum)",
+            f"give it {amount(wanted.maxmemory)} (`everwall size` has the sum)",
         )
 
 

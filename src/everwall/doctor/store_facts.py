@@ -29,6 +29,7 @@ from everwall.limits import (
     PROBE_KEY_TTL_S,
     RECORD_BYTES_MAX,
 )
+from everwall.store import layout, protocol
 from everwall.store.connection import StoreConfig, tls_context
 from everwall.store.members import Member, members_key, unsealed
 from everwall.store.protocol import ErrorReply, ProtocolError, store_time_ns
@@ -90,6 +91,11 @@ class Server:
     buckets: str | None = None
     """What the cluster agreed on; None when nobody has yet."""
     buckets_error: str = ""
+    told: str | None = None
+    """What stands under the key of store time; None when nobody has asked for it yet."""
+    told_error: str = ""
+    now_us: int | None = None
+    """The server's clock when that was read."""
     members: tuple[Member, ...] = ()
     """Nodes and their policies, as they stand there: without the cluster's secret they are believed."""
     round_trips_ns: tuple[int, ...] = ()
@@ -111,8 +117,13 @@ class StoreFacts:
 
 
 def meta_key(prefix: str) -> str:
-    """The key under which a cluster agrees on its buckets (``store.protocol``)."""
-    return f"{{{prefix}}}:buckets"
+    """The key under which a cluster agrees on its buckets."""
+    return layout.meta_key(prefix).decode()
+
+
+def clock_key(prefix: str) -> str:
+    """The key under which a cluster keeps its time."""
+    return protocol.clock_key(prefix).decode()
 
 
 def bucket_key(prefix: str, name: str) -> str:
@@ -328,6 +339,11 @@ def _look_over(conversation: _Conversation, config: StoreConfig) -> Server:
         server = replace(server, buckets_error=str(buckets))
     elif buckets is not None:
         server = replace(server, buckets=_text(buckets))
+    told = ask("GET", clock_key(prefix))
+    if isinstance(told, ErrorReply):
+        server = replace(server, told_error=str(told))
+    else:
+        server = replace(server, told=told if told is None else _text(told), now_us=_now_us(ask))
     server = replace(server, members=_members(ask(*permission_probes(prefix)["HGETALL"])))
     if "TIME" in refused:
         return server
@@ -366,6 +382,13 @@ def _members(reply: Any) -> tuple[Member, ...]:
     if not isinstance(reply, list) or not all(isinstance(word, bytes) for word in reply):
         return ()
     return tuple(unsealed(dict(zip(reply[::2], reply[1::2], strict=False)), int(time.time())))
+
+
+def _now_us(ask: Callable[..., Any]) -> int | None:
+    try:
+        return store_time_ns(ask("TIME")) // 1000
+    except ProtocolError:
+        return None
 
 
 def _round_trips(ask: Callable[..., Any]) -> tuple[tuple[int, ...], int | None]:

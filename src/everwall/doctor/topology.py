@@ -10,15 +10,16 @@ from typing import Any
 import redis
 
 from everwall.doctor import store_checks
+from everwall.doctor.agreement_checks import agreed
 from everwall.doctor.findings import Finding, Level, error, ok, warning
-from everwall.doctor.store_checks import Wanted
+from everwall.doctor.sizing import Size
 from everwall.doctor.store_facts import StoreFacts, collect
 from everwall.store.clients import SLOTS, ask_cluster, find_slots
 from everwall.store.connection import Address, Login, StoreConfig, login_of, require_private, tls_context
 from everwall.store.sentinels import Sentinels
 
 _SENTINELS_MIN = 3
-WantedFor = Callable[[str, int], Wanted]
+WantedFor = Callable[[str, int], Size | None]
 """What is wanted of one of so many shards, of a server of that kind (``sizing.SERVERS``)."""
 
 
@@ -137,7 +138,7 @@ def _in_a_cluster(
         found.append(ok("shard", f"{address}: {', '.join(fine)}"))
         found += [replace(finding, text=f"{address}: {finding.text}") for finding in bad]
         if facts.server is not None and facts.server.buckets_error.split(" ", 1)[0] != "MOVED":
-            found += store_checks.buckets(facts.server, config.prefix, wanted(kind, 1))
+            found += agreed(facts.server, config.prefix, wanted(kind, 1))
     return found
 
 
