@@ -117,7 +117,7 @@ install_packages() {
 
 add_packages() { [ $# -eq 0 ] || apt_get install --yes --no-install-recommends "$@"; }
 
-apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@" </dev/null; }
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 "$@" </dev/null; }
 
 # --- Python ---------------------------------------------------------------------------------------
 
