@@ -10,7 +10,8 @@ pytest() { "$python" -m pytest -q "$@"; }
 
 stage "warm" "$python" -m everwall warm || summary
 stage "kernel tests, the long campaigns" pytest -m "kernel and not lab" tests
-# In a cache of their own.
+# In a cache of their own, which no worker of a test shall have to fill while packets wait.
+stage "warm, with bounds checks" env NUMBA_BOUNDSCHECK=1 "$python" -m everwall warm
 stage "all kernel tests with bounds checks" \
     env NUMBA_BOUNDSCHECK=1 "$python" -m pytest -q -m "kernel and not lab and not slow_compile" tests
 stage "the store in every topology" pytest tests/store tests/doctor/test_topology.py tests/test_node.py
