@@ -290,6 +290,8 @@ class Workers:
                 "resync_ms": None,
                 "unsynced_sessions": self.count(Counter.SESSIONS),
             }
+        stores = combined([store.status() for store in self._stores])
+        # After that: whole is what a store is on the connection that was told of, not on the one before.
         each = [progress(worker.sessions) for worker in self.all]
         took = [one["resync_ms"] for one in each]
         whole = {
@@ -297,7 +299,7 @@ class Workers:
             "resync_ms": None if None in took else max(took),
             "unsynced_sessions": sum(one["unsynced_sessions"] for one in each),
         }
-        return {**combined([store.status() for store in self._stores]), **whole}
+        return {**stores, **whole}
 
 
 def combined(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
