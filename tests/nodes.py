@@ -22,10 +22,15 @@ from tests.redis_server import PASSWORD, RedisServer
 
 CLIENT, SERVER = "10.1.0.5", "10.2.0.9"
 BALANCER = "127.0.82.100"
+SOURCE_PORT = 25678
+"""Outer; below the ports that the system gives to whoever asks for any."""
 SECRET = "5f" * 32
 PLUGIN = "plugin-op-commands=set-sess-ress:True,aws-gwlb-inspect:enable"
 START_S = 300.0  # a cold cache is compiled first
-ANSWER_S = 5.0
+ANSWER_S = 30.0
+"""For whatever has to come true, on a machine that has other work to do."""
+_TOO_LATE = ("lookup-timeout", "store-unavailable")
+"""Names by which a packet is dropped whose session the store did not tell in time."""
 
 POLICY = """
 zones:
@@ -79,6 +84,7 @@ class Process:
                 f"redis-endpoint=127.0.0.1:{redis.port}",
                 f"redis-auth={PASSWORD}",
                 f"redis-certificate={base64.b64encode(redis.ca_pem).decode()}",
+                f"everwall-join-grace={ANSWER_S:g}",
             ]
         (self.folder / "init-cfg.txt").write_text("\n".join(lines) + "\n")
         self.log = (self.folder / "log").open("w+")
@@ -104,7 +110,7 @@ class Process:
         return self
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        return request(self.control, command, **arguments)
+        return request(self.control, command, ANSWER_S, **arguments)
 
     def counters(self) -> dict[str, int]:
         return self.ask("counters")["counters"]
@@ -113,14 +119,21 @@ class Process:
         self.log.flush()
         return (self.folder / "log").read_text()
 
+    def last_line(self) -> str:
+        """The last line of the start; others may follow while it runs, as after it stood still."""
+        return next(line for line in self.said().splitlines() if "session resiliency is" in line)
+
     def health(self) -> tuple[int, str]:
+        """Status and body; asked again where nobody listens, as for a moment after the machine stood still."""
+        found: tuple[int, str] = until(self._probe, ANSWER_S, "the answer to a health check")
+        return found
+
+    def _probe(self) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.address, 8099, timeout=ANSWER_S)
-        try:
+        with contextlib.closing(connection):
             connection.request("GET", "/")
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
-        finally:
-            connection.close()
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -136,24 +149,60 @@ class Balancer:
         self.listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.listener.bind((BALANCER, GENEVE_PORT))
         self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.sender.bind((BALANCER, 45678))
+        self.sender.bind((BALANCER, SOURCE_PORT))
 
-    def through(self, node: Process, inner: bytes, seconds: float = ANSWER_S, endpoint: int = 0xAA) -> bool:
+    def through(self, node: Process, inner: bytes, endpoint: int = 0xAA) -> bool:
         """Whether the node returns the packet, byte for byte, to port 6081 from the same source port."""
+        packet = self._send(node, inner, endpoint)
+        return self._returned(node, packet, ANSWER_S)
+
+    def through_in_time(self, node: Process, inner: bytes) -> bool:
+        """As ``through``, for a packet whose session the store has: it is sent again, as its sender would, when the
+        node has dropped it because the answer came too late. A machine may stand still for longer than it waits."""
+        before, deadline = _too_late(node.counters()), time.monotonic() + ANSWER_S
+        packet = self._send(node, inner)
+        while time.monotonic() < deadline:
+            if self._returned(node, packet, 0.05):
+                return True
+            if (now := _too_late(node.counters())) > before:
+                before, packet = now, self._send(node, inner)
+        return False
+
+    def dropped(self, node: Process, inner: bytes, why: str, endpoint: int = 0xAA) -> bool:
+        """Whether the node drops the packet by that name and does not return it; sent again as ``through_in_time``."""
+        before, deadline = node.counters(), time.monotonic() + ANSWER_S
+        packet = self._send(node, inner, endpoint)
+        while time.monotonic() < deadline and not self._returned(node, packet, 0.005):
+            now = node.counters()
+            if now.get(why, 0) > before.get(why, 0):
+                return not self._returned(node, packet, 0.0)
+            if _too_late(now) > _too_late(before):
+                before, packet = now, self._send(node, inner, endpoint)
+        return False
+
+    def _send(self, node: Process, inner: bytes, endpoint: int = 0xAA) -> bytes:
         packet = packets.geneve(inner, endpoint=endpoint)
         self.sender.sendto(packet, (node.address, GENEVE_PORT))
+        return packet
+
+    def _returned(self, node: Process, packet: bytes, seconds: float) -> bool:
         self.listener.settimeout(seconds)
         try:
             data, source = self.listener.recvfrom(9999)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return False
-        assert source == (node.address, 45678)
+        assert source == (node.address, SOURCE_PORT)
         assert data == packet
         return True
 
     def close(self) -> None:
         self.listener.close()
         self.sender.close()
+
+
+def _too_late(counters: dict[str, int]) -> int:
+    """Packets that a node dropped because the store did not answer in time."""
+    return sum(counters.get(name, 0) for name in _TOO_LATE)
 
 
 def c2s(**fields: Any) -> bytes:

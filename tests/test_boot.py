@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import shutil
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,13 +68,25 @@ class Booted:
             time.sleep(0.02)
         pytest.fail(f"waited for {what}: {self.said()}")
 
+    def line(self, words: str) -> str:
+        """The line of the log with these words."""
+        return next(line for line in self.said().splitlines() if words in line)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        return request(self.control, command, START_S)
+
+    def dropped(self) -> int:
+        """Packets that it has dropped by one of two names."""
+        counters = self.ask("counters")["counters"]
+        return sum(counters.get(name, 0) for name in ("policy-deny", "endpoint-unmapped"))
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
-def passes(place: TwoInterfaces, port: int, endpoint: int) -> bool:
-    """Whether the node hands a SYN back to the load balancer, which speaks GENEVE with it."""
+def passes(place: TwoInterfaces, node: Booted, port: int, endpoint: int) -> bool:
+    """Whether the node hands a SYN back to the load balancer, which speaks GENEVE with it, or drops it."""
     inner = packets.tcp("192.0.2.9", "10.20.0.5", 33000 + port, port, flags="S")
     packet = packets.geneve(inner, endpoint=endpoint)
     with place.router.entered():
@@ -81,12 +95,25 @@ def passes(place: TwoInterfaces, port: int, endpoint: int) -> bool:
     with listener, sender:
         listener.bind((DATA_PEER, GENEVE_PORT))
         sender.bind((DATA_PEER, 45678))
+        before, deadline = node.dropped(), time.monotonic() + START_S
         sender.sendto(packet, (DATA, GENEVE_PORT))
-        listener.settimeout(0.5)
-        try:
-            return listener.recvfrom(9999) == (packet, (DATA, 45678))
-        except TimeoutError:
-            return False
+        listener.settimeout(0.02)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                return listener.recvfrom(9999) == (packet, (DATA, 45678))
+            if node.dropped() > before:
+                return False
+    pytest.fail(f"nothing became of a packet: {node.said()}")
+
+
+def healthy(place: TwoInterfaces) -> bool:
+    """Whether the load balancer's probe is answered; the listener is closed for a moment after a standstill."""
+    with contextlib.suppress(OSError), place.router.entered():
+        probe = http.client.HTTPConnection(DATA, 80, timeout=10)
+        with contextlib.closing(probe):
+            probe.request("GET", "/")
+            return probe.getresponse().read() == b"ok"
+    return False
 
 
 def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
@@ -107,8 +134,7 @@ def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
     try:
         node.until(lambda: "session resiliency is" in node.said(), "the last line of the start")
         said = node.said()
-        *_, last = said.strip().splitlines()
-        assert "Successful bootstrap: " in last
+        last = node.line("Successful bootstrap: ")
         assert (
             "session resiliency is held back: no everwall-cluster-secret: nothing is written or restored "
             f"until it comes from {late}" in last
@@ -120,20 +146,16 @@ def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
         assert "an-example-of-a-token-1" not in said
 
         # The load balancer's probe comes in by eth0 and is answered there, whatever else there is.
-        with place.router.entered():
-            probe = http.client.HTTPConnection(DATA, 80, timeout=10)
-            probe.request("GET", "/")
-            assert probe.getresponse().read() == b"ok"
-            probe.close()
-        assert request(node.control, "status")["resiliency"]["enabled"] is False
+        node.until(lambda: healthy(place), "the probe to be answered")
+        assert node.ask("status")["resiliency"]["enabled"] is False
 
         # Endpoints are on subinterfaces, these in zones, and the rules of bootstrap.xml are about zones.
         spoke1, spoke2 = 0x0A1B2C3D4E5F60718, 0x0B1B2C3D4E5F60719
-        assert passes(place, 80, spoke1), "allowed there"
-        assert not passes(place, 80, spoke2), "not in this zone"
-        assert not passes(place, 22, spoke1), "nobody has allowed it"
-        assert not passes(place, 80, 0xAA), "an endpoint that is on no interface"
-        counters = request(node.control, "counters")["counters"]
+        assert passes(place, node, 80, spoke1), "allowed there"
+        assert not passes(place, node, 80, spoke2), "not in this zone"
+        assert not passes(place, node, 22, spoke1), "nobody has allowed it"
+        assert not passes(place, node, 80, 0xAA), "an endpoint that is on no interface"
+        counters = node.ask("counters")["counters"]
         assert (counters["policy-deny"], counters["endpoint-unmapped"]) == (2, 1)
 
         late.touch(0o600)
@@ -143,7 +165,7 @@ def test_a_vendor_package_boots_and_resiliency_waits_for_the_secret(
         connection.close()
         assert peer[0] == MANAGEMENT, "the store is reached through the management interface"
         assert SECRET not in node.said()
-        status = request(node.control, "status")
+        status = node.ask("status")
         assert status["resiliency"]["enabled"]
         assert status["interfaces"] == {"data": "eth0", "management": "eth1"}
     finally:
@@ -161,14 +183,9 @@ def test_every_example_boots_as_it_stands(
     node = Booted(place, tmp_path, "--bootstrap", sources()[example])
     try:
         node.until(lambda: "Successful bootstrap: " in node.said(), "the last line of the start")
-        *_, last = node.said().strip().splitlines()
-        assert "session resiliency is held back" in last
-        with place.router.entered():
-            probe = http.client.HTTPConnection(DATA, 80, timeout=10)
-            probe.request("GET", "/")
-        assert probe.getresponse().read() == b"ok"
-        probe.close()
-        assert request(node.control, "status")["state"] == "active"
+        assert "session resiliency is held back" in node.line("Successful bootstrap: ")
+        node.until(lambda: healthy(place), "the probe to be answered")
+        assert node.ask("status")["state"] == "active"
     finally:
         node.end()
 

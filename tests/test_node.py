@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretBytes
@@ -70,7 +72,7 @@ def test_a_connection_survives_the_death_of_its_node(
     first.ready()
     second.ready()
     assert first.health() == (200, "ok")
-    assert first.ask("status")["store"]["connected"]
+    until(lambda: first.ask("status")["store"]["connected"], ANSWER_S, "the store")
     assert "session resiliency is on" in first.said()
 
     handshake(balancer, first)
@@ -80,7 +82,7 @@ def test_a_connection_survives_the_death_of_its_node(
 
     # The longest packet that AWS carries, and it has to wait for the store's answer.
     longest = b"still here".ljust(INNER_MTU_MAX - 40, b".")
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=longest))
+    assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=longest))
     assert balancer.through(second, s2c(flags="A", seq=5001, ack=1001 + len(longest)))
     counters = second.counters()
     assert counters["sessions-restored"] == 1
@@ -90,8 +92,7 @@ def test_a_connection_survives_the_death_of_its_node(
     assert (row["state"], row["rule"], row["zone"], row["generation"]) == ("established", "web", "spoke", 1)
     assert row["packets"] == 4 or row["packets"] == 5  # the last of the first node's may be unwritten
 
-    assert not balancer.through(second, packets.tcp(CLIENT, SERVER, 33001, 80, flags="A"), seconds=0.5)
-    assert second.counters().get("non-syn-tcp") == 1, second.counters()
+    assert balancer.dropped(second, packets.tcp(CLIENT, SERVER, 33001, 80, flags="A"), "non-syn-tcp")
 
 
 def test_without_a_cluster_secret_nothing_is_restored_and_the_last_line_says_so(
@@ -104,12 +105,11 @@ def test_without_a_cluster_secret_nothing_is_restored_and_the_last_line_says_so(
     node = restart(node)
     try:
         node.ready()
-        assert "no everwall-cluster-secret" in node.said().splitlines()[-1]
+        assert "no everwall-cluster-secret" in node.last_line()
         assert not node.ask("resiliency")["enabled"]
         refused = node.ask("resiliency", switch="on")
         assert (refused["ok"], "no everwall-cluster-secret" in refused["error"]) == (False, True)
-        assert not balancer.through(node, c2s(flags="A", seq=1, ack=1), seconds=0.3)
-        assert node.counters()["non-syn-tcp"] == 1
+        assert balancer.dropped(node, c2s(flags="A", seq=1, ack=1), "non-syn-tcp")
         assert node.counters()["lookups"] == 0
     finally:
         node.end()
@@ -137,8 +137,8 @@ def test_a_dead_store_never_stops_live_traffic(balancer: Balancer, start: Callab
         assert balancer.through(node, c2s(flags="PA", seq=1001, ack=5001, payload=b"data"))
         other = {"flags": "S", "seq": 7}
         assert balancer.through(node, packets.tcp(CLIENT, SERVER, 33002, 80, **other)), "new sessions too"
-        assert not balancer.through(node, packets.tcp(CLIENT, SERVER, 33003, 80, flags="A"), seconds=0.5)
-        assert node.counters()["store-unavailable"] == 1
+        stray = packets.tcp(CLIENT, SERVER, 33003, 80, flags="A")
+        assert balancer.dropped(node, stray, "store-unavailable")
         assert node.health() == (200, "ok")
         server.start()
         until(lambda: node.ask("store")["connected"], ANSWER_S, "the node to reconnect")
@@ -163,7 +163,7 @@ def test_a_store_that_came_back_empty_is_made_whole_before_the_node_dies(
         until(lambda: whole(first) and second.ask("store")["connected"], ANSWER_S, "the resync")
         first.process.kill()
         first.process.wait()
-        assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
+        assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
     finally:
         server.close()
 
@@ -173,8 +173,7 @@ def test_a_node_whose_policy_is_not_the_others_says_so(start: Callable[..., Proc
     server = RedisServer().start()
     try:
         first = start(20, server).ready()
-        until(lambda: first.ask("store")["housekeeping"]["connected"], ANSWER_S, "the first to be known")
-        facts = first.ask("store")
+        facts = until(lambda: housekept(first), ANSWER_S, "the first to be known")
         assert facts["memory"]["used_bytes"] > 0
         assert facts["memory"]["policy"] == "noeviction"
         assert (facts["writes_per_s"], facts["lag_ms"], facts["policy_differs_on"]) == (0, 0.0, "")
@@ -186,9 +185,16 @@ def test_a_node_whose_policy_is_not_the_others_says_so(start: Callable[..., Proc
             ("fw21", True),
             ("fw20", False),
         ]
+        until(lambda: "another policy" in second.said(), ANSWER_S, "the line in the log")
         assert second.said().count("another policy") == 1
     finally:
         server.close()
+
+
+def housekept(node: Process) -> dict[str, Any] | None:
+    """What a node says of its store once it has spoken to the others through it."""
+    facts = node.ask("store")
+    return facts if facts["housekeeping"]["connected"] else None
 
 
 def whole(node: Process) -> bool:
@@ -217,7 +223,13 @@ def test_resiliency_is_switched_on_and_off_while_the_node_runs(
     assert balancer.through(first, packets.tcp(SERVER, CLIENT, 80, 33004, flags="SA", seq=1, ack=2))
     assert balancer.through(first, packets.tcp(CLIENT, SERVER, 33004, 80, flags="A", seq=2, ack=2))
     assert first.counters()["writes"] == written
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"went on in time"))
+    assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"went on in time"))
+
+
+def renewed(node: Process, said: str) -> bool:
+    """Whether a node has named all its records as ``store secrets`` has said."""
+    first, *others = node.ask("store")["secrets"].split(", ")
+    return f"written with {first}" in said and len(others) == said.count("read with") and whole(node)
 
 
 def command(node: Process, *words: str) -> str:
@@ -247,7 +259,8 @@ def test_the_cluster_secret_is_rotated_while_the_nodes_run_and_a_connection_surv
             lines = [f"everwall-cluster-secret={secrets[0]}", f"everwall-cluster-secret-second={secrets[1]}"]
             (node.folder / "init-cfg.txt").write_text("\n".join(kept + lines) + "\n")
             told.append(command(node, "store", "secrets"))
-        until(lambda: whole(first) and whole(second), ANSWER_S, "both to have written what they have")
+        for node, names in zip((first, second), told[-2:], strict=True):
+            until(partial(renewed, node, names), ANSWER_S, "all to be named by them")
     assert [len(set(told[k : k + 2])) for k in (0, 2, 4)] == [1, 1, 1], "the nodes agree after each step"
     assert "read with" in told[0]
     assert "read with" not in told[4]
@@ -255,7 +268,7 @@ def test_the_cluster_secret_is_rotated_while_the_nodes_run_and_a_connection_surv
     assert "no everwall-cluster-secret" in first.ask("secrets")["error"]
     first.process.kill()
     first.process.wait()
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"with the new one"))
+    assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"with the new one"))
     assert second.counters()["sessions-restored"] == 1
     assert second.counters()["records-refused"] == 0
 
@@ -272,9 +285,12 @@ def test_records_that_somebody_spoilt_are_logged_with_their_number(
         (key,) = admin.keys("{spoilt:0:*")
         (field,) = admin.hkeys(key)
         admin.hset(key, field, b"\x10" * 52)
-    assert not balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"x"), seconds=0.5)
+    assert balancer.dropped(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"x"), "restore-refused")
     until(lambda: "records in the store were refused" in second.said(), ANSWER_S, "a line in the log")
-    assert second.ask("store")["refused"] == 1
+    assert second.counters()["records-refused"] == 1
+    assert 1 <= second.ask("store")["refused"] <= second.counters()["lookups"], (
+        "once more for each that is late"
+    )
 
 
 @pytest.mark.skipif(os.environ.get("EVERWALL_DEEP") != "1", reason="twenty seconds: a campaign's")
@@ -296,7 +312,7 @@ def test_the_number_of_buckets_is_changed_while_nodes_run_and_their_sessions_mov
         assert len(admin.keys("{grown:1:*")) == 1
     first.process.kill()
     first.process.wait()
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"in another bucket"))
+    assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"in another bucket"))
     assert second.counters()["sessions-restored"] == 1
 
 
@@ -331,7 +347,7 @@ def test_sigterm_drains_and_the_traffic_log_tells_what_ended(
     assert balancer.through(node, c2s(flags="PA", seq=1001, ack=5001, payload=b"data")), "it still forwards"
     assert balancer.through(node, s2c(flags="A", seq=5001, ack=1005))
     assert balancer.through(node, c2s(flags="RA", seq=1005, ack=5001))
-    assert node.process.wait(timeout=30) == 0, node.said()
+    assert node.process.wait(timeout=2 * ANSWER_S) == 0, node.said()
 
 
 def test_workers_share_the_packets_and_the_store_knows_nothing_of_them(
@@ -352,7 +368,7 @@ def test_workers_share_the_packets_and_the_store_knows_nothing_of_them(
     assert first.ask("store")["connections"] == 2
     first.process.kill()
     first.process.wait()
-    assert balancer.through(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
+    assert balancer.through_in_time(second, c2s(flags="PA", seq=1001, ack=5001, payload=b"still here"))
     assert second.counters()["sessions-restored"] == 1
 
 
@@ -361,9 +377,14 @@ def test_a_node_without_traffic_leaves_the_processor_alone(
 ) -> None:
     """Polling its rings without a pause looks like good performance until nobody sends anything."""
     node = start(11, redis, extra="everwall-workers=2").ready()
-    began = cpu_seconds(node.process.pid)
+    until(lambda: idles(node.process.pid), ANSWER_S, "two seconds in which it does next to nothing")
+
+
+def idles(pid: int) -> bool:
+    """Whether a process leaves most of the processor alone for two seconds: what it starts with takes its time."""
+    began = cpu_seconds(pid)
     time.sleep(2)
-    assert cpu_seconds(node.process.pid) - began < 0.5
+    return cpu_seconds(pid) - began < 0.5
 
 
 def cpu_seconds(pid: int) -> float:
@@ -376,10 +397,8 @@ def test_policy_and_endpoint_zone_decide(
     redis: RedisServer, balancer: Balancer, start: Callable[..., Process]
 ) -> None:
     node = start(6, redis).ready()
-    assert not balancer.through(node, packets.tcp(CLIENT, SERVER, 33004, 22, flags="S"), seconds=0.3)
-    assert node.counters()["policy-deny"] == 1
-    assert not balancer.through(node, c2s(flags="S"), seconds=0.3, endpoint=0xBB)
-    assert node.counters()["endpoint-unmapped"] == 1
+    assert balancer.dropped(node, packets.tcp(CLIENT, SERVER, 33004, 22, flags="S"), "policy-deny")
+    assert balancer.dropped(node, c2s(flags="S"), "endpoint-unmapped", endpoint=0xBB)
 
 
 def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
@@ -419,7 +438,8 @@ def test_the_policy_is_read_again_and_a_wrong_one_changes_nothing(
     assert (ended["end"], ended["rule"]) == ("policy-deny", "web again"), "by the name it had"
     assert (ended["event"], ended["action"], ended["refused_by"]) == ("end", "deny", "intrazone-default")
     assert node.counters()["deletes"] == 1, "nobody restores it"
-    assert not balancer.through(node, c2s(flags="PA", seq=1012, ack=5001, payload=b"a stranger"), seconds=0.3)
+    stranger = c2s(flags="PA", seq=1012, ack=5001, payload=b"a stranger")
+    assert balancer.dropped(node, stranger, "non-syn-tcp")
     assert node.ask("status")["policy"]["ruled_out"] == 1
 
 
@@ -458,8 +478,8 @@ def test_a_stored_session_is_asked_about_under_the_policy_of_whoever_restores_it
     first.process.kill()
     first.process.wait()
     data = {"flags": "PA", "seq": 1001, "ack": 5001, "payload": b"still here"}
-    assert not balancer.through(second, packets.tcp(CLIENT, SERVER, 33_005, 22, **data), seconds=0.5)
-    assert balancer.through(second, packets.tcp(CLIENT, SERVER, 33_005, 80, **data)), (
+    assert balancer.dropped(second, packets.tcp(CLIENT, SERVER, 33_005, 22, **data), "policy-deny")
+    assert balancer.through_in_time(second, packets.tcp(CLIENT, SERVER, 33_005, 80, **data)), (
         "only another rule changed"
     )
     counters = second.counters()
@@ -514,9 +534,13 @@ def test_the_endpoint_is_shown_and_logged_though_its_low_word_is_0(
     (session,) = node.ask("sessions")["sessions"]
     assert session["endpoint"] == name
     ssh = packets.tcp(CLIENT, SERVER, 33000, 22, flags="S", seq=1000)
-    assert not balancer.through(node, ssh, endpoint=number, seconds=0.3)
+    assert balancer.dropped(node, ssh, "policy-deny", endpoint=number)
     traffic_log = node.folder / "traffic.log"
-    until(lambda: '"aged-out"' in traffic_log.read_text(), 15, "the end of a handshake that nobody answers")
+    until(
+        lambda: '"aged-out"' in traffic_log.read_text(),
+        ANSWER_S,
+        "the end of a handshake that nobody answers",
+    )
     begun, refused, ended = (json.loads(line) for line in traffic_log.read_text().splitlines())
     assert {line["endpoint"] for line in (begun, refused, ended)} == {name}
     assert [line["event"] for line in (begun, refused, ended)] == ["start", "refused", "end"]
