@@ -32,7 +32,9 @@ from tests.cluster import SECRET
 
 SEED = 0x5EED
 ENDPOINT = 0xAA
-PATIENCE_S = 20.0
+SOURCE_PORTS = range(25_000, 25_016)
+"""Outer; below the ports that the system gives to whoever asks for any."""
+PATIENCE_S = 60.0
 _NETWORK = itertools.count(1)
 
 
@@ -65,7 +67,7 @@ class Fleet:
         self.addresses = [f"{self._prefix}{network + (1 if one_address else 1 + w)}" for w in range(workers)]
         self.listener = self._socket(GENEVE_PORT)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.senders = {number: self._socket(number) for number in range(45_000, 45_016)}
+        self.senders = {number: self._socket(number) for number in SOURCE_PORTS}
         self.ports = [ports.open_udp(address, shared=True) for address in self.addresses]
         self.wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
         self.store_wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers)]
@@ -125,7 +127,7 @@ class Fleet:
 
     # By hand ---------------------------------------------------------------------------------------------
 
-    def send(self, worker: int, *inners: bytes, source: int = 45_000) -> None:
+    def send(self, worker: int, *inners: bytes, source: int = SOURCE_PORTS[0]) -> None:
         """Packets from the load balancer to the address of a worker."""
         for inner in inners:
             packet = packets.geneve(inner, endpoint=ENDPOINT)
@@ -175,7 +177,7 @@ class Fleet:
     def through(self, *inners: bytes) -> None:
         """Send packets from ever other source ports; all of them, and nothing else, has to come back."""
         for number, inner in enumerate(inners):
-            self.send(0, inner, source=45_000 + number % len(self.senders))
+            self.send(0, inner, source=SOURCE_PORTS[number % len(SOURCE_PORTS)])
         waiting, deadline = sorted(inners), time.monotonic() + PATIENCE_S
         while waiting:
             assert time.monotonic() < deadline, f"{len(waiting)} of {len(inners)} are missing: {self.told()}"

@@ -16,16 +16,32 @@ import dns.rrset
 Reply = Callable[[dns.message.Message], dns.message.Message]
 
 
+def _both(address: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """Sockets of both kinds with one number; a free one for TCP may be taken for UDP."""
+    while True:
+        stream, datagrams = (
+            socket.create_server((address, port)),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        )
+        try:
+            datagrams.bind((address, stream.getsockname()[1]))
+        except OSError:
+            stream.close()
+            datagrams.close()
+            if port:
+                raise
+        else:
+            return stream, datagrams
+
+
 class Nameserver:
     """A DNS server on loopback, on UDP and TCP of one port; ``reply`` may be exchanged while it runs."""
 
     def __init__(self, reply: Reply, address: str = "127.0.0.1", port: int = 0) -> None:
         self.asked: list[str] = []
         self.reply = reply
-        self._tcp = socket.create_server((address, port))
+        self._tcp, self._udp = _both(address, port)
         self.port = self._tcp.getsockname()[1]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((address, self.port))
         for serve in (self._serve_udp, self._serve_tcp):
             threading.Thread(target=serve, daemon=True).start()
 

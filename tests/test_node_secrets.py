@@ -20,7 +20,7 @@ from everwall.node.commands import Commands
 from everwall.store.connection import StoreConfig
 
 SECRET = "5f" * 32
-ANSWER_S = 5.0
+ANSWER_S = 30.0
 
 
 @pytest.fixture

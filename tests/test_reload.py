@@ -97,7 +97,7 @@ def test_ten_thousand_rules_come_while_packets_pass_and_none_is_lost(
     assert all(nanoseconds > 0 for nanoseconds in waited), "each was handed from thread to thread"
     assert {name for told in node.verdicts() for name in told} == {"forward"}
     assert ids <= live(node), "the very same sessions"
-    assert sum(node.counter(Counter.SESSIONS_ENDED)) == 0
+    assert sum(node.counter(Counter.SESSIONS_RULED_OUT)) == 0
 
 
 def live(node: Fleet) -> set[int]:
@@ -198,12 +198,12 @@ def test_when_no_other_thread_comes_the_former_one_stays(
         raise (RuntimeError if fails == "start" else OSError)("can't start new thread")
 
     one.start()
-    former, policy, before, threads = one._thread, one.state.policy, eventfds(), threading.active_count()
+    former, policy, before = one._thread, one.state.policy, eventfds()
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
         patched.setattr(*(threading.Thread, "start") if fails == "start" else (Worker, "_pin"), refuse)
         one.replace_policy(deny_all())
     assert (one._thread, one.state.policy) == (former, policy)
-    assert (eventfds(), threading.active_count()) == (before, threads)
+    assert (eventfds(), worker_threads()) == (before, 1)
     heard = one.heartbeat
     until(lambda: one.heartbeat > heard, "the loop to go on")
     assert one.replace_policy(deny_all()) > 0, "a later attempt succeeds"

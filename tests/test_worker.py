@@ -380,7 +380,7 @@ def test_in_threads_every_packet_comes_back_once(fleet: Callable[..., Fleet], wo
     final = sum(count for told in many.verdicts() for count in told.values())
     assert sum(many.counter(Counter.RECEIVED)) == final
     assert sum(many.counter(Counter.HANDED_OVER)) == sum(many.counter(Counter.HANDED_IN)) > 0
-    assert sum(many.counter(Counter.SESSIONS)) == 12 + 12 + 5 + 6
+    assert sum(many.counter(Counter.SESSIONS_CREATED)) == 12 + 12 + 5 + 6
     assert {name for told in many.verdicts() for name in told} == {"forward"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.namespaces import Network, ip
+from tests.namespaces import Network, carries, ip
 
 DATA, MANAGEMENT = "10.77.1.1", "10.77.2.1"
 """The machine's addresses, on ``eth0`` and ``eth1``."""
@@ -51,6 +51,10 @@ class TwoInterfaces:
             ip("addr", "add", f"{ELSEWHERE}/32", "dev", "lo")
             _up("eth0", DATA_PEER)
             _up("eth1", MANAGEMENT_PEER)
+        for network in (self.machine, self.router):
+            with network.entered():
+                carries("eth0")
+                carries("eth1")
         with self.machine.entered():
             ip("route", "add", "default", "via", DATA_PEER, "metric", "10")
             ip("route", "add", "default", "via", MANAGEMENT_PEER, "metric", "20")

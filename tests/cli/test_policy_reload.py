@@ -39,7 +39,7 @@ def firewall(path: Path, answers: list[dict[str, Any] | str]) -> Iterator[list[s
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(30)
     try:
         yield asked
     finally:

@@ -55,12 +55,12 @@ def serving(path: Path, answers: dict[str, dict[str, Any]]) -> Iterator[list[dic
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(30)
     try:
         yield asked
     finally:
         stop[0].call_soon_threadsafe(stop[1].set)
-        thread.join(5)
+        thread.join(30)
 
 
 def run(*arguments: str) -> Any:

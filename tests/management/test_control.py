@@ -54,7 +54,7 @@ def serve(path: Path, talk: Callable[[], Any]) -> Any:
 def say(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     """Send raw lines over one connection and read an answer to each until the end."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)
         connection.connect(str(path))
         answers = []
         stream = connection.makefile("rb")
