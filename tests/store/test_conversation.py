@@ -14,6 +14,7 @@ import redis
 from everwall.limits import LOOP_GAP_NS_MAX, SECOND_NS, STORE_STEADY_S
 from everwall.session import image
 from everwall.session.image import FAILED, LOOKUP, WRITE, WRITE_FIRST
+from everwall.session.record import derive_keys
 from everwall.store.connection import StoreConfig
 from everwall.store.conversation import Conversation
 from everwall.store.link import connect
@@ -133,6 +134,20 @@ def test_a_link_that_comes_to_lead_teaches_the_server_with_its_first_question():
     link.leads = True
     assert asked(link, wire) == [[b"SCRIPT", b"LOAD"], [b"EVALSHA"], [b"GET"]]
     assert asked(link, wire) == [[b"EVALSHA"], [b"GET"]]
+
+
+def test_who_sees_other_secrets_sees_that_all_sessions_are_to_be_written_with_them(monkeypatch):
+    """Or an operator would drop the old secret before anything was written with the new one."""
+    link, _ = linked()
+    link.leads, trade, seen = True, link._trade, []
+    count, others = trade.clock.count_move, derive_keys(b"o" * 32)
+    monkeypatch.setattr(trade.clock, "count_move", lambda: (seen.append(trade.keys), count()))
+    link.use_keys(others)
+    assert trade.keys is KEYS, "something may be under way"
+    link._move()
+    assert len(seen) == 1
+    assert seen[0] is KEYS
+    assert trade.keys is others
 
 
 # A connection that does not hold ------------------------------------------------------------------

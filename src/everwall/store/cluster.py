@@ -401,12 +401,13 @@ class ClusterRouter:
         self._later.clear()
         self._later_rows = 0
         if keys is not None:
-            self._trade.keys = keys
             for backlog in (self.lobby, *(link.backlog for link in self.links)):
                 backlog.use_keys(keys)
         now_s = self._now_s() if self._is_agreed else 0
         if self.protocol.move(now_s, keys):
             self._trade.clock.count_move()
+        if keys is not None:
+            self._trade.keys = keys
         for link in self.links:
             link.protocol.move(now_s, keys)
         if self._is_agreed:

@@ -81,6 +81,7 @@ class Trade:
     """What all links of a store have in common."""
 
     keys: Rows
+    """By which records are named and sealed; shown last: who sees others sees that all sessions are to be offered."""
     answers: Answers
     clock: StoreClock
     poll: select.poll
@@ -464,6 +465,8 @@ class Conversation:
         moved = self.protocol.move(self._trade.clock.seconds(time.monotonic_ns()), keys)
         if moved and self.leads:
             self._trade.clock.count_move()
+        if keys is not None and self.leads:
+            self._trade.keys = keys
         self._is_due = False
 
     def _send(self, link: Link, pipeline: _Pipeline, *, probe: bool = False, asking: bool = False) -> None:

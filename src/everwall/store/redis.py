@@ -172,7 +172,7 @@ class RedisStore:
             "rtt_ms": round(max((link.rtt_ns for link in links), default=0) / MS_NS, 3),
             "skew_ms": round(self._clock.skew_ns(time.time_ns(), time.monotonic_ns()) / MS_NS, 1),
             "layout": str(self._router.protocol.layout),
-            "secrets": ", ".join(fingerprints(self._router.protocol.keys)),
+            "secrets": ", ".join(fingerprints(trade.keys)),
             "connections": self._clock.connections,
             "queue": router.waiting + int(ring_length(self._requests)),
             "lag_ms": round(self._lag.ns(time.monotonic_ns()) / MS_NS, 1),
