@@ -239,12 +239,12 @@ def test_a_loop_that_ends_by_itself_takes_the_waiting_thread_along(
     assert former is not None
 
     def begin_and_fail(state_: Any) -> threading.Thread:
-        successor = begin(state_)
-        until(lambda: one.loop.control[_NEXT] == _WAITING, "the other thread")
         one.loop.control[STOP] = 1
         os.eventfd_write(int(one.loop.descriptors[0]), 1)
         former.join()
-        one.loop.control[STOP] = 0
+        one.loop.control[STOP] = 0  # before the other thread comes, which would heed it as well
+        successor = begin(state_)
+        until(lambda: one.loop.control[_NEXT] == _WAITING, "the other thread")
         return successor
 
     monkeypatch.setattr(one, "_begin", begin_and_fail)
