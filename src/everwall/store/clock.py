@@ -35,8 +35,11 @@ class StoreClock:
         """Store time minus monotonic time."""
 
     def least_ns(self, monotonic_ns: int) -> int:
-        """A time that has come, for whoever tells the time to the others; 0 while this node was told none itself."""
-        return monotonic_ns + self._offset_ns - CLOCK_TOLERANCE_NS if self._is_told else 0
+        """A time that has come, for whoever tells the time to the others; 0 while this node was told none itself.
+
+        In whole microseconds, as it is said: an answer that names it back must not seem to be from before it.
+        """
+        return (monotonic_ns + self._offset_ns - CLOCK_TOLERANCE_NS) // 1000 * 1000 if self._is_told else 0
 
     def tell(self, store_ns: int, least_ns: int, asked_ns: int, heard_ns: int) -> None:
         """It was ``store_ns`` some time between the question and the answer; the question named ``least_ns``.
