@@ -94,6 +94,8 @@ class ClusterRouter:
             "everwall-store-survey", trade.wake_fd, lambda _: None, STORE_SURVEY_MAX_S
         )
         self._survey_wanted = True
+        self._surveyed_ns = 0
+        """When the last map was asked for."""
 
     # What its owner does ------------------------------------------------------------------------------
 
@@ -167,12 +169,14 @@ class ClusterRouter:
             self._survey.pause()
         elif found is not None:
             self._learn(found)
-            self._survey_wanted = not self.connected
-            if not self._survey_wanted:
+            # Who has wanted a map since this one was asked for wants a later one.
+            if self.connected:
                 self._survey.succeeded()
+            else:
+                self._survey_wanted = True
             self._survey.pause()
         if self._survey_wanted and self._survey.is_due:
-            self._survey_wanted = False
+            self._survey_wanted, self._surveyed_ns = False, time.monotonic_ns()
             known = tuple(self._shards)
             self._survey.begin(partial(find_slots, self._config, self._context, self._login, known))
         for address in list(self._leaving):
@@ -188,6 +192,8 @@ class ClusterRouter:
         owners = np.full(SLOTS, _NOBODY, np.int64)
         for first, last, address in ranges:
             owners[first : last + 1] = self._number(address)
+        told_since = self._learnt_ns > self._surveyed_ns
+        owners[told_since] = self._owners[told_since]
         if ((self._owners == _NOBODY) & (owners != _NOBODY)).any() and self._is_agreed:
             self._trade.clock.offer_again()  # what was not written meanwhile is offered again
         self._owners[:] = owners
