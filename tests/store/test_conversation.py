@@ -11,13 +11,13 @@ import hiredis
 import pytest
 import redis
 
-from everwall.limits import LOOP_GAP_NS_MAX, SECOND_NS, STORE_STEADY_S
+from everwall.limits import LOOP_GAP_NS_MAX, SECOND_NS, STORE_STEADY_S, STORE_TIMEOUT_S
 from everwall.session import image
 from everwall.session.image import FAILED, LOOKUP, WRITE, WRITE_FIRST
 from everwall.session.record import derive_keys
 from everwall.store.connection import StoreConfig
 from everwall.store.conversation import Conversation
-from everwall.store.link import connect
+from everwall.store.link import Arrival, connect
 from everwall.store.memory import MemoryStore
 from everwall.store.protocol import Protocol, reply_bytes
 from tests.store.stores import KEYS, asking
@@ -32,6 +32,7 @@ class Wire:
         self.sent: list[bytes] = []
         self.wants_to_send = self.closed = False
         self.flushed = 0
+        self.peer = "peer"
 
     def send(self, data: memoryview) -> None:
         self.sent.append(bytes(data))
@@ -47,14 +48,28 @@ class Wire:
 
 
 def linked(*, clustered: bool = True) -> tuple[Conversation, Wire]:
-    """A conversation over a wire, greeted already."""
+    """A conversation over a wire, greeted already, to which nothing happens by time passing."""
     link, wire = (
         Conversation(trade(), Protocol(KEYS, "test", 64, clustered=clustered), unreachable, leads=False),
         Wire(),
     )
     link.link = wire  # type: ignore[assignment]
-    link._probed_ns = link._heard_ns = link.confirmed_ns = time.monotonic_ns()
+    later = time.monotonic_ns() + 3600 * SECOND_NS
+    link._probed_ns = link._heard_ns = link.confirmed_ns = link._trade.passed_ns = later
     return link, wire
+
+
+# A new link ---------------------------------------------------------------------------------------
+
+
+def test_whoever_sees_a_link_sees_what_it_brought():
+    """A connection that is counted after it is seen would be missed by who looks in between."""
+    link, wire = linked(clustered=False)
+    link.link, seen = None, []
+    link._trade.clock.count_connection = lambda: seen.append((link.link, link.peer))  # type: ignore[method-assign]
+    link._welcome(Arrival(wire, [b"redis_version:7.0.15\r\n"], time.monotonic_ns(), 1))  # type: ignore[arg-type]
+    assert seen == [(None, None)]
+    assert (link.link, link.peer) == (wire, "peer")
 
 
 # A node that stood still --------------------------------------------------------------------------
@@ -108,6 +123,21 @@ def test_a_gap_before_the_rest_of_a_pipeline_is_sent_gives_the_link_up():
     link._trade.passed_ns = time.monotonic_ns() - LOOP_GAP_NS_MAX - 1
     link._with_link(wire, False)  # type: ignore[arg-type]
     assert (wire.flushed, wire.closed) == (0, True)
+
+
+def test_what_passed_while_this_node_stood_still_is_no_silence_of_the_server():
+    """The machine stood still with the answer on its way: it comes a moment later."""
+    link, wire = linked()
+    link.backlog.put(asking(sessions(3), LOOKUP))
+    link._with_link(wire, False)  # type: ignore[arg-type]
+    link._heard_ns, link._pipelines[0].sent_ns = 0, time.monotonic_ns() - SECOND_NS * STORE_TIMEOUT_S
+    link._trade.resumed_ns = time.monotonic_ns() + 3600 * SECOND_NS
+    link._with_link(wire, False)  # type: ignore[arg-type]
+    assert (wire.closed, link.is_silent) == (False, False)
+    link._trade.resumed_ns = 0
+    link._with_link(wire, False)  # type: ignore[arg-type]
+    assert wire.closed, "as after a silence that it was awake for"
+    assert link._trade.answers.tally[FAILED] == 3
 
 
 # What is asked all the time ----------------------------------------------------------------------

@@ -97,6 +97,8 @@ class Trade:
     refusals: Refusals = field(default_factory=Refusals)
     passed_ns: int = field(default_factory=time.monotonic_ns)
     """When the thread last began a pass of its loop."""
+    resumed_ns: int = 0
+    """When it last noticed that it had stood still."""
 
     def stood_still(self) -> bool:
         """Whether it was stopped, or starved, since then: what it has in its hands is of a time before."""
@@ -368,7 +370,7 @@ class Conversation:
             arrival.link.close()
             self._disconnect(describe(error))
             return
-        self.link, self.rtt_ns, self.peer = arrival.link, arrival.rtt_ns, arrival.link.peer
+        self.rtt_ns = arrival.rtt_ns
         self._since_ns = self._heard_ns = self._received_ns = self._probed_ns = time.monotonic_ns()
         if greeting is None:
             self.confirmed_ns = self._probed_ns = 0  # a link that follows asks for the layout first of all
@@ -384,6 +386,10 @@ class Conversation:
         if not self._replicas:
             self._trade.clock.count_connection()
         self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS)
+        self.link, self.peer = (
+            arrival.link,
+            arrival.link.peer,
+        )  # last: who sees the link sees all that it brought
         if self.on_greeted is not None:
             self.on_greeted(self)
         self._with_link(arrival.link, False)
@@ -591,7 +597,8 @@ class Conversation:
         """While the server is silent beyond the look-up deadline nobody waits for it any longer.
 
         Only asked when the socket had no whole reply to read: time this thread was kept from the processor, or
-        took to read an answer, is no silence of the server.
+        took to read an answer, is no silence of the server. Nor is what passed while it stood still, as with the
+        machine that it runs on: the answer may be on its way.
         """
         if not self._pipelines:
             return
@@ -607,7 +614,7 @@ class Conversation:
         self._fail_waiting()
 
     def _silence_ns(self, now: int) -> int:
-        return now - max(self._heard_ns, self._pipelines[0].sent_ns)
+        return now - max(self._heard_ns, self._pipelines[0].sent_ns, self._trade.resumed_ns)
 
     def _fail_stale(self, now: int) -> None:
         """Answer look-ups that the server is too slow for: they are not sent any more once nobody waits for them.

@@ -249,7 +249,8 @@ class RedisStore:
 
         trade = self._trade
         before, trade.passed_ns = trade.passed_ns, time.monotonic_ns()
-        self._doubts = self._doubts or stood_still(before, wait_ns, trade.passed_ns)
+        if stood_still(before, wait_ns, trade.passed_ns):
+            self._doubts, trade.resumed_ns = True, trade.passed_ns
 
     def _compare(self) -> None:
         """Whoever was new when this thread stood still may be another's by now."""
