@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,11 +21,20 @@ SERVERS = ("redis-server", "valkey-server")
 """Programs that the store's main tests are run with; ``needs.server`` skips what is not installed."""
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A TCP port nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 nobody listens on; a server that sets SO_REUSEADDR may, and all of redis's do.
+
+    It stays bound here, as long as this process lives: the system gives it to nobody else meanwhile, neither to one who
+    wants any port nor as that of an outgoing connection, which to itself would even succeed.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _kept.append(probe)
+    return int(probe.getsockname()[1])
 
 
 class RedisServer:
@@ -96,6 +107,17 @@ class RedisServer:
         """An ordinary client, as the administrator; to be closed."""
         usual = {"port": self.port, "password": PASSWORD, "ssl": True, "protocol": 2}
         return redis.Redis(**{**usual, "ssl_ca_data": self.ca_pem.decode(), **more})
+
+    def hang(self) -> None:
+        """SIGSTOP, and it has come: nothing is answered any more."""
+        os.kill(self.pid, signal.SIGSTOP)
+        state = Path(f"/proc/{self.pid}/stat")
+        while state.read_text().rpartition(") ")[2][0] != "T":
+            time.sleep(0.001)
+
+    def wake(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL: what is not in the clients' hands is gone."""
