@@ -106,7 +106,10 @@ class _Sentinel(RedisServer):
 
 
 class Watched(Replicated):
-    """The same, watched by Sentinels that have a password of their own."""
+    """The same, watched by Sentinels that have a password of their own.
+
+    They are patient: nobody takes over from a primary that a loaded machine holds up. ``hurry`` has them look closely.
+    """
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class Watched(Replicated):
         program: str = SERVERS[0],
     ) -> None:
         super().__init__(replicas, program)
+        self._sentinel_password = requirepass or None
         self.sentinels = []
         for _ in range(sentinels):
             own = ("--requirepass", requirepass, "--tls-replication", "yes")
@@ -123,18 +127,24 @@ class Watched(Replicated):
             sentinel.watched = (
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} {sentinels // 2 + 1}",
                 f'sentinel auth-pass {SERVICE} "{PASSWORD}"',
-                f"sentinel down-after-milliseconds {SERVICE} 300",
+                f"sentinel down-after-milliseconds {SERVICE} {1000 * PATIENCE_S:.0f}",
                 f"sentinel failover-timeout {SERVICE} 2000",
                 *([f'sentinel sentinel-pass "{requirepass}"'] if requirepass else []),
             )
             self.sentinels.append(sentinel.start())
         self.servers += self.sentinels
         for sentinel in self.sentinels:
-            with sentinel.client(password=requirepass or None) as client:
+            with sentinel.client(password=self._sentinel_password) as client:
                 eventually(
                     lambda client=client: self._knows_all(client.sentinel_masters()[SERVICE], replicas),
                     "Sentinels that know one another",
                 )
+
+    def hurry(self) -> None:
+        """Let the Sentinels miss the primary soon; to be called when it is dead, or about to be."""
+        for sentinel in self.sentinels:
+            with sentinel.client(password=self._sentinel_password) as client:
+                client.sentinel_set(SERVICE, "down-after-milliseconds", 300)
 
     def _knows_all(self, state: dict[str, Any], replicas: int) -> bool:
         others = len(self.sentinels) - 1
@@ -224,8 +234,15 @@ class Cluster(_Together):
     def orphan(self, slot: int) -> Callable[[], None]:
         """Let nobody have a slot; returns what gives it back."""
         owner = self.owners()[slot]
-        for server in self.servers:
-            self.admin(server).execute_command("CLUSTER DELSLOTS", slot)
+
+        def is_gone() -> bool:
+            # Whoever hears, of a time before, that somebody has it believes that once more.
+            having = [server for server in self.servers if _owners(self.admin(server), slot)]
+            for server in having:
+                self.admin(server).execute_command("CLUSTER DELSLOTS", slot)
+            return not having
+
+        eventually(is_gone, "nobody has the slot")
 
         def give_back() -> None:
             self.admin(owner).execute_command("CLUSTER ADDSLOTS", slot)
