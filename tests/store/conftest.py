@@ -8,6 +8,7 @@ import pytest
 
 from tests import needs
 from tests.redis_server import RedisServer
+from tests.store import workers
 from tests.store.stores import Memory, Real
 
 
@@ -27,6 +28,17 @@ def _started(program: str) -> Iterator[RedisServer]:
     running = RedisServer(program=needs.server(program)).start()
     yield running
     running.close()
+
+
+@pytest.fixture
+def patience() -> Iterator[pytest.MonkeyPatch]:
+    """For tests that are not about time-outs: the product's are too short for a machine that is busy with others.
+
+    ``undo`` brings those of the product back, ``workers.be_patient`` these.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        workers.be_patient(patch)
+        yield patch
 
 
 @pytest.fixture(params=["memory", "redis", "valkey"])

@@ -11,6 +11,8 @@ from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
 from tests.topologies import Watched, eventually
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 
 @pytest.fixture(scope="module")
 def single():

@@ -20,19 +20,14 @@ from everwall.store.names import HostNames
 from tests import needs
 from tests.redis_server import PASSWORD, RedisServer
 from tests.store.stores import NODE_RIGHTS
+from tests.store.workers import PATIENCE_S, eventually
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 SECRET = b"a cluster secret of 32 bytes ..."
 A = Member("a", "policy.yaml", "11", "1.0")
 B = Member("b", "policy.yaml", "22", "1.0")
-PATIENCE_S = 20.0
 EPOCH = layout.Epoch(0, 1)
-
-
-def eventually(condition: Callable[[], bool], what: object) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"did not come about: {what}"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -78,7 +73,7 @@ def keeper(server):
 
     yield start
     for one in started:
-        assert one.stop()
+        assert one.stop(PATIENCE_S)
 
 
 def test_orphans_go_while_nodes_run(hasty, client, keeper):
@@ -86,8 +81,8 @@ def test_orphans_go_while_nodes_run(hasty, client, keeper):
     for bucket in range(16):
         client.hset(layout.bucket_key("test", EPOCH, bucket), "orphan", bytes(52))
     one = keeper(A, [])
-    eventually(lambda: not client.keys("{test:0:*"), one.status)
-    assert one.status()["housekeeping"]["swept_records"] == 16
+    eventually(lambda: one.status()["housekeeping"]["swept_records"] == 16, one.status)
+    assert client.keys("{test:0:*") == []
 
 
 def test_it_comes_back_after_the_server_was_away(hasty, server, client, keeper):
@@ -119,7 +114,7 @@ def test_a_former_primary_that_goes_on_answering_is_left_when_sentinels_name_ano
             named = present
             eventually(lambda: new.hlen(members_key("test")) == 1, one.status)
     finally:
-        assert one.stop()
+        assert one.stop(PATIENCE_S)
         former.close()
         present.close()
 
@@ -173,7 +168,7 @@ def test_a_difference_of_policies_is_said_once_and_so_is_its_end(hasty, keeper):
 def test_a_node_that_stops_takes_leave(hasty, client, keeper):
     one, other = keeper(A, [], owner=1), keeper(B, [], owner=2)
     eventually(lambda: len(one.status()["members"]) == 2, one.status)
-    assert other.stop()
+    assert other.stop(PATIENCE_S)
     eventually(lambda: len(one.status()["members"]) == 1, one.status)
 
 
@@ -201,7 +196,7 @@ def test_an_acl_user_needs_no_more_than_the_documentation_says(hasty, server, cl
     names = HostNames(make_client(config), [SECRET], "test", time.monotonic)
     assert names.resolve(names.intern("www.example.com")) == "www.example.com"
     eventually(lambda: one.status()["housekeeping"]["swept_records"] == 4, one.status)
-    assert one.stop()
+    assert one.stop(PATIENCE_S)
     assert one.status()["housekeeping"]["errors"] == 0
     assert names.counts["failed"] == 0
     assert client.hgetall(members_key("test")) == {}, "it could take leave"

@@ -15,6 +15,8 @@ from everwall.store.names import HostNames, bucket_key
 from everwall.store.sweeping import Sweeper
 from tests.redis_server import PASSWORD, RedisServer
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 SECRET, OTHER_SECRET = b"a cluster secret of 32 bytes ...", b"and the one that came before it."
 
 

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from everwall.engine import Engine, EngineConfig
+from everwall.limits import MS_NS, SECOND_NS
 from everwall.policy.match import allow_all
 from everwall.rings import make_ring, ring_pop, ring_push
 from everwall.session import image
 from everwall.session.resync import progress
+from everwall.store import connection, conversation
+from everwall.store import link as links
 from everwall.store.connection import StoreConfig
 from everwall.store.redis import RedisStore, make_clock
 from tests import packets
@@ -21,17 +25,27 @@ from tests.conversations import Connection
 from tests.store.stores import KEYS, asking
 from tests.store.stores import sessions as future_sessions
 
-PATIENCE_S = 30.0
-"""Nothing here takes this long; a loaded machine may."""
+PATIENCE_S = 90.0
+"""Nothing here takes this long; a loaded machine may, and a Sentinel that it held up does nothing for half a minute."""
+_START_MS = int(time.time()) * 1000
+"""Of all sessions, so that generations alone order them."""
+
+
+def be_patient(patch: pytest.MonkeyPatch) -> None:
+    """Let nobody give a server up, or a replica, that the machine holds up: what is asked is answered in the end."""
+    patch.setattr(conversation, "LOOKUP_DEADLINE_NS", int(PATIENCE_S * SECOND_NS))
+    patch.setattr(conversation, "_TIMEOUT_NS", int(PATIENCE_S * SECOND_NS))
+    patch.setattr(conversation, "WAIT_REPLICAS_MS", int(PATIENCE_S * SECOND_NS) // MS_NS)
+    patch.setattr(connection, "STORE_TIMEOUT_S", PATIENCE_S)
+    patch.setattr(links, "STORE_DIAL_S", PATIENCE_S)
 
 
 def sessions(count: int, **columns: int):
     """Sessions of today, as the server's clock will judge them."""
-    now = int(time.time())
-    return future_sessions(count, **{"START": now * 1000, "EXPIRY": now + 3720, **columns})
+    return future_sessions(count, **{"START": _START_MS, "EXPIRY": int(time.time()) + 3720, **columns})
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
+def eventually(condition: Callable[[], object], what: object) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"did not come about: {what}"
