@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 from redis.crc import key_slot
 
-from everwall.limits import SECOND_NS
+from everwall.limits import MS_NS, SECOND_NS, STORE_TIMEOUT_S
 from everwall.session import image, record
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.record import derive_keys
 from everwall.session.state import CLOCK_CONNECTIONS
 from everwall.store import cluster as cluster_module
-from everwall.store import relayout
+from everwall.store import conversation, relayout
 from everwall.store.layout import Epoch, Layout, bucket_key, bucket_of, meta_key
 from everwall.store.relayout import Relayout
 from tests.needs import deep
 from tests.store.stores import KEYS
 from tests.store.test_cluster import meta_slot, move
 from tests.store.test_relayout import NEXT, SECRET, Owner
-from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
+from tests.store.workers import PATIENCE_S, Worker, be_patient, eventually, sessions
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture
@@ -43,6 +44,9 @@ def worker():
 def change(monkeypatch):
     """Begins changes that are quick to begin, and pass few buckets at a time; ends what is under way."""
     monkeypatch.setattr(relayout, "LAYOUT_NOTICE_CLUSTER_S", 2)
+    # As in life, all hear of it within the notice, or ask first.
+    monkeypatch.setattr(conversation, "_PROBE_NS", 100 * MS_NS)
+    monkeypatch.setattr(cluster_module, "LAYOUT_LEASE_NS", 500 * MS_NS)
     monkeypatch.setattr(relayout, "LAYOUT_LEASE_NS", SECOND_NS)
     monkeypatch.setattr(relayout, "_SLICE_BUCKETS", 8)
     monkeypatch.setattr(relayout, "MOVED_BUCKETS_PER_S", 64)
@@ -84,18 +88,23 @@ def follow(owners, rows, change: Relayout) -> None:
         for owner in owners:
             owner.follow()
             found = owner.worker.outcome(rows, LOOKUP)
-            while FAILED in found:
-                found = owner.worker.outcome(
-                    rows, LOOKUP
-                )  # a loaded machine was too slow for an answer in time
+            while FAILED in found:  # for a moment two servers say of each other that they have a slot
+                found = owner.worker.outcome(rows, LOOKUP)
             assert found == [FOUND] * len(rows), (change.status(), owner.worker.status)
             asked += 1
 
 
 def test_the_number_of_buckets_changes_while_slots_move_and_every_session_is_found_all_the_time(
-    cluster, worker, change
+    cluster, worker, change, monkeypatch
 ):
     where = cluster.config()
+    moved, settle = threading.Event(), relayout.settle
+
+    def settle_when_all_have_moved(*words) -> Layout:
+        assert moved.wait(PATIENCE_S)
+        return settle(*words)
+
+    monkeypatch.setattr(relayout, "settle", settle_when_all_have_moved)
     rows = sessions(450)
     rows[:, image.OWNER] = np.arange(450) // 150
     owners = [Owner(worker(where), rows[:150]), Owner(worker(where), rows[150:300])]
@@ -117,6 +126,8 @@ def test_the_number_of_buckets_changes_while_slots_move_and_every_session_is_fou
                 slot = self.slots.pop()
                 target = next(server for server in cluster.primaries if server is not cluster.owners()[slot])
                 move(cluster, slot, target)
+                if not self.slots:
+                    moved.set()
 
     resharding = Resharding()
     follow([*owners, resharding], rows, running)
@@ -185,6 +196,7 @@ def test_the_secret_is_rotated_under_running_nodes_and_no_session_is_missing_at_
             before = owner.worker.status["secrets"]
             owner.worker.store.use_keys(derive_keys(*step))
             eventually(lambda o=owner, b=before: o.worker.status["secrets"] != b, "it uses them")
+            owner.worker.ask(owner.rows[:1], LOOKUP)  # and has told so
             for each in owners:
                 each.follow()
                 assert each.worker.outcome(everything, LOOKUP) == [FOUND] * 200
@@ -214,7 +226,7 @@ def test_a_node_that_stood_still_asks_for_the_layout_before_it_asks_for_anything
 
 
 def test_a_node_that_cannot_hear_of_the_layout_for_long_confirms_nothing_and_misses_nothing(
-    cluster, worker, monkeypatch
+    cluster, worker, patience, monkeypatch
 ):
     """Others may have begun to write elsewhere; what it finds is there all the same."""
     where = cluster.config()
@@ -224,9 +236,11 @@ def test_a_node_that_cannot_hear_of_the_layout_for_long_confirms_nothing_and_mis
     there = np.array([server is not leader for server in home_of(cluster, where.prefix, rows, Epoch(0, 64))])
     left, absent = rows[there], sessions(200, seed=5)
     absent = absent[np.array([s is not leader for s in home_of(cluster, where.prefix, absent, Epoch(0, 64))])]
-    os.kill(leader.pid, signal.SIGSTOP)
+    leader.hang()
     try:
+        patience.setattr(conversation, "_TIMEOUT_NS", int(STORE_TIMEOUT_S * SECOND_NS))
         eventually(lambda: node.status["shards"] == "2 of 3", "the link is given up")
+        be_patient(patience)
         assert node.outcome(absent, LOOKUP) == [MISSING] * len(absent), "what it knows is good for a while"
         assert node.outcome(left, WRITE) == [WRITTEN] * len(left)
         monkeypatch.setattr(cluster_module, "LAYOUT_TRUST_NS", 0)
@@ -236,7 +250,7 @@ def test_a_node_that_cannot_hear_of_the_layout_for_long_confirms_nothing_and_mis
         eventually(lambda: node.status["unconfirmed"] == len(left), "written, and nobody says so")
         monkeypatch.undo()
     finally:
-        os.kill(leader.pid, signal.SIGCONT)
+        leader.wake()
     node.connected()
     assert node.outcome(rows, WRITE) == [WRITTEN] * 200
     assert node.outcome(absent, LOOKUP) == [MISSING] * len(absent)

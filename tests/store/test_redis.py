@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import struct
 import threading
@@ -14,17 +12,27 @@ from pathlib import Path
 import pytest
 import redis
 
-from everwall.limits import LOOKUP_DEADLINE_NS, LOOP_GAP_NS_MAX, MS_NS, SECOND_NS, STORE_TIMEOUT_S
+from everwall.limits import (
+    CLOCK_TOLERANCE_NS,
+    LOOKUP_DEADLINE_NS,
+    LOOP_GAP_NS_MAX,
+    MS_NS,
+    SECOND_NS,
+    STORE_TIMEOUT_S,
+)
 from everwall.rings import ring_length
 from everwall.session import image
 from everwall.session.image import DELETE, FAILED, FOUND, LOOKUP, LOST, MISSING, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_OFFSET
+from everwall.store import conversation
 from everwall.store.connection import StoreConfig, tls_context
 from everwall.store.link import connect
 from everwall.store.protocol import clock_key
 from tests import needs
 from tests.redis_server import PASSWORD, SERVERS, RedisServer, free_port
-from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
+from tests.store.workers import PATIENCE_S, Worker, be_patient, eventually, sessions
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -77,7 +85,7 @@ def cut_off(admin: redis.Redis, name: str) -> None:
     """Close the connections of the client ``name``."""
     for each in admin.client_list():
         if each["name"] == name:
-            admin.client_kill(each["addr"])
+            admin.client_kill_filter(_id=each["id"])  # it may have gone by itself
 
 
 # Ordinary days -----------------------------------------------------------------------------------
@@ -134,8 +142,7 @@ def test_a_takeover_makes_the_former_owner_lose(shared, worker):
 
 def test_the_clock_tells_store_time(shared, worker):
     node = worker(config(shared)).connected()
-    store_ns = time.monotonic_ns() + int(node.clock[CLOCK_OFFSET])
-    assert abs(store_ns - time.time_ns()) < SECOND_NS
+    eventually(lambda: abs(store_ns_of(node) - time.time_ns()) < SECOND_NS, "store time")
     assert node.clock[CLOCK_CONNECTIONS] == 1
 
 
@@ -151,12 +158,14 @@ def test_what_time_it_is_a_server_that_has_lost_it_hears_from_a_node_that_lives(
     further_us = 500_000_000
     admin.set(key, f"{time.time_ns() // 1000 + further_us} {further_us}")
     eventually(lambda: store_ns_of(node) > time.time_ns() + 490 * SECOND_NS, "it goes with the cluster's")
-    assert node.clock[CLOCK_CONNECTIONS] == 2, "and offers its sessions again: that was a leap"
+    eventually(
+        lambda: node.clock[CLOCK_CONNECTIONS] == 2, "it offers its sessions again, too: that was a leap"
+    )
     before = store_ns_of(node)
     admin.delete(key)
     eventually(lambda: admin.exists(key), "somebody asks again")
     newcomer = worker(where).connected()
-    assert store_ns_of(newcomer) >= before
+    assert store_ns_of(newcomer) >= before - 2 * CLOCK_TOLERANCE_NS
     assert store_ns_of(node) >= before
     assert node.clock[CLOCK_CONNECTIONS] == 2, "to the one that lives nothing has happened"
 
@@ -217,8 +226,7 @@ def test_stopping_sends_what_waits(shared, worker):
 
 def assert_refused(node: Worker, reason: str) -> None:
     """The node does not connect, says why, and answers every look-up meanwhile."""
-    eventually(lambda: node.status["last_error"] is not None, "a first attempt")
-    assert reason in node.status["last_error"]
+    eventually(lambda: reason in (node.status["last_error"] or ""), f"the reason: {reason}")
     assert node.outcome(sessions(3), LOOKUP) == [FAILED] * 3
     assert not node.status["connected"]
     assert node.clock[CLOCK_CONNECTIONS] == 0
@@ -275,9 +283,8 @@ def test_a_password_is_never_shown(shared, worker):
 
 def test_where_nothing_listens_lookups_fail_at_once(worker):
     node = worker(StoreConfig("127.0.0.1", free_port(), tls=False))
-    eventually(lambda: node.status["last_error"] is not None, "a first attempt")
+    eventually(lambda: "refused" in (node.status["last_error"] or ""), "a first attempt")
     assert node.outcome(sessions(100), LOOKUP) == [FAILED] * 100
-    assert "refused" in node.status["last_error"]
 
 
 def test_a_killed_server_is_noticed_and_used_again_when_it_is_back(own, worker):
@@ -340,23 +347,30 @@ def test_a_kept_write_does_not_overwrite_whoever_took_over_meanwhile(own, worker
     assert new.ask(sessions(1), LOOKUP)[0, image.OWNER] == 2
 
 
-def test_a_hung_server_holds_nothing_up(own, worker):
+def test_a_hung_server_holds_nothing_up(own, worker, patience):
     node = worker(config(own)).connected()
     rows = sessions(5)
     node.ask(rows, WRITE_FIRST)
-    os.kill(own.pid, signal.SIGSTOP)
+    link, later = node.store._router.shard.ordinary, time.monotonic_ns() + int(PATIENCE_S * SECOND_NS)
+    link._probed_ns = later  # nothing else is asked meanwhile
+    eventually(lambda: node.status["pipelines"] == 0, "nothing is under way")
+    link.confirmed_ns = later
+    own.hang()
     try:
+        patience.setattr(conversation, "LOOKUP_DEADLINE_NS", LOOKUP_DEADLINE_NS)
         before = time.monotonic_ns()
         assert node.outcome(rows, LOOKUP) == [FAILED] * 5, "after the look-up deadline"
-        first_ns = time.monotonic_ns() - before
+        assert time.monotonic_ns() - before >= LOOKUP_DEADLINE_NS
         assert node.outcome(rows, LOOKUP) == [FAILED] * 5, "while it is known to be silent"
-        second_ns = time.monotonic_ns() - before - first_ns
-        assert LOOKUP_DEADLINE_NS <= first_ns < STORE_TIMEOUT_S * SECOND_NS
-        assert second_ns < first_ns + SECOND_NS
+        assert node.status["pipelines"] == 1, "it was not asked at all"
+        assert node.status["connected"], "all that with the connection that there was"
+        patience.setattr(conversation, "_TIMEOUT_NS", int(STORE_TIMEOUT_S * SECOND_NS))
+        assert node.outcome(rows, LOOKUP) == [FAILED] * 5
         eventually(lambda: not node.status["connected"], "the connection is given up")
         assert "did not answer" in node.status["last_error"]
+        be_patient(patience)
     finally:
-        os.kill(own.pid, signal.SIGCONT)
+        own.wake()
     eventually(lambda: node.status["connected"], "a new connection")
     assert node.outcome(rows, LOOKUP) == [FOUND] * 5
 

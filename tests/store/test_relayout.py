@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from everwall.config import ConfigError
-from everwall.limits import SECOND_NS
+from everwall.limits import MS_NS, SECOND_NS
 from everwall.session import image
 from everwall.session.image import FOUND, LOOKUP, MISSING, WRITE, WRITE_FIRST
 from everwall.session.record import derive_keys, fingerprints
 from everwall.session.state import CLOCK_CONNECTIONS, CLOCK_LAYOUT
-from everwall.store import relayout
+from everwall.store import conversation, relayout
 from everwall.store.connection import Address, StoreConfig
 from everwall.store.layout import Epoch, Layout, LayoutError, meta_key
 from everwall.store.protocol import ProtocolError
@@ -22,6 +22,8 @@ from tests import needs
 from tests.redis_server import PASSWORD, RedisServer
 from tests.store.test_redis import client, config
 from tests.store.workers import PATIENCE_S, Worker, eventually, sessions
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 SECRET = b"a cluster secret of 32 bytes ..."
 NEXT = b"the one after it, of 32 bytes .."
@@ -76,6 +78,9 @@ def test_the_number_of_buckets_changes_under_traffic_and_every_session_is_found_
     shared, worker, monkeypatch
 ):
     monkeypatch.setattr(relayout, "LAYOUT_NOTICE_S", 2)
+    # As in life, all hear of it within the notice, or ask first.
+    monkeypatch.setattr(conversation, "_PROBE_NS", 100 * MS_NS)
+    monkeypatch.setattr(conversation, "LAYOUT_LEASE_NS", 500 * MS_NS)
     monkeypatch.setattr(relayout, "LAYOUT_LEASE_NS", SECOND_NS)
     where, admin = config(shared), client(shared)
     rows = sessions(600)
@@ -90,7 +95,7 @@ def test_the_number_of_buckets_changes_under_traffic_and_every_session_is_found_
         with pytest.raises(LayoutError, match="a change is under way"):
             Relayout(where).begin(32)
         deadline = time.monotonic() + 6 * PATIENCE_S  # the change itself takes seconds
-        while change.running:
+        while change.running or asked < 2:
             assert time.monotonic() < deadline, change.status()
             for owner in owners:
                 owner.follow()
@@ -100,7 +105,6 @@ def test_the_number_of_buckets_changes_under_traffic_and_every_session_is_found_
         change.stop()
     assert (change.status()["state"], change.status()["error"]) == ("settled", "")
     assert change.status()["moved"] >= 200, "at least those of the dead node"
-    assert asked >= 2, "each node asked for every session meanwhile"
     assert admin.get(meta_key(where.prefix)) == b"v1 epoch 1 buckets 1024"
     assert epochs_in(admin, where.prefix) == {b"1"}
     for owner in owners:
@@ -159,6 +163,7 @@ def test_the_secret_is_rotated_under_running_nodes_and_no_session_is_missing_at_
             before = owner.worker.status["secrets"]
             owner.worker.store.use_keys(derive_keys(*step))
             eventually(lambda o=owner, b=before: o.worker.status["secrets"] != b, "it uses them")
+            owner.worker.ask(owner.rows[:1], LOOKUP)  # and has told so
             told.add(owner.worker.status["secrets"])
             for each in owners:
                 each.follow()

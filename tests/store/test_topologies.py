@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
-import time
+from collections import Counter
 
 import pytest
 
 from everwall.config import ConfigError
-from everwall.limits import MS_NS, STRICT_WAIT_NS
+from everwall.limits import MS_NS, STRICT_WAIT_NS, WAIT_REPLICAS_MS
+from everwall.rings import ring_length
 from everwall.session import image
 from everwall.session.image import DELETE, FOUND, LOOKUP, WRITE, WRITE_FIRST, WRITTEN
 from everwall.session.state import CLOCK_CONNECTIONS
+from everwall.store import conversation, router
 from everwall.store.connection import Address, StoreConfig
 from everwall.store.sentinels import Named, Sentinels
 from tests import needs
 from tests.redis_server import PASSWORD, SERVERS, RedisServer
-from tests.store.workers import Firewall, Worker, eventually, sessions
+from tests.store.workers import Firewall, Worker, be_patient, eventually, sessions
 from tests.topologies import Replicated, Watched
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture
@@ -87,8 +90,8 @@ def test_a_primary_that_became_a_replica_is_left_for_the_one_that_the_name_leads
     old, new = pair.admin(pair.primary), pair.admin(pair.replicas[0])
     pair.replicated(pair.primary)
     new.replicaof("NO", "ONE")
-    old.replicaof("127.0.0.1", pair.replicas[0].port)
     endpoint(pair.replicas[0])
+    old.replicaof("127.0.0.1", pair.replicas[0].port)
     assert node.outcome(rows[10:], WRITE_FIRST) == [WRITTEN] * 10, "refused by the one, made by the other"
     assert "READONLY" in (node.status["last_error"] or "")
     assert node.outcome(rows, LOOKUP) == [FOUND] * 20
@@ -133,8 +136,9 @@ def test_sentinels_lead_to_the_primary_and_after_its_death_to_the_replica(watche
     node.ask(rows, WRITE_FIRST)
     watched.replicated(watched.primary)
     if needs.DEEP:
-        watched.sentinels[0].kill()
+        watched.sentinels.pop(0).kill()
     watched.primary.kill()
+    watched.hurry()
     eventually(lambda: not node.status["connected"], "the loss is noticed")
     node.tell(rows[:5], WRITE)
     assert node.answers(5)[:, image.OP].tolist() == [WRITTEN] * 5, "kept for the successor"
@@ -144,10 +148,22 @@ def test_sentinels_lead_to_the_primary_and_after_its_death_to_the_replica(watche
 
 @pytest.fixture
 def named_by_sentinels(monkeypatch):
-    """A Sentinel that says what it is told to."""
+    """A Sentinel that is asked often and says what it is told to; returns how often each was named."""
     said: dict[str, Named] = {}
-    monkeypatch.setattr(Sentinels, "find", lambda _: said["now"])
-    return lambda server, epoch: said.update(now=Named(Address("127.0.0.1", server.port), epoch))
+    asked: Counter[Named] = Counter()
+
+    def find(_: Sentinels) -> Named:
+        named = said["now"]
+        asked[named] += 1
+        return named
+
+    def name(server: RedisServer, epoch: int) -> Counter[Named]:
+        said["now"] = Named(Address("127.0.0.1", server.port), epoch)
+        return asked
+
+    monkeypatch.setattr(router, "SENTINEL_WATCH_S", 0.1)
+    monkeypatch.setattr(Sentinels, "find", find)
+    return name
 
 
 @pytest.mark.parametrize("wait_replicas", [0, 1])
@@ -169,11 +185,14 @@ def test_a_former_primary_that_still_answers_is_left_when_sentinels_name_another
     assert node.clock[CLOCK_CONNECTIONS] == 2, "whoever watches it offers the live sessions again"
     assert node.outcome(rows, WRITE) == [WRITTEN] * 20
     assert node.outcome(rows, LOOKUP) == [FOUND] * 20
-    links = pair.admin(pair.primary).client_list()
-    assert not [each for each in links if each["name"].startswith("everwall")], "no link stays behind"
-    named_by_sentinels(pair.primary, 1)
-    watched = node.store._router._watch
-    eventually(lambda: watched.is_busy or watched._attempts > 4, "one that was cut off is asked")
+    old = pair.admin(pair.primary)
+    eventually(
+        lambda: not [each for each in old.client_list() if each["name"].startswith("everwall")],
+        "no link stays behind",
+    )
+    asked = named_by_sentinels(pair.primary, 1)
+    asked.clear()
+    eventually(lambda: asked.total() > 2, "one that was cut off is asked, and what it said is heard")
     assert node.status["connections"] == 2, "and not followed back"
 
 
@@ -182,6 +201,7 @@ def test_a_failover_that_was_ordered_moves_the_node_under_traffic(watched, worke
     node = worker(watched.config()).connected()
     rows = sessions(200)
     node.ask(rows, WRITE_FIRST)
+    watched.hurry()
     watched.sentinels[0].client(password="another horse").execute_command("SENTINEL FAILOVER", "sessions")
     successor = f"127.0.0.1:{watched.replicas[0].port}"
     written = 0
@@ -209,6 +229,7 @@ def test_what_a_failover_lost_is_made_whole_from_the_live_sessions(watched, fail
         eventually(lambda: node.whole() and node.store.status()["written"] >= 500, "all is written")
         watched.replicated(primary)
         opened = 500
+        watched.hurry()
         if failover == "ordered":
             admin = watched.sentinels[0].client(password="another horse")
             admin.execute_command("SENTINEL FAILOVER", "sessions")
@@ -245,21 +266,15 @@ def ask_strictly(node: Worker, rows, operation: int = WRITE_FIRST) -> None:
 
 
 def acknowledged(node: Worker, rows) -> list[int]:
-    """Outcomes of strict writes, made again where a loaded machine's replica was later than a write waits for it."""
+    """Outcomes of strict writes."""
+    ask_strictly(node, rows)
+    return node.answers(len(rows))[:, image.OP].tolist()
 
-    def heard() -> bool:
-        return (
-            bool(select.select([node.wake_worker], [], [], 0)[0]) or node.status["unreplicated"] >= given_up
-        )
 
-    operation = WRITE_FIRST
-    while True:
-        given_up = node.status["unreplicated"] + len(rows)
-        ask_strictly(node, rows, operation)
-        eventually(heard, "an answer, or none")
-        if node.status["unreplicated"] < given_up:
-            return node.answers(len(rows))[:, image.OP].tolist()
-        operation = WRITE
+def awaited(node: Worker) -> tuple[list[int], int]:
+    """What waits for a replica at the server, by pipelines, and what waits for that here."""
+    link = node.store._router.shard.awaited
+    return [each.batch.count for each in list(link._pipelines) if not each.probe], len(link.backlog)
 
 
 def test_a_strict_write_is_acknowledged_when_the_replica_has_it(pair, worker):
@@ -271,44 +286,56 @@ def test_a_strict_write_is_acknowledged_when_the_replica_has_it(pair, worker):
     assert kept == 30, "without waiting: it was there before the answer was"
 
 
-def test_without_its_replica_a_strict_write_is_made_and_not_acknowledged_and_nothing_else_waits(pair, worker):
+def test_without_its_replica_a_strict_write_is_made_and_not_acknowledged_and_nothing_else_waits(
+    pair, worker, patience
+):
     node = worker(pair.config(host="localhost", port=pair.primary.port, wait_replicas=1)).connected()
-    rows = sessions(60)
+    rows = sessions(70)
     assert acknowledged(node, rows[:10]) == [WRITTEN] * 10
-    late = node.status["unreplicated"]
-    os.kill(pair.replicas[0].pid, signal.SIGSTOP)
+    pair.replicas[0].hang()
     try:
-        before = time.monotonic_ns()
         ask_strictly(node, rows[10:20])
-        eventually(lambda: node.status["pipelines"] > 0, "it waits at the server")
+        eventually(lambda: awaited(node) == ([10], 0), "it waits at the server")
         assert node.outcome(rows[:10], LOOKUP) == [FOUND] * 10, "look-ups have a link of their own"
         assert node.outcome(rows[20:30], WRITE_FIRST) == [WRITTEN] * 10, "and so has what is not strict"
-        quick_ns = time.monotonic_ns() - before
-        eventually(lambda: node.status["unreplicated"] == late + 10, "the server gives the replica up")
-        assert quick_ns < time.monotonic_ns() - before, "before that"
+        assert awaited(node) == ([10], 0), "and it waits still"
         assert node.outcome(rows[10:20], LOOKUP) == [FOUND] * 10, "the primary has it all the same"
     finally:
-        os.kill(pair.replicas[0].pid, signal.SIGCONT)
-    pair.replicated(pair.primary)
-    assert acknowledged(node, rows[30:]) == [WRITTEN] * 30
+        pair.replicas[0].wake()
+    assert node.answers(10)[:, image.OP].tolist() == [WRITTEN] * 10
+    patience.setattr(conversation, "WAIT_REPLICAS_MS", WAIT_REPLICAS_MS)
+    pair.replicas[0].hang()
+    try:
+        ask_strictly(node, rows[30:40])
+        eventually(lambda: node.status["unreplicated"] == 10, "the server gives the replica up")
+        assert ring_length(node.replies) == 0, "and nobody says that it was written"
+        assert node.outcome(rows[30:40], LOOKUP) == [FOUND] * 10, "as it was"
+    finally:
+        pair.replicas[0].wake()
+    be_patient(patience)
+    assert acknowledged(node, rows[40:]) == [WRITTEN] * 30
     assert node.status["connections"] == 1
 
 
 def test_what_follows_a_strict_write_that_waits_does_not_overtake_it(pair, worker):
     """A delete that came before its write would leave a closed session in the store."""
     node = worker(pair.config(host="localhost", port=pair.primary.port, wait_replicas=1)).connected()
-    os.kill(pair.replicas[0].pid, signal.SIGSTOP)
+    pair.replicas[0].hang()
     try:
-        rows = sessions(40)
-        ask_strictly(node, rows[:20])
-        eventually(lambda: node.status["pipelines"] > 0, "one pipeline waits at the server")
-        ask_strictly(node, rows[20:])
-        eventually(lambda: node.status["queue"] > 0, "the next waits for it")
-        node.tell(rows[20:], DELETE, confirm=False)
-        eventually(lambda: node.status["queue"] + node.status["pipelines"] == 0, "all is sent and answered")
+        rows = sessions(60)
+        ask_strictly(node, rows[:40])
+        eventually(lambda: awaited(node) == ([40], 0), "one pipeline waits at the server")
+        ask_strictly(node, rows[40:])
+        eventually(lambda: awaited(node) == ([40], 20), "the next waits for it")
+        node.tell(rows[20:], DELETE)
+        eventually(lambda: awaited(node) == ([40], 40), "so do the deletes")
     finally:
-        os.kill(pair.replicas[0].pid, signal.SIGCONT)
-    assert node.outcome(rows, LOOKUP) == [FOUND] * 20 + [image.MISSING] * 20
+        pair.replicas[0].wake()
+    answered = sorted(
+        [*range(40), *range(20, 60)]
+    )  # a write that waited when its session was closed is not made
+    assert node.answers(80)[:, image.TAG].tolist() == answered
+    assert node.outcome(rows, LOOKUP) == [FOUND] * 20 + [image.MISSING] * 40
     assert STRICT_WAIT_NS == 100 * MS_NS
 
 
