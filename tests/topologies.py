@@ -193,16 +193,9 @@ class Cluster(_Together):
         with self.servers[0].client() as client:
             for server in self.servers[1:]:
                 client.execute_command("CLUSTER MEET", "127.0.0.1", server.port, self._bus[server])
-        everybody = len(self.servers)
         for server in self.servers:
             with server.client() as client:
-                eventually(
-                    lambda client=client: (
-                        len(client.execute_command("CLUSTER NODES")) == everybody
-                        and client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
-                    ),
-                    "a cluster",
-                )
+                eventually(lambda client=client: self._is_whole(client), "a cluster")
         for number, server in enumerate(self.replicas):
             self.admin(server).execute_command("CLUSTER REPLICATE", self.id(self.primaries[number % shards]))
         for server in self.replicas:
@@ -213,7 +206,9 @@ class Cluster(_Together):
 
     def _is_whole(self, client: redis.Redis) -> bool:
         nodes, info = client.execute_command("CLUSTER NODES"), client.execute_command("CLUSTER INFO")
-        return len(nodes) == len(self.servers) and info["cluster_state"] == "ok"
+        # Of one that it only begins to know a server does not have the id yet.
+        known = [node for node in nodes.values() if "handshake" not in node["flags"]]
+        return len(known) == len(self.servers) and info["cluster_state"] == "ok"
 
     def id(self, server: RedisServer) -> str:
         """By which the cluster knows a server."""

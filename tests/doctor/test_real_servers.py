@@ -27,7 +27,7 @@ from tests import needs
 from tests.redis_server import PASSWORD, RedisServer, free_port
 from tests.store.stores import KEYS, NODE_RIGHTS, sessions
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @contextmanager
