@@ -21,20 +21,22 @@ SERVERS = ("redis-server", "valkey-server")
 """Programs that the store's main tests are run with; ``needs.server`` skips what is not installed."""
 
 
-_kept: list[socket.socket] = []
+_kept: dict[int, socket.socket] = {}
+"""Ports that were given out and not given back, and what holds them."""
 
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 nobody listens on; a server that sets SO_REUSEADDR may, and all of redis's do.
 
-    It stays bound here, as long as this process lives: the system gives it to nobody else meanwhile, neither to one who
-    wants any port nor as that of an outgoing connection, which to itself would even succeed.
+    It stays bound here, as long as this process lives or its server is not closed: the system gives it to nobody else
+    meanwhile, neither to one who wants any port nor as that of an outgoing connection, which to itself would even succeed.
     """
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     probe.bind(("127.0.0.1", 0))
-    _kept.append(probe)
-    return int(probe.getsockname()[1])
+    port = int(probe.getsockname()[1])
+    _kept[port] = probe
+    return port
 
 
 class RedisServer:
@@ -127,6 +129,8 @@ class RedisServer:
             self._process = None
 
     def close(self) -> None:
-        """Kill the server and remove its directory."""
+        """Kill the server, remove its directory and give its port back."""
         self.kill()
+        if (probe := _kept.pop(self.port, None)) is not None:
+            probe.close()
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -114,8 +116,13 @@ def test_a_certificate_for_another_name_is_an_error_until_the_name_is_given() ->
 def test_tls_before_a_plain_port_and_plain_before_a_tls_port_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A server without TLS never answers a handshake, however long one waits.
-    monkeypatch.setattr(store_facts, "DOCTOR_TIMEOUT_S", 2.0)
+    secured = store_facts._secured
+
+    def impatient(connection: socket.socket, *known: object) -> ssl.SSLSocket:
+        connection.settimeout(0.5)  # a server without TLS never answers a handshake, however long one waits
+        return secured(connection, *known)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store_facts, "_secured", impatient)
     plain = free_port()
     with running("--port", str(plain)) as both:
         found = seen(to(both, port=plain))

@@ -129,8 +129,9 @@ def test_a_client_follows_a_failover_that_two_of_three_sentinels_order():
         with make_client(config) as client:
             client.set("key", "value")
             client.wait(1, 1000)
-            servers.sentinels[0].kill()
+            servers.sentinels.pop(0).kill()
             servers.primary.kill()
+            servers.hurry()
             successor = servers.replicas[0].port
             eventually(lambda: primary_of(config).port == successor, "a failover")
             assert eventually(lambda: client.get("key"), "the client follows") == b"value"
