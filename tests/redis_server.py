@@ -29,7 +29,7 @@ def free_port() -> int:
     """A TCP port of 127.0.0.1 nobody listens on; a server that sets SO_REUSEADDR may, and all of redis's do.
 
     It stays bound here, as long as this process lives or its server is not closed: the system gives it to nobody else
-    meanwhile, neither to one who wants any port nor as that of an outgoing connection, which to itself would even succeed.
+    meanwhile, neither to one who wants any port nor as that of an outgoing connection, which would reach itself.
     """
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -125,19 +125,23 @@ def test_a_gap_before_the_rest_of_a_pipeline_is_sent_gives_the_link_up():
     assert (wire.flushed, wire.closed) == (0, True)
 
 
-def test_what_passed_while_this_node_stood_still_is_no_silence_of_the_server():
-    """The machine stood still with the answer on its way: it comes a moment later."""
+@pytest.mark.parametrize("operation", [LOOKUP, WRITE, WRITE_FIRST])
+def test_what_passed_while_this_node_stood_still_is_no_silence_of_the_server(operation):
+    """The machine stood still with the answer on its way: it comes a moment later. But a first write that comes later
+    than another's overwrites that."""
     link, wire = linked()
-    link.backlog.put(asking(sessions(3), LOOKUP))
+    link.backlog.put(asking(sessions(3), operation))
     link._with_link(wire, False)  # type: ignore[arg-type]
-    link._heard_ns, link._pipelines[0].sent_ns = 0, time.monotonic_ns() - SECOND_NS * STORE_TIMEOUT_S
+    link._heard_ns, link._pipelines[0].sent_ns = 0, time.monotonic_ns() - int(STORE_TIMEOUT_S * SECOND_NS)
     link._trade.resumed_ns = time.monotonic_ns() + 3600 * SECOND_NS
     link._with_link(wire, False)  # type: ignore[arg-type]
-    assert (wire.closed, link.is_silent) == (False, False)
+    assert wire.closed == (operation == WRITE_FIRST)
+    assert not link.is_silent
     link._trade.resumed_ns = 0
-    link._with_link(wire, False)  # type: ignore[arg-type]
+    if link.link is not None:
+        link._with_link(wire, False)  # type: ignore[arg-type]
     assert wire.closed, "as after a silence that it was awake for"
-    assert link._trade.answers.tally[FAILED] == 3
+    assert link._trade.answers.tally[FAILED] == (3 if operation == LOOKUP else 0)
 
 
 # What is asked all the time ----------------------------------------------------------------------

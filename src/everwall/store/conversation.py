@@ -386,10 +386,8 @@ class Conversation:
         if not self._replicas:
             self._trade.clock.count_connection()
         self._trade.dropped += self.backlog.keep_writes(STORE_QUEUE_ROWS)
-        self.link, self.peer = (
-            arrival.link,
-            arrival.link.peer,
-        )  # last: who sees the link sees all that it brought
+        # Last: who sees the link sees all that it brought.
+        self.link, self.peer = arrival.link, arrival.link.peer
         if self.on_greeted is not None:
             self.on_greeted(self)
         self._with_link(arrival.link, False)
@@ -614,7 +612,11 @@ class Conversation:
         self._fail_waiting()
 
     def _silence_ns(self, now: int) -> int:
-        return now - max(self._heard_ns, self._pipelines[0].sent_ns, self._trade.resumed_ns)
+        since_ns, resumed_ns = max(self._heard_ns, self._pipelines[0].sent_ns), self._trade.resumed_ns
+        # A first write that may be on its way still is none by now: it goes with its link.
+        if resumed_ns > since_ns and not any(each.batch.has_first_writes for each in self._pipelines):
+            since_ns = resumed_ns
+        return now - since_ns
 
     def _fail_stale(self, now: int) -> None:
         """Answer look-ups that the server is too slow for: they are not sent any more once nobody waits for them.
