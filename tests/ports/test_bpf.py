@@ -27,6 +27,7 @@ from everwall.ports.libbpf import XDP_PASS, BpfObject
 from everwall.session import control
 from tests import needs, packets
 from tests.cutthrough import FLOWS, Rig
+from tests.descriptors import opened
 from tests.frames import frame
 from tests.namespaces import ip, new_network
 
@@ -160,11 +161,11 @@ def test_tables_that_cannot_be_mapped_are_given_back(monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(BpfObject, "array", too_large)
-    before = len(os.listdir("/proc/self/fd"))
+    before = opened()
     with pytest.raises(BpfError, match=r"cannot be mapped: Cannot allocate memory"), program():
         pass
     assert loaded, "it was loaded already"
-    assert len(os.listdir("/proc/self/fd")) == before, "a node that goes on with another port keeps no maps"
+    assert opened() == before, "a node that goes on with another port keeps no maps"
 
 
 def test_on_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,10 +284,10 @@ sys.stdin.read()
         assert attached("vb0")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    until = time.monotonic() + 5
-    while attached("vb0") and time.monotonic() < until:
+    until = time.monotonic() + 20
+    while attached("vb0"):
+        assert time.monotonic() < until
         time.sleep(0.01)
-    assert not attached("vb0")
 
 
 # On a wire ------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def wire() -> Iterator[Wire]:
 def udp_socket(address: str, port: int) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.bind((address, port))
-    made.settimeout(5)
+    made.settimeout(20)
     return made
 
 
@@ -352,18 +353,16 @@ def test_a_packet_goes_and_returns_by_the_driver_while_the_rest_of_the_interface
     rig = Rig(addresses=(wire.OURS,))
     flow = FLOWS[0]
     rig.add(flow)
-    rig.beat(0)
     rig.program.attach("vb0")
     held = wire.there(lambda: attach_pass("vb1"))
     gateway = wire.there(lambda: udp_socket(wire.THEIRS, 6081))
     source = wire.there(lambda: udp_socket(wire.THEIRS, 41_234))
     kernel = udp_socket(wire.OURS, 6081)
     server = socket.create_server((wire.OURS, 22))
-    client = wire.there(lambda: socket.create_connection((wire.OURS, 22), timeout=5))
+    client = wire.there(lambda: socket.create_connection((wire.OURS, 22), timeout=20))
     accepted, _ = server.accept()
 
     for round_ in range(20):
-        rig.beat(0)
         sent = packets.geneve(flow.inner(100 + round_, seq=1000), flow.endpoint)
         source.sendto(sent, (wire.OURS, 6081))
         back, peer = gateway.recvfrom(2048)

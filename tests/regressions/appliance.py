@@ -22,12 +22,13 @@ from everwall.policy.match import CompiledPolicy, allow_all
 from everwall.ports import port as ports
 from everwall.ports.bpf import CutThrough, attach_pass
 from everwall.ports.port import Port
-from everwall.session import image, offload
+from everwall.session import image
 from everwall.session.state import MADE, REMATCH_LEFT
 from everwall.session.table import SharedTable, slots_for
 from everwall.verdict import Verdict
 from everwall.wire.meta import END, LOCAL_ADDRESS, PEER_ADDRESS, PEER_PORT, START, VERDICT, Batch, make_batch
 from tests import packets
+from tests.cutthrough import pass_loop
 from tests.namespaces import Linked
 
 BALANCERS = ("10.9.0.101", "10.9.0.102")
@@ -38,6 +39,7 @@ KINDS = ("engine", "udp", "raw", "xdp", "cut-through")
 """``xdp`` hands every packet to the engine; with ``cut-through`` the program answers what it may."""
 _SEED = 7
 _SESSIONS = 64
+_PATIENCE_S = 20
 _ETHERTYPE_IPV4 = 0x0800
 
 
@@ -233,11 +235,11 @@ class PortAppliance(Appliance):
     def _alive(self) -> None:
         """The dead man's word of a worker: without it no program answers."""
         self.now = max(self.now, time.monotonic_ns())
-        offload.stamp(self.engine.state.sessions, time.monotonic_ns())
+        pass_loop(self.engine.state.sessions, time.monotonic_ns())
 
     def _come_back(self) -> list[Outer]:
         """What comes back for the packet that is under way: from the program, or through the engine."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline:
             if found := self._heard():
                 self.bounced += 1
@@ -252,7 +254,7 @@ class PortAppliance(Appliance):
         with self._link.far.entered():
             assert ports.send(self.port, batch, np.array([*rows, 0], np.int64), len(rows)) == 0
         found: list[Outer] = []
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + _PATIENCE_S
         while len(found) < len(rows):
             assert time.monotonic() < deadline, "what was sent did not arrive"
             found += self._heard()
@@ -286,7 +288,7 @@ class PortAppliance(Appliance):
             wire.setblocking(False)
             self._alive()
             wire.send(own + station + struct.pack("!H", _ETHERTYPE_IPV4) + packet)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + _PATIENCE_S
             while time.monotonic() < deadline:
                 if count := ports.receive(self.port, self.batch, len(self.batch.meta)):
                     self.engine.receive(self.batch, count, self.now)
