@@ -15,6 +15,7 @@ from everwall.verdict import Verdict
 from everwall.wire import meta
 from everwall.wire.meta import make_batch
 from tests.packets import unload
+from tests.ports.wires import PATIENCE_S, bring_the_last
 
 pytestmark = pytest.mark.kernel
 
@@ -31,7 +32,7 @@ def pair():
         listen = free.getsockname()
     opened = endpoint.open_udp(listen, peer.getsockname())
     peer.connect(listen)
-    peer.settimeout(5)
+    peer.settimeout(PATIENCE_S)
     yield opened, peer
     opened.close()
     peer.close()
@@ -39,7 +40,7 @@ def pair():
 
 def received(opened: Endpoint, count: int, limit: int = 64):
     rows, batch = endpoint.rows_of([opened]), make_batch()
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         got = endpoint.receive(rows, 0, 77, batch, limit)
         if got:
@@ -65,6 +66,9 @@ def test_no_more_than_the_limit_is_taken(pair):
     opened, peer = pair
     for number in range(5):
         peer.send(bytes([number]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+        last.bind(("127.0.0.1", 0))
+        bring_the_last(last, last)
     batch = received(opened, 3, limit=3)
     assert [unload(batch, i) for i in range(3)] == [b"\0", b"\1", b"\2"]
 
@@ -90,7 +94,7 @@ def test_udp_sends_to_the_peer_also_after_a_refusal(pair):
     endpoint.send(rows, 0, data, 0, 10, 13)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(address)
-        again.settimeout(5)
+        again.settimeout(PATIENCE_S)
         # The refusal of the last one waits in the socket, and may not cost this packet.
         assert endpoint.send(rows, 0, data, 0, 10, 13)
         assert again.recv(99) == b"out"

@@ -24,6 +24,7 @@ KINDS = ["udp", "raw", "xdp", "xdp-jumbo"]
 """The last one takes packets in several frames (MTU 9000); a wire of kind xdp has an MTU of 1600."""
 
 DEVICE = "eth0"
+PATIENCE_S = 20
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Wire:
         with self.far():
             opened = socket.socket(socket.AF_INET, kind)
             opened.bind((self.balancer, number))
-            opened.settimeout(5)
+            opened.settimeout(PATIENCE_S)
             return opened
 
     def send(self, packet: bytes, source_port: int = 40_001, to: int = 0) -> None:
@@ -65,27 +66,32 @@ class Wire:
         near = self.link.near.entered() if self.link else contextlib.nullcontext()
         with near:
             last = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        ours = os.sched_getaffinity(0)
         with last, self.socket(0) as sender:
             last.bind((self.node[0], 0))
-            last.settimeout(5)
-            try:
-                for processor in ours:
-                    os.sched_setaffinity(0, {processor})
-                    sender.sendto(b"last", last.getsockname())
-                    assert last.recv(100) == b"last"
-            finally:
-                os.sched_setaffinity(0, ours)
+            bring_the_last(sender, last)
 
     def receive(self, batch: Batch, wanted: int) -> int:
         """Wait, and take what has come, which must be ``wanted`` packets."""
         words = np.array(system.poll_words([ports.descriptor(self.port)]), np.int64)
-        assert system.wait(words, 5 * SECOND_NS, np.zeros(2, np.int64)) == 1
+        assert system.wait(words, PATIENCE_S * SECOND_NS, np.zeros(2, np.int64)) == 1
         assert system.readable(words, 0)
         self.arrive()
         count = ports.receive(self.port, batch, len(batch.meta))
         assert count == wanted
         return int(count)
+
+
+def bring_the_last(sender: socket.socket, last: socket.socket) -> None:
+    """A packet from each processor by the way that others went, which ``last`` waits for."""
+    last.settimeout(PATIENCE_S)
+    ours = os.sched_getaffinity(0)
+    try:
+        for processor in ours:
+            os.sched_setaffinity(0, {processor})
+            sender.sendto(b"last", last.getsockname())
+            assert last.recv(100) == b"last"
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 @contextlib.contextmanager
