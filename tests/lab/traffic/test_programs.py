@@ -7,13 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from everwall.lab import rundir
 from everwall.lab.processes import Program, Programs, wait_until
+from everwall.lab.traffic.inner import parse
+from everwall.lab.traffic.packets import SERVER
 
 HERE = "127.0.0.1"
+PATIENCE_S = 30
 
 
 @pytest.fixture
@@ -30,28 +34,38 @@ def module(name: str, *arguments: str) -> list[str]:
 
 
 def established(client: Program, wanted: int) -> None:
-    wait_until("connections", lambda: client.ask("progress")["established"] == wanted, 20, [client])
+    wait_until("connections", lambda: client.ask("progress")["established"] == wanted, PATIENCE_S, [client])
 
 
 def answered(client: Program, wanted: int) -> None:
-    wait_until("answers", lambda: client.ask("progress")["answered"] == wanted, 20, [client])
+    wait_until("answers", lambda: client.ask("progress")["answered"] == wanted, PATIENCE_S, [client])
+
+
+def reported(program: Program, event: int) -> dict[str, Any]:
+    """What a program reports once something of every UDP flow has arrived that was sent after the event."""
+    reports: list[dict[str, Any]] = []
+
+    def complete() -> bool:
+        reports.append(program.ask("report", event_ns=event, effective_ns=event))
+        probes = reports[-1].get("probes", reports[-1].get("udp"))
+        return len(probes) == 4 and all(row["first_after_ns"] for row in probes)
+
+    wait_until("probes after the event", complete, PATIENCE_S, [program])
+    return reports[-1]
 
 
 def test_real_connections_are_probed_and_every_byte_is_verified(programs: Programs) -> None:
     server = programs.start("server", module("server", HERE), pipes=True)
-    server.ask("ready")
+    server.ask("ready", PATIENCE_S)
     client = programs.start("client", module("client", HERE, "20", "4", "0"), pipes=True)
-    client.ask("ready")
-    client.ask("start")
+    client.ask("ready", PATIENCE_S)
+    client.ask("start", PATIENCE_S)
     established(client, 20)
     client.tell("fast", flows=[0, 1])
     event = time.monotonic_ns()
     client.tell("probe")
     answered(client, 20)
-    near, far = (
-        client.ask("report", event_ns=event, effective_ns=event),
-        server.ask("report", event_ns=event, effective_ns=event),
-    )
+    near, far = reported(client, event), reported(server, event)
     assert {row["kind"] for row in near["connections"]} == {"idle", "request", "bulk"}
     assert not any(row["corrupt"] or row["lost"] for row in near["connections"])
     assert all(row["verified"] > 0 for row in near["connections"] + far["connections"])
@@ -62,12 +76,12 @@ def test_real_connections_are_probed_and_every_byte_is_verified(programs: Progra
 
 def test_a_server_that_goes_away_is_a_lost_connection(programs: Programs) -> None:
     server = programs.start("server", module("server", HERE), pipes=True)
-    server.ask("ready")
+    server.ask("ready", PATIENCE_S)
     client = programs.start("client", module("client", HERE, "5", "0", "0"), pipes=True)
-    client.ask("start")
+    client.ask("start", PATIENCE_S)
     established(client, 5)
     server.process.kill()
-    wait_until("losses", lambda: client.ask("progress")["lost"] == 5, 20, [client])
+    wait_until("losses", lambda: client.ask("progress")["lost"] == 5, PATIENCE_S, [client])
     found = client.ask("report", event_ns=0, effective_ns=0)["connections"]
     assert {row["lost"] for row in found} <= {"closed by the server", "ConnectionResetError"}
 
@@ -81,7 +95,10 @@ class Wire(threading.Thread):
         self.socket.bind((HERE, 0))
         self.socket.settimeout(0.2)
         self.passed = 0
+        self.lost: set[bytes] = set()
+        """What was dropped once passes when it is sent again."""
         self.cut = False
+        self.requests_cut = 0
         self.ended = False
 
     def run(self) -> None:
@@ -91,7 +108,14 @@ class Wire(threading.Thread):
             except TimeoutError:
                 continue
             self.passed += 1
-            if not self.cut and self.passed % 10:
+            if self.cut:
+                segment = parse(packet)
+                self.requests_cut += bool(
+                    segment.protocol == 6 and segment.destination == SERVER and segment.payload
+                )
+            elif self.passed % 10 == 0 and packet not in self.lost:
+                self.lost.add(packet)
+            else:
                 self.socket.sendto(packet, peer)
         self.socket.close()
 
@@ -112,7 +136,7 @@ def generator(programs: Programs, wire: Wire) -> Program:
     gateway = wire.socket.getsockname()[1]
     line = module("packets", f"{HERE}:{own}", f"{HERE}:{gateway}", "20", "4")
     program = programs.start("packets", line, pipes=True)
-    program.ask("start")
+    program.ask("start", PATIENCE_S)
     return program
 
 
@@ -122,7 +146,7 @@ def test_simulated_flows_survive_a_wire_that_loses_every_tenth_packet(programs: 
     event = time.monotonic_ns()
     packets.tell("probe")
     answered(packets, 20)
-    found = packets.ask("report", event_ns=event, effective_ns=event)
+    found = reported(packets, event)
     assert not any(row["corrupt"] or row["lost"] for row in found["connections"])
     assert max(row["stall_ns"] for row in found["connections"]) > 200e6, "a lost packet is sent again"
 
@@ -131,12 +155,13 @@ def test_a_cut_shows_in_stalls_and_in_gaps(programs: Programs, wire: Wire) -> No
     packets = generator(programs, wire)
     established(packets, 20)
     packets.tell("fast", flows=[0, 1, 2, 3])
-    event = time.monotonic_ns()
     wire.cut = True
+    event = time.monotonic_ns()
     packets.tell("probe")
+    wait_until("requests that are not answered", lambda: wire.requests_cut >= 5, PATIENCE_S, [packets])
     time.sleep(0.5)  # the length of the cut is what is measured
     wire.cut = False
     answered(packets, 20)
-    found = packets.ask("report", event_ns=event, effective_ns=event)
+    found = reported(packets, event)
     assert max(row["stall_ns"] for row in found["connections"]) > 0.4e9
     assert all(row["first_after_ns"] - event > 0.45e9 for row in found["probes"])
