@@ -55,7 +55,7 @@ def in_namespace(cluster: Cluster, role: str, kind: int) -> socket.socket:
     assert isinstance(cluster.site, NamespaceSite)
     with inside(cluster.site.topology.path(role)):
         made = socket.socket(socket.AF_INET, kind)
-    made.settimeout(5)
+    made.settimeout(60)  # for all that is sent at once, too
     return made
 
 
@@ -91,7 +91,7 @@ def test_a_connection_uses_the_whole_size(cluster: Cluster) -> None:
         client = opened.enter_context(in_namespace(cluster, "clients", socket.SOCK_STREAM))
         client.connect((topology.SERVER, 7000))
         server = opened.enter_context(listener.accept()[0])
-        server.settimeout(10)
+        server.settimeout(60)
         sent = bytes(range(250)) * (size // 250)
         sender = threading.Thread(target=client.sendall, args=(sent,))
         sender.start()

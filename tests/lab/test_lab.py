@@ -177,12 +177,12 @@ def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:
     with contextlib.closing(started.stdout):
         for words in started.stdout:
             seen.append(words)
-            if "traffic flows" in words:
+            if "connections are established" in words:
                 break
         assert started.poll() is None, "".join(seen)
         started.send_signal(signal.SIGINT)
         started.stdout.read()
-    assert started.wait(30) == 1
+    assert started.wait(60) == 1
     assert json.loads(figures.read_text())["error"] == "interrupted"
     assert lab.sweep() == []
     assert [path.name for path in rundir.base().iterdir() if not rundir.is_alive(path.name)] == []

@@ -37,7 +37,7 @@ def is_running(pid: int) -> bool:
 def test_stop_ends_a_program_that_is_stopped(programs: Programs) -> None:
     program = programs.start("sleeper", SLEEP)
     program.signal(signal.SIGSTOP)
-    assert program.wait_stopped(5)
+    assert program.wait_stopped(20)
     programs.stop()
     assert not program.running
 
@@ -54,7 +54,7 @@ def test_a_killed_lab_takes_its_programs_along() -> None:
     )
     assert lab.stdout is not None
     program = int(lab.stdout.readline())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40
     while b"sleep" not in Path(f"/proc/{program}/cmdline").read_bytes().split(b"\0")[0]:
         assert time.monotonic() < deadline, "the launcher became the program"
         time.sleep(0.01)

@@ -41,7 +41,7 @@ def test_a_lab_that_is_just_being_made_is_not_swept(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(rundir.fcntl, "flock", flock)
     directory = rundir.create()
-    sweeper.join(10)
+    sweeper.join()
     assert made == [[]]
     assert rundir.is_alive(directory.name)
     directory.close(remove=True)
@@ -53,7 +53,7 @@ def test_sweeping_ends_what_a_gone_lab_left_running() -> None:
     directory.remember(left.pid, "left behind")
     directory.close(remove=False)
     rundir.sweep()
-    assert left.wait(10) == -signal.SIGKILL
+    assert left.wait(30) == -signal.SIGKILL
 
 
 def test_sweeping_leaves_a_process_alone_that_only_has_the_same_id() -> None:
