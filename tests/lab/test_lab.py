@@ -31,7 +31,7 @@ def run_lab(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     figures = folder / "lab.json"
     line = [sys.executable, "-m", "everwall", "lab", "--json", str(figures), "--evidence", str(folder)]
     done = subprocess.run(
-        [*line, *arguments], capture_output=True, text=True, check=False, timeout=240, env=environment()
+        [*line, *arguments], capture_output=True, text=True, check=False, timeout=400, env=environment()
     )
     print(done.stdout, done.stderr, sep="\n")
     found = json.loads(figures.read_text())
@@ -45,13 +45,17 @@ def says_what_it_must(on: dict[str, Any], off: dict[str, Any]) -> None:
         assert run["connections"] >= 60
         assert run["on_victim"] >= 15
         assert run["corrupt"] == 0
-        assert run["lost"] == run["lost_on_victim"], "whoever was not on the victim noticed nothing"
+        assert run["lost"] == run["lost_on_victim"] + run["lost_by_flaps"], (
+            "who was on a firewall that went on being healthy noticed nothing"
+        )
         assert run["bytes_verified"] > 0
         assert "cut-through" not in "".join(run["broken"])
     assert on["lost"] == 0
     assert on["restored"] >= on["on_victim"]
     assert on["drops"][NON_SYN] == 0
-    assert off["lost"] == off["on_victim"], "every connection of the victim is lost without resiliency"
+    assert off["lost_on_victim"] == off["on_victim"], (
+        "every connection of the victim is lost without resiliency"
+    )
     assert off["drops"][NON_SYN] >= off["on_victim"], "and by the counter that says why"
     assert off["restored"] == 0
 

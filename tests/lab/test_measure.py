@@ -14,8 +14,8 @@ from everwall.lab.measure import (
     Run,
     broken_promises,
     choose_victim,
-    count_flaps,
     cpu_share,
+    find_flaps,
     histogram,
     mark_ms,
     next_pace,
@@ -96,6 +96,25 @@ def test_a_connection_lost_elsewhere_breaks_the_promise_in_both_runs() -> None:
     for run in (a_run(), without_resiliency()):
         run.connections[0].lost = "no answer"
         assert broken_promises(run) == ["1 connections were lost that the victim did not carry"]
+
+
+def test_a_firewall_that_was_marked_unhealthy_loses_its_connections_where_nothing_restores_them() -> None:
+    for run, broken in (
+        (without_resiliency(), []),
+        (
+            a_run(),
+            ["2 connections were lost that the victim did not carry (1 times another firewall was marked"],
+        ),
+    ):
+        run.flapped = ["fw3"]
+        held, moved, other = run.connections[3], run.connections[0], run.connections[4]
+        moved.first_target = "fw3"
+        for each in (held, moved):
+            each.lost = "no answer"
+        assert [line.partition(" unhealthy")[0] for line in broken_promises(run)] == broken
+        assert run.to_json()["lost_by_flaps"] == (0 if broken else 2)
+        other.lost = "no answer"
+        assert any("connections were lost that the victim did not" in line for line in broken_promises(run))
 
 
 def test_a_wrong_byte_breaks_the_promise() -> None:
@@ -205,7 +224,8 @@ def test_a_flap_is_an_unhealthy_mark_of_a_firewall_that_was_well() -> None:
         {"time_ns": 120, "target": "fw1", "state": "healthy"},
         {"time_ns": 130, "target": "fw2", "state": "unhealthy"},
     ]
-    assert count_flaps(events, "fw2", 100) == 1
+    assert find_flaps(events, "fw2", 100, 125) == ["fw1"]
+    assert find_flaps(events, "fw2", 100, 135) == ["fw1", "fw2"], "the victim was well before the event"
 
 
 def test_the_busy_share_counts_neither_idle_nor_waiting() -> None:

@@ -27,6 +27,8 @@ START_DEADLINE_S = 90.0
 NODE_DRAIN_TIMEOUT_S = 60
 RESYNC_DEADLINE_S = 30.0
 """A lab's few thousand sessions are written within a second; the rest is for reconnecting."""
+ANSWER_DEADLINE_S = 30.0
+"""Who is gone refuses at once; who is there may have a busy machine."""
 _FLOWS_ASKED = 10_000
 
 
@@ -133,7 +135,7 @@ class Cluster:
 
     def _ready(self, name: str) -> bool:
         try:
-            return bool(request(self.control(name), "status")["ok"])
+            return bool(request(self.control(name), "status", timeout_s=ANSWER_DEADLINE_S)["ok"])
         except OSError:
             return False
 
@@ -155,7 +157,7 @@ class Cluster:
     # Questions -----------------------------------------------------------------------------------
     def ask(self, name: str, command: str, **arguments: Any) -> dict[str, Any]:
         """The answer of ``gwlb`` or a firewall; raises OSError when it is gone, LabError when it refuses."""
-        answer = request(self.control(name), command, **arguments)
+        answer = request(self.control(name), command, timeout_s=ANSWER_DEADLINE_S, **arguments)
         if not answer.pop("ok"):
             raise LabError(f"{name} refused '{command}': {answer.get('error')}")
         return answer
@@ -185,9 +187,9 @@ class Cluster:
         return {"server": server, "tls": self.store.tls, "auth": bool(self.store.password)}
 
     def counters(self, name: str) -> dict[str, int]:
-        """Counters of a process; empty when it is gone or hangs."""
+        """Counters of a process; empty when it is gone."""
         try:
-            answer = request(self.control(name), "counters", timeout_s=2.0)
+            answer = request(self.control(name), "counters", timeout_s=ANSWER_DEADLINE_S)
         except OSError:
             return {}
         found: dict[str, int] = answer.get("counters", {})
@@ -206,7 +208,7 @@ class Cluster:
             program.process.wait()
         elif how == "hang":
             program.signal(signal.SIGSTOP)
-            if not program.wait_stopped(5.0):
+            if not program.wait_stopped(30.0):
                 raise LabError(f"{victim} did not stop")
             if self.site.cut_through:
                 # The program before a stopped firewall answers until it misses the dead man's word.
@@ -271,7 +273,7 @@ class Cluster:
         began = time.monotonic_ns()
         self.ask("gwlb", "deregister", target=target)
         self.firewalls[victim].signal(signal.SIGTERM)
-        deadline = time.monotonic() + configuration.DEREGISTRATION_DELAY_S + 5
+        deadline = time.monotonic() + configuration.DEREGISTRATION_DELAY_S + ANSWER_DEADLINE_S
         while time.monotonic() < deadline:
             ends = [
                 int(each["time_ns"])

@@ -99,8 +99,9 @@ def _figures(runs: Sequence[Run]) -> Table:
     if any(run.icmp_flows for run in runs):
         row("ICMP flows went on", [f"{run.icmp_recovered} of {run.icmp_flows}" for run in runs])
     row("sessions restored", [f"{run.restored:,}" for run in runs])
-    if any(run.flaps for run in runs):
-        row("others marked unhealthy", [str(run.flaps) for run in runs])
+    if any(run.flapped for run in runs):
+        row("others marked unhealthy", [str(len(run.flapped)) for run in runs])
+        row("  lost by that", [str(len(run.lost_by_flaps)) for run in runs])
     row("port of the firewalls", [_port(run) for run in runs])
     if any(run.workers > 1 for run in runs):
         row("workers of each", [str(run.workers) for run in runs])

@@ -20,8 +20,8 @@ from everwall.lab.measure import (
     Probe,
     Run,
     choose_victim,
-    count_flaps,
     cpu_share,
+    find_flaps,
     mark_ms,
     next_pace,
 )
@@ -38,8 +38,10 @@ FAST_PROBES = 30
 """UDP probe flows on the victim that send every 10 ms; the others send every 100 ms."""
 ESTABLISH_DEADLINE_S = 20.0
 PACE_STEP_S = 0.5
-DECIDED_S = PROBE_SPREAD_S + PROBE_DEADLINE_S + 1.0
-"""So long after they were told to probe, all connections were answered or are lost."""
+DECIDED_S = PROBE_DEADLINE_S + 1.0
+"""So long after all of them have been probed, connections were answered or are lost."""
+PROBED_S = PROBE_SPREAD_S + 60.0
+"""So long after they were told to probe, all connections have done it, however busy the machine is."""
 _TCP, _UDP = 6, 17
 _DROPS = {verdict.label for verdict in Verdict if verdict > Verdict.PARK}
 _FORWARDED = Verdict.FORWARD.label
@@ -102,18 +104,19 @@ class Experiment:
         self.began_ns = time.monotonic_ns()
         traffic.start()
         self._establish(traffic, progress)
-        victim = self._choose_probes(traffic)
+        carried = self.cluster.flow_targets()
+        self._choose_probes(traffic, carried)
+        tcp, _ = traffic.sources()
+        first = {number: carried.get((_TCP, source), "") for number, source in tcp.items()}
         self._warm_up(traffic, began + self.options.seconds / 3, cpu, progress)
         if self.options.fail == "store" and self.cluster.resiliency:
             self.run.resync = self.cluster.lose_store(progress)
-        self._before(traffic, victim)
+        victim = self._before(traffic, first)
         progress(f"{self.options.fail}: {victim}, which carries {len(self.run.on_victim)} connections")
         event, effective = self.cluster.fail(self.options.fail, victim)
         traffic.probe()
         if self.options.fail in COMES_BACK:
-            # Not before it was noticed to be gone, however late the event was.
-            noticed = time.monotonic() + configuration.DETECTION_BOUND_MS / 1000
-            self.comes_back = max(began + self.options.seconds * 2 / 3, noticed)
+            self.comes_back = began + self.options.seconds * 2 / 3
         self._wait_for_answers(traffic, began + self.options.seconds, progress)
         self.run.cpu_share = cpu_share(cpu, _processor_time())
         self._after(traffic, event, effective)
@@ -143,9 +146,8 @@ class Experiment:
                 return
             time.sleep(0.1)
 
-    def _choose_probes(self, traffic: Traffic) -> str:
+    def _choose_probes(self, traffic: Traffic, carried: dict[tuple[int, str], str]) -> None:
         """Find the victim by the load balancer's flow table, and speed up the probes that it carries."""
-        carried = self.cluster.flow_targets()
         tcp, udp = traffic.sources()
         self.run.victim = choose_victim(
             carried[_TCP, source] for source in tcp.values() if (_TCP, source) in carried
@@ -154,7 +156,6 @@ class Experiment:
             raise LabError("the load balancer's flow table knows none of the connections")
         fast = [number for number, source in udp.items() if carried.get((_UDP, source)) == self.run.victim]
         traffic.set_fast(fast[:FAST_PROBES])
-        return self.run.victim
 
     def _warm_up(
         self, traffic: Traffic, until: float, start: list[int], progress: Callable[[str], None]
@@ -172,12 +173,21 @@ class Experiment:
             traffic.set_pace(self.run.pace)
             progress(f"traffic flows; {share:.0%} of the machine is busy; the event comes in {left:.0f} s")
 
-    def _before(self, traffic: Traffic, victim: str) -> None:
-        """Write down who carries what, at the last moment before the event."""
+    def _before(self, traffic: Traffic, first: dict[int, str]) -> str:
+        """Write down who carries what, at the last moment before the event; returns the victim.
+
+        ``first``: who carried each connection when it was established.
+        """
         carried = self.cluster.flow_targets()
+        # It may have been marked unhealthy meanwhile, though it was well, and carry nothing any more.
+        self._choose_probes(traffic, carried)
+        victim = self.run.victim
         tcp, udp = traffic.sources()
         self.run.connections = [
-            Connection(number, "", source, carried.get((_TCP, source), "")) for number, source in tcp.items()
+            Connection(
+                number, "", source, carried.get((_TCP, source), ""), first_target=first.get(number, "")
+            )
+            for number, source in tcp.items()
         ]
         self.run.probes = [
             Probe(number, source, carried.get((_UDP, source), "")) for number, source in udp.items()
@@ -187,20 +197,24 @@ class Experiment:
         for node in self.run.nodes:
             node.flows_before = sum(target == node.name for target in carried.values())
             self.counters[node.name] = self.cluster.counters(node.name)
+        return victim
 
     # After the event -----------------------------------------------------------------------------
     def _wait_for_answers(self, traffic: Traffic, until: float, progress: Callable[[str], None]) -> None:
         """Until the time is over, every connection was answered or is lost, and a victim that comes back is healthy."""
+        probed_by = time.monotonic() + PROBED_S
         deadline = max(until, time.monotonic() + DECIDED_S)
         wanted = len(self.run.connections)
         while time.monotonic() < deadline:
-            if self.comes_back and time.monotonic() >= self.comes_back:
+            if self.comes_back and time.monotonic() >= self.comes_back and self._is_left(probed_by):
                 self.comes_back = 0.0
                 self.back_ns = self.cluster.bring_back(self.run.fail, self.run.victim)
                 traffic.probe()
-                deadline = max(deadline, time.monotonic() + DECIDED_S)
+                probed_by = time.monotonic() + PROBED_S
                 progress(f"{self.run.victim} is back")
             found = traffic.progress()
+            if (found["probed"] < wanted or self.comes_back) and time.monotonic() < probed_by:
+                deadline = max(deadline, time.monotonic() + DECIDED_S)
             progress(
                 f"after the event: {found['answered']} of {wanted} connections answered, {found['lost']} lost"
             )
@@ -208,6 +222,16 @@ class Experiment:
             if decided and time.monotonic() >= until and not self.comes_back and self._is_healthy():
                 return
             time.sleep(0.25)
+
+    def _is_left(self, by: float) -> bool:
+        """Whether the victim carries no connection any more: a quiet one would find it again as if nothing had been.
+
+        True at ``by`` (s of the monotonic clock) in any case.
+        """
+        if time.monotonic() >= by:
+            return True
+        carried = self.cluster.flow_targets()
+        return all(carried.get((_TCP, each.client)) != self.run.victim for each in self.run.connections)
 
     def _is_healthy(self) -> bool:
         """Whether the victim, if it came back, is a healthy target again."""
@@ -225,7 +249,7 @@ class Experiment:
         self.run.icmp_recovered = sum(each["first_after_ns"] is not None for each in replies)
         events = self.cluster.target_events()
         drain = self.run.fail == "drain"
-        self.run.flaps = count_flaps(events, self.run.victim, self.began_ns)
+        self.run.flapped = find_flaps(events, self.run.victim, self.began_ns, event)
         self.run.detection_ms = 0.0 if drain else mark_ms(events, self.run.victim, "unhealthy", event)
         self.run.returned_ms = self._returned_ms(events)
         carried = self.cluster.flow_targets()

@@ -119,7 +119,7 @@ def restart(programs: Programs, store: Store, netns: str | None) -> Store:
 
 
 def _wait_for(store: Store, netns: str | None) -> None:
-    wait_until("the store", lambda: _answers(store, netns), 15.0, [store.program])
+    wait_until("the store", lambda: _answers(store, netns), 60.0, [store.program])
 
 
 def embedded_binary() -> str | None:
