@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import netns
 
-from everwall.lab import capabilities, lab, rundir
+from everwall.lab import capabilities, rundir
 from everwall.lab.measure import BOUNCED_SHARE_MIN, COMES_BACK, NON_SYN
 from everwall.lab.processes import environment
 from tests import needs
@@ -164,6 +165,19 @@ def test_on_loopback_nothing_can_be_cut(how: str, tmp_path: Path) -> None:
     }
 
 
+def belongings(lab: int) -> tuple[Path, dict[int, int]]:
+    """The directory of the lab with this process id, and its programs with their start times.
+
+    Others may be at work at the same time.
+    """
+    children = Path(f"/proc/{lab}/task/{lab}/children").read_text().split()
+    for listing in rundir.base().glob("*/processes"):
+        rows = [line.split() for line in listing.read_text().splitlines()]
+        if any(row[0] in children for row in rows):
+            return listing.parent, {int(row[0]): int(row[1]) for row in rows}
+    raise AssertionError("the lab has written down its programs")
+
+
 def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C in the middle; the JSON is written all the same and says so."""
     figures = tmp_path / "lab.json"
@@ -184,12 +198,15 @@ def test_an_interrupted_lab_leaves_nothing_behind(tmp_path: Path) -> None:
             if "connections are established" in words:
                 break
         assert started.poll() is None, "".join(seen)
+        directory, programs = belongings(started.pid)
         started.send_signal(signal.SIGINT)
         started.stdout.read()
     assert started.wait(60) == 1
     assert json.loads(figures.read_text())["error"] == "interrupted"
-    assert lab.sweep() == []
-    assert [path.name for path in rundir.base().iterdir() if not rundir.is_alive(path.name)] == []
+    assert len(programs) >= 5, "store, load balancer, firewalls"
+    assert not [pid for pid, began in programs.items() if rundir.start_time(pid) == began]
+    assert not directory.exists()
+    assert not [name for name in netns.listnetns() if directory.name in name]
 
 
 def test_every_capability_says_what_was_tried() -> None:
