@@ -117,6 +117,19 @@ def test_a_firewall_that_was_marked_unhealthy_loses_its_connections_where_nothin
         assert any("connections were lost that the victim did not" in line for line in broken_promises(run))
 
 
+def test_a_connection_that_a_flap_brought_to_the_victim_may_find_back_to_a_firewall_that_knows_it() -> None:
+    run = without_resiliency()
+    back, again = run.on_victim[:2]
+    back.lost, back.first_target = "", "fw3"
+    again.lost, again.first_target, again.target_after = "", "fw2", "fw2"
+    assert any("cannot tell the difference" in line for line in broken_promises(run)), "nobody flapped"
+    run.flapped = ["fw3"]
+    assert broken_promises(run) == []
+    assert (run.to_json()["spared_by_flaps"], run.to_json()["lost_on_victim"]) == (2, 148)
+    again.target_after = "fw1"
+    assert any("cannot tell the difference" in line for line in broken_promises(run))
+
+
 def test_a_wrong_byte_breaks_the_promise() -> None:
     run = a_run()
     run.connections[7].corrupt = "8192 bytes at position 4096 are not the ones that were sent"
