@@ -54,7 +54,7 @@ class Connection:
     answered_ms: float | None = None
     """From its last probe (after the event, or after the victim's return) to the answer."""
     first_target: str = ""
-    """The firewall that carried it when it was established."""
+    """The firewall that carried it when it was opened."""
 
 
 @dataclass

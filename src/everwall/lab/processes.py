@@ -63,7 +63,7 @@ class Program:
             time.sleep(0.001)
         return False
 
-    def ask(self, command: str, timeout_s: float = 10.0, **arguments: Any) -> dict[str, Any]:
+    def ask(self, command: str, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
         """Send one JSON line to a traffic program and wait for the line that answers it."""
         self.tell(command, **arguments)
         assert self.process.stdout is not None
@@ -150,7 +150,7 @@ class Programs:
                     with contextlib.suppress(OSError):
                         pipe.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                program.process.wait(5)
+                program.process.wait(30)
         self.all.clear()
 
 

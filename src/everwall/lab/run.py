@@ -88,6 +88,8 @@ class Experiment:
             detection_bound_ms=configuration.DETECTION_BOUND_MS,
         )
         self.counters: dict[str, dict[str, int]] = {}
+        self.first: dict[tuple[int, str], str] = {}
+        """Of each flow the firewall that carried it when it was seen first."""
         self.comes_back = 0.0
         """When the victim shall be back (s of the monotonic clock); 0: never, or it is back already."""
         self.back_ns = 0
@@ -104,14 +106,11 @@ class Experiment:
         self.began_ns = time.monotonic_ns()
         traffic.start()
         self._establish(traffic, progress)
-        carried = self.cluster.flow_targets()
-        self._choose_probes(traffic, carried)
-        tcp, _ = traffic.sources()
-        first = {number: carried.get((_TCP, source), "") for number, source in tcp.items()}
+        self._choose_probes(traffic, self.cluster.flow_targets())
         self._warm_up(traffic, began + self.options.seconds / 3, cpu, progress)
         if self.options.fail == "store" and self.cluster.resiliency:
             self.run.resync = self.cluster.lose_store(progress)
-        victim = self._before(traffic, first)
+        victim = self._before(traffic)
         progress(f"{self.options.fail}: {victim}, which carries {len(self.run.on_victim)} connections")
         event, effective = self.cluster.fail(self.options.fail, victim)
         traffic.probe()
@@ -138,6 +137,7 @@ class Experiment:
         deadline = time.monotonic() + ESTABLISH_DEADLINE_S
         while True:
             found = traffic.progress()
+            self.first = self.cluster.flow_targets() | self.first
             progress(f"{found['established']} of {self.options.connections} connections are established")
             if found["established"] + found["failed"] >= self.options.connections:
                 return
@@ -173,11 +173,8 @@ class Experiment:
             traffic.set_pace(self.run.pace)
             progress(f"traffic flows; {share:.0%} of the machine is busy; the event comes in {left:.0f} s")
 
-    def _before(self, traffic: Traffic, first: dict[int, str]) -> str:
-        """Write down who carries what, at the last moment before the event; returns the victim.
-
-        ``first``: who carried each connection when it was established.
-        """
+    def _before(self, traffic: Traffic) -> str:
+        """Write down who carries what, at the last moment before the event; returns the victim."""
         carried = self.cluster.flow_targets()
         # It may have been marked unhealthy meanwhile, though it was well, and carry nothing any more.
         self._choose_probes(traffic, carried)
@@ -185,7 +182,11 @@ class Experiment:
         tcp, udp = traffic.sources()
         self.run.connections = [
             Connection(
-                number, "", source, carried.get((_TCP, source), ""), first_target=first.get(number, "")
+                number,
+                "",
+                source,
+                carried.get((_TCP, source), ""),
+                first_target=self.first.get((_TCP, source), ""),
             )
             for number, source in tcp.items()
         ]

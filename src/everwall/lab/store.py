@@ -153,7 +153,7 @@ def ask(store: Store, netns: str | None, command: str) -> str:
     Raises OSError when there is no such connection, LabError when the store refuses.
     """
     with inside(netns) if netns else contextlib.nullcontext():
-        connection = socket.create_connection((store.host, store.port), timeout=2.0)
+        connection = socket.create_connection((store.host, store.port), timeout=20.0)
     with connection:
         if store.authority:
             context = ssl.create_default_context(cafile=str(store.authority))
