@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everwall.engine import make_state
+from everwall.engine import EngineConfig, describe_sessions, make_state
 from everwall.limits import MS_NS, REFRESH_PASSES
 from everwall.policy.compile import load_policy
 from everwall.policy.match import CompiledPolicy, allow_all, deny_all
@@ -20,6 +20,7 @@ from everwall.wire import meta as m
 from tests import packets
 from tests.cluster import START_S, Cluster, Node
 from tests.conversations import Connection
+from tests.meanwhile import comes_and_goes
 
 pytestmark = pytest.mark.kernel
 
@@ -500,6 +501,13 @@ def test_live_sessions_are_listed_client_first(cluster: Cluster) -> None:
     assert (session["src"], session["sport"], session["dst"], session["dport"]) == (SERVER, 1, CLIENT, 2)
     assert session["endpoint"] == 2**64 - 1
     assert (session["proto"], session["packets"], session["bytes"]) == (6, 3, 120)
+
+
+def test_sessions_are_listed_while_others_come_and_go() -> None:
+    sessions = make_state(EngineConfig(max_sessions=100_000, resiliency=False), allow_all()).sessions
+    with comes_and_goes(sessions.table.tags):
+        for _ in range(1000):
+            assert describe_sessions(sessions, 10) == [], "nothing but tags"
 
 
 def garbage(dice: random.Random, cluster: Cluster) -> bytes:

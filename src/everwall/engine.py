@@ -278,7 +278,7 @@ def describe_sessions(sessions: Sessions, limit: int | None = None) -> list[dict
     """Rows for people from a live table; a row may be torn while a worker writes it, one just begun is left out."""
     table = sessions.table
     hot, cold, small, short = table.hot, table.cold, table.small, table.short
-    slots = np.flatnonzero(table.tags)[:limit]
+    slots = np.flatnonzero(table.tags.copy())[:limit]  # NumPy refuses to search what changes meanwhile
     want = int(sessions.words[state.EPOCH]) << 16 | 1
     rows = []
     for slot, ends, last_seen, packets, octets in zip(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from everwall.balancer import flows
 from everwall.balancer.targets import State
 from everwall.limits import HEADROOM_BYTES
 from everwall.verdict import Verdict
 from everwall.wire import meta
 from tests.balancer.gateways import ENDPOINT, Story, cookie_of, inner_of, returned
+from tests.meanwhile import comes_and_goes
 from tests.packets import batch_of, fragments, geneve, icmp_echo, icmp_error, ip, tcp, udp
 
 pytestmark = pytest.mark.kernel
@@ -367,6 +369,13 @@ def test_full_table_is_named_and_expired_flows_make_room():
     assert verdicts.count(Verdict.FLOW_TABLE_FULL) == 44
     story.wait(351)
     assert all(verdict is Verdict.FORWARD for verdict, _, _ in story.send(*clients(60)[-8:]))
+
+
+def test_flows_are_shown_while_others_come_and_go():
+    table = Story(max_flows=100_000).gateway.tables.flows
+    with comes_and_goes(table.tags):
+        for _ in range(1000):
+            assert len(flows.snapshot(table, 10)) <= 10
 
 
 # Fragments, ICMP, bad packets ---------------------------------------------------------------------------

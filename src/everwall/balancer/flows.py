@@ -115,7 +115,8 @@ def active(flows: Flows) -> int:
 
 def snapshot(flows: Flows, limit: int) -> npt.NDArray[np.int64]:
     """A copy of up to ``limit`` flow rows, taken beside a running worker: each row is of one flow."""
-    slots = np.flatnonzero(flows.tags.reshape(-1))[:limit]
+    # Of a copy: NumPy refuses to search what changes meanwhile.
+    slots = np.flatnonzero(flows.tags.copy())[:limit]
     before = flows.rows[slots]
     whole = before[:, SINCE] == flows.rows[slots, SINCE]
     rows: npt.NDArray[np.int64] = before[whole & (flows.tags.reshape(-1)[slots] != 0)]
