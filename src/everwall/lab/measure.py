@@ -117,6 +117,8 @@ class Run:
     resync: dict[str, Any] = field(default_factory=dict)
     """How the firewalls filled the store again that came back empty; nothing where it was never lost."""
     drops: dict[str, int] = field(default_factory=dict)
+    refused_after: int = 0
+    """Of the drops that there are for want of a session, those since the event."""
     drops_by_node: dict[str, dict[str, int]] = field(default_factory=dict)
     kernel_drops: dict[str, int] = field(default_factory=dict)
     """Packets that the kernel dropped between the parts, by namespace and device."""
@@ -229,6 +231,7 @@ class Run:
             "flaps": len(self.flapped),
             "restored": self.restored,
             "drops": {NON_SYN: 0} | self.drops,
+            "refused_after": self.refused_after,
             "drops_by_node": self.drops_by_node,
             "kernel_drops": self.kernel_drops,
             "cpu_share": round(self.cpu_share, 3),

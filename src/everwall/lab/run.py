@@ -291,6 +291,7 @@ class Experiment:
         for node in self.run.nodes:
             counted = self.cluster.counters(node.name) or self.counters[node.name]
             self._add_counters(node.name, counted)
+            self.run.refused_after += counted.get(NON_SYN, 0) - self.counters[node.name].get(NON_SYN, 0)
             node.flows_after = sum(target == node.name for target in carried)
             node.sessions = counted.get("sessions")
             node.forwarded = counted.get(_FORWARDED, 0)
