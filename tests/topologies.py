@@ -198,11 +198,7 @@ class Cluster(_Together):
                 eventually(lambda client=client: self._is_whole(client), "a cluster")
         for number, server in enumerate(self.replicas):
             self.admin(server).execute_command("CLUSTER REPLICATE", self.id(self.primaries[number % shards]))
-        for server in self.replicas:
-            told = self.admin(server)
-            eventually(
-                lambda told=told: told.info("replication").get("master_link_status") == "up", "a replica"
-            )
+        self.settle()
 
     def _is_whole(self, client: redis.Redis) -> bool:
         nodes, info = client.execute_command("CLUSTER NODES"), client.execute_command("CLUSTER INFO")
@@ -259,12 +255,18 @@ class Cluster(_Together):
             eventually(lambda told=told: replica.port in _owners(told), "a take-over that all know")
 
     def settle(self) -> None:
-        """Wait until every replica follows its primary again."""
+        """Wait until every replica follows its primary, and has told so: up to a second later."""
         for server in self.replicas:
-            told = self.admin(server)
-            eventually(
-                lambda told=told: told.info("replication").get("master_link_status") == "up", "a replica"
-            )
+            eventually(lambda server=server: self._follows(server), "a replica")
+
+    def _follows(self, replica: RedisServer) -> bool:
+        own = self.admin(replica).info("replication")
+        if own.get("master_link_status") != "up":
+            return False
+        (primary,) = (server for server in self.servers if server.port == own["master_port"])
+        told = self.admin(primary).info("replication")
+        followers = [told[f"slave{number}"] for number in range(told["connected_slaves"])]
+        return any(each["port"] == replica.port and each["state"] == "online" for each in followers)
 
 
 def _owners(client: redis.Redis, slot: int | None = None) -> set[int]:
