@@ -57,6 +57,27 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     pytest.fail(f"waited {seconds} s for {what}")
 
 
+def ask_health(address: str, port: int, seconds: float = ANSWER_S) -> tuple[int, str]:
+    """Status and body of the answer to a health check. Raises OSError where nobody listens."""
+    connection = http.client.HTTPConnection(address, port, timeout=seconds)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def is_returned(listener: socket.socket, packet: bytes, source: tuple[str, int], seconds: float) -> bool:
+    """Whether something comes within the time, which has to be this packet, from there."""
+    listener.settimeout(seconds)
+    try:
+        data, came_from = listener.recvfrom(9999)
+    except (TimeoutError, BlockingIOError):
+        return False
+    assert came_from == source
+    assert data == packet
+    return True
+
+
 class Process:
     """One ``everwall firewall``."""
 
@@ -129,11 +150,7 @@ class Process:
         return found
 
     def _probe(self) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.address, 8099, timeout=ANSWER_S)
-        with contextlib.closing(connection):
-            connection.request("GET", "/")
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+        return ask_health(self.address, 8099)
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -186,14 +203,7 @@ class Balancer:
         return packet
 
     def _returned(self, node: Process, packet: bytes, seconds: float) -> bool:
-        self.listener.settimeout(seconds)
-        try:
-            data, source = self.listener.recvfrom(9999)
-        except (TimeoutError, BlockingIOError):
-            return False
-        assert source == (node.address, SOURCE_PORT)
-        assert data == packet
-        return True
+        return is_returned(self.listener, packet, (node.address, SOURCE_PORT), seconds)
 
     def close(self) -> None:
         self.listener.close()

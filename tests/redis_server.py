@@ -15,6 +15,8 @@ from typing import Any
 import redis
 import trustme
 
+from everwall.lab.processes import ANSWER_DEADLINE_S, wait_stopped
+
 PASSWORD = "correct horse battery staple"
 _START_S_MAX = 60.0
 SERVERS = ("redis-server", "valkey-server")
@@ -113,9 +115,7 @@ class RedisServer:
     def hang(self) -> None:
         """SIGSTOP, and it has come: nothing is answered any more."""
         os.kill(self.pid, signal.SIGSTOP)
-        state = Path(f"/proc/{self.pid}/stat")
-        while state.read_text().rpartition(") ")[2][0] != "T":
-            time.sleep(0.001)
+        assert wait_stopped(self.pid, ANSWER_DEADLINE_S)
 
     def wake(self) -> None:
         """SIGCONT."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from everwall.limits import GENEVE_PORT
 from everwall.management.control import ControlError, request
 from tests import needs, packets
 from tests.examples import EXAMPLES, sources
+from tests.nodes import ask_health
 from tests.two_interfaces import DATA, DATA_PEER, ELSEWHERE, MANAGEMENT, TwoInterfaces
 
 SECRET = "c0ffee5a17b3449d8e60f1a2b3c4d5e6f708192a3b4c5d6e7f80917263544536"
@@ -109,10 +109,7 @@ def passes(place: TwoInterfaces, node: Booted, port: int, endpoint: int) -> bool
 def healthy(place: TwoInterfaces) -> bool:
     """Whether the load balancer's probe is answered; the listener is closed for a moment after a standstill."""
     with contextlib.suppress(OSError), place.router.entered():
-        probe = http.client.HTTPConnection(DATA, 80, timeout=10)
-        with contextlib.closing(probe):
-            probe.request("GET", "/")
-            return probe.getresponse().read() == b"ok"
+        return ask_health(DATA, 80, 10)[1] == "ok"
     return False
 
 

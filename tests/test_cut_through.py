@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import signal
 import socket
@@ -20,6 +19,7 @@ import pytest
 from everwall.dataplane import BOUNCED, BOUNCED_BYTES
 from everwall.lab import launch, rundir, topology
 from everwall.lab.launch import inside
+from everwall.lab.processes import wait_stopped
 from everwall.lab.topology import Topology
 from everwall.limits import BEAT_STALE_NS, GENEVE_PORT, RELOAD_TIMEOUT_S, SECOND_NS
 from everwall.management.control import request
@@ -27,7 +27,7 @@ from everwall.ports.bpf import attach_pass
 from tests import company, needs, packets
 from tests.conversations import Connection
 from tests.namespaces import ip
-from tests.nodes import ANSWER_S, CLIENT, POLICY, SERVER, START_S, until
+from tests.nodes import ANSWER_S, CLIENT, POLICY, SERVER, START_S, ask_health, is_returned, until
 
 NODE = topology.node_data_address(0)
 HEALTH_PORT = 8099
@@ -99,14 +99,7 @@ class Behind:
         return packet
 
     def returned(self, packet: bytes, seconds: float) -> bool:
-        self.listener.settimeout(seconds)
-        try:
-            data, source = self.listener.recvfrom(4096)
-        except (TimeoutError, BlockingIOError):
-            return False
-        assert source == (NODE, SOURCE_PORT)
-        assert data == packet
-        return True
+        return is_returned(self.listener, packet, (NODE, SOURCE_PORT), seconds)
 
     def exchange(self, rounds: int, judged: int, port: int = 33000) -> int:
         """So many packets to and fro, of which the engine judges so few at most; returns how many rounds it took.
@@ -143,11 +136,7 @@ class Behind:
 
     def _probe(self) -> int:
         with inside(self.network.path("gwlb")):
-            connection = http.client.HTTPConnection(NODE, HEALTH_PORT, timeout=ANSWER_S)
-            connection.connect()
-        with contextlib.closing(connection):
-            connection.request("GET", "/")
-            return connection.getresponse().status
+            return ask_health(NODE, HEALTH_PORT)[0]
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -266,13 +255,7 @@ def test_a_stopped_node_falls_silent_within_half_a_second(network: Topology, tmp
 def stop(process: subprocess.Popen[bytes]) -> int:
     """Have a process stand still; returns a time at which all of its threads do, CLOCK_MONOTONIC ns."""
     process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{process.pid}/task")
-
-    def stands() -> bool:
-        each = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
-        return set(each) == {"T"}
-
-    until(stands, ANSWER_S, "the process to stand still")
+    assert wait_stopped(process.pid, ANSWER_S)
     return time.monotonic_ns()
 
 

@@ -228,6 +228,10 @@ def test_store_time_far_ahead_of_the_servers_clock_is_a_warning(
     assert text in found.text
 
 
+def test_of_store_time_nothing_is_said_where_the_server_may_not_be_asked_for_its_own() -> None:
+    assert "store-time" not in seen(replace(GOOD, server=replace(SERVER, now_us=None)))
+
+
 @pytest.mark.parametrize(
     ("trips", "level", "hint"),
     [

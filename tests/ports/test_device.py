@@ -22,11 +22,11 @@ from everwall.wire.meta import BARE, END, ENDPOINT, START, VERDICT, Batch, make_
 from tests import needs
 from tests.namespaces import ip, new_network, takes_in
 from tests.packets import checksum, unload
+from tests.ports.wires import PATIENCE_S
 
 pytestmark = pytest.mark.kernel
 
 NAME = "gwlbe0"
-PATIENCE_S = 20
 OURS, THEIRS = "10.1.0.1", "10.1.0.2"
 
 

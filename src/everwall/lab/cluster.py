@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from everwall.lab import configuration
 from everwall.lab import store as stores
 from everwall.lab.configuration import GatewayPlace, NodePlace
-from everwall.lab.processes import LabError, Program, Programs, wait_until
+from everwall.lab.processes import ANSWER_DEADLINE_S, LabError, Program, Programs, wait_until
 from everwall.lab.rundir import RunDirectory
 from everwall.lab.traffic.driver import Traffic
 from everwall.limits import BEAT_STALE_NS, SECOND_NS
@@ -27,8 +27,6 @@ START_DEADLINE_S = 90.0
 NODE_DRAIN_TIMEOUT_S = 60
 RESYNC_DEADLINE_S = 30.0
 """A lab's few thousand sessions are written within a second; the rest is for reconnecting."""
-ANSWER_DEADLINE_S = 30.0
-"""Who is gone refuses at once; who is there may have a busy machine."""
 _FLOWS_ASKED = 10_000
 
 
@@ -208,7 +206,7 @@ class Cluster:
             program.process.wait()
         elif how == "hang":
             program.signal(signal.SIGSTOP)
-            if not program.wait_stopped(30.0):
+            if not program.wait_stopped(ANSWER_DEADLINE_S):
                 raise LabError(f"{victim} did not stop")
             if self.site.cut_through:
                 # The program before a stopped firewall answers until it misses the dead man's word.

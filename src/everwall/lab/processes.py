@@ -17,6 +17,9 @@ import everwall
 from everwall.lab import launch
 from everwall.lab.rundir import RunDirectory
 
+ANSWER_DEADLINE_S = 30.0
+"""Who is gone refuses at once; who is there may have a busy machine."""
+
 
 class LabError(Exception):
     """The lab cannot go on; the message says what to look at."""
@@ -51,19 +54,10 @@ class Program:
             self.process.send_signal(number)
 
     def wait_stopped(self, timeout_s: float) -> bool:
-        """Wait until SIGSTOP has taken hold of every thread; False after the time-out."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            states = []
-            for task in Path(f"/proc/{self.pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
-            if all(state in "Tt" for state in states):
-                return True
-            time.sleep(0.001)
-        return False
+        """As the function of that name."""
+        return wait_stopped(self.pid, timeout_s)
 
-    def ask(self, command: str, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
+    def ask(self, command: str, timeout_s: float = ANSWER_DEADLINE_S, **arguments: Any) -> dict[str, Any]:
         """Send one JSON line to a traffic program and wait for the line that answers it."""
         self.tell(command, **arguments)
         assert self.process.stdout is not None
@@ -150,8 +144,22 @@ class Programs:
                     with contextlib.suppress(OSError):
                         pipe.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                program.process.wait(30)
+                program.process.wait(ANSWER_DEADLINE_S)
         self.all.clear()
+
+
+def wait_stopped(pid: int, timeout_s: float) -> bool:
+    """Wait until SIGSTOP has taken hold of every thread of a process; False after the time-out."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        states = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        if all(state in "Tt" for state in states):
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def wait_until(
